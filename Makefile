@@ -1,0 +1,19 @@
+# Everything here is one line that can be typed as well: bin/test does the work.
+.PHONY: check test ci demo bench wheel lock clean
+
+check:  ## lint, types, import directions, house rules
+	bin/test tidy
+test:   ## what a newcomer should see pass, under 10 minutes
+	bin/test
+ci:     ## what CI runs
+	bash .ci/run
+demo:   ## three nodes, one killed, the gap measured
+	bin/demo
+bench:  ## BENCH=failover|switchover|throughput|footprint|coldstart
+	bin/bench $(or $(BENCH),failover)
+wheel:  ## dist/*.whl
+	uv build --wheel
+lock:   ## after a change of dependencies
+	uv lock --default-index https://pypi.org/simple
+clean:
+	rm -rf .venv dist build .hypothesis .mypy_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""What agrees: see DESIGN.md."""

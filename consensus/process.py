@@ -1,0 +1,493 @@
+"""The Raft child: one poll loop around `Node`, and the only place that carries its effects out.
+
+Persist, then send, then tell: `Host.carry_out` goes through the effects in the order they come and does nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+from consensus.cluster import ClusterState, Member, canonical, found
+from consensus.founding import (
+    Charter,
+    Founding,
+    Greeting,
+    Waiting,
+    charter_message,
+    consider,
+    parse,
+    parse_greeting,
+    standing,
+)
+from consensus.keys import ClusterKey, KeyFileError, derived_key, read_key
+from consensus.messages import Hello, PeerMessage, Snapshot
+from consensus.node import Effect, Node, Save, Send, SendStranger, Tell, TellLease
+from consensus.peerwire import NO_CLUSTER, Envelope, PeerWireError, decode, encode
+from consensus.raft import Log, Raft, RaftConfig, Ready
+from consensus.record import Identity
+from consensus.storage import StorageError, Store, open_store
+from consensus.transport import (
+    AdminFrame,
+    HandshakeFailed,
+    InboundRejected,
+    ListenError,
+    PeerConnected,
+    PeerDisconnected,
+    PeerFrame,
+    PeerUnresolved,
+    Transport,
+)
+from consensus.write import Stored, Write
+from fencing import realtime, wire
+from fencing import logs
+from fencing.clock import now_ns
+from fencing.lease import MS, PROFILES, Timings
+
+GREET_EVERY_MS = 100
+SAY_WHO_IS_SILENT_S = 5
+RESUME_ANSWER_MS = 150
+"""How long the watchdog may take to confirm a running lease before a restarted child gives up resuming."""
+
+EXIT_OK, EXIT_MISSING, EXIT_BUG, EXIT_DISK, EXIT_REFUSED = 0, 69, 70, 74, 78
+
+
+@dataclass(frozen=True, slots=True)
+class RaftChild:
+    """What the parent tells the Raft child at its start; plain JSON values, because it travels to the launcher."""
+
+    raft_dir: str
+    run_dir: str
+    name: str
+    listen: tuple[str, int]
+    raft_address: str
+    postgres_address: str
+    http_address: str
+    peers: dict[str, tuple[str, int]]
+    """Founding members, this node included."""
+    key_file: str
+    """Empty: all on loopback without a key file."""
+    profile: str
+    commit: str
+    settings: str
+    """Canonical JSON of the founding section of the configuration."""
+    data_incarnation: int
+    """Found in PGDATA; 0: none."""
+    adopts: str
+    """System identifier of a data directory to bring in at the founding."""
+    salvage: bool
+    """There is salvaged WAL of an earlier life."""
+    log_format: str
+
+
+class RefusedToStartError(Exception):
+    """The node must stop, and a person must act: message and hint; exit 78."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+def run(config: Mapping[str, Any]) -> int:
+    """The whole life of the child. Returns the exit code."""
+    child = RaftChild(**{**config, "listen": tuple(config["listen"]), "peers": dict(config["peers"])})
+    log = logs.Log(logs.as_format(child.log_format), child.name, "raft")
+    try:
+        return Host(child, log).run()
+    except RefusedToStartError as error:
+        log.error("raft.refused", error=str(error), hint=error.hint)
+        return EXIT_REFUSED
+    except StorageError as error:
+        log.error("raft.storage_failed", error=str(error), hint=f"make room or repair {child.raft_dir}, then start again")
+        return error.exit_code
+    except (ListenError, KeyFileError) as error:
+        log.error("raft.cannot_listen", error=str(error))
+        return error.exit_code
+
+
+class Host:
+    """Sockets, disk and clock of the Raft child."""
+
+    def __init__(self, child: RaftChild, log: logs.Log) -> None:
+        self.child, self.log = child, log
+        self.boot = secrets.randbits(62) + 1
+        self.store: Store = open_store(Path(child.raft_dir) / "raft.sqlite")
+        self.stored: Stored = self.store.load()
+        self.identity = self._identity()
+        self.incarnations: dict[str, int] = {}
+        self.scheduling = realtime.raise_priority()
+        realtime.quiet_gc()
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
+        self.bus = self._bind_bus()
+        self.watchdog = self._dial_watchdog()
+        peers = {name: (str(a[0]), int(a[1])) for name, a in child.peers.items() if name != child.name}
+        self.transport = Transport(child.name, (str(child.listen[0]), int(child.listen[1])), self._key(), peers)
+        self.poller = zmq.Poller()
+        self._register()
+        self.stopping = False
+        self.members: tuple[Member, ...] = ()
+
+    # -- start ---------------------------------------------------------------------------------------------------
+
+    def _identity(self) -> Identity:
+        """Who this node is; made at the very first start, and never again (safety.md "Identity")."""
+        child, known = self.child, self.stored.identity
+        if known is None:
+            if child.data_incarnation or child.salvage:
+                raise RefusedToStartError(
+                    f"the Raft directory {child.raft_dir} is empty, but this node has data of a cluster: its votes and "
+                    "promises are lost, so it must not take part as the node it was",
+                    "re-admission of a node that lost its Raft directory is not in this version yet; restore the directory "
+                    "from before, or keep the node stopped (the others go on without it)",
+                )
+            known = Identity(child.name, secrets.randbits(62) + 1)
+            self.store.save(Write(identity=known))
+        if known.name != child.name:
+            raise RefusedToStartError(
+                f"this data directory belongs to node {known.name!r}, not {child.name!r}",
+                f"start it with --name {known.name}",
+            )
+        if child.data_incarnation not in (0, known.incarnation):
+            raise RefusedToStartError(
+                "the data directory belongs to another node (its incarnation is not that of this Raft directory)",
+                "put the right PGDATA back, or move it away: the node then clones a new one from the primary",
+            )
+        return known
+
+    def _key(self) -> ClusterKey:
+        if self.child.key_file:
+            return read_key(Path(self.child.key_file))
+        return derived_key(canonical(sorted(self.child.peers)))
+
+    def _bind_bus(self) -> zmq.Socket[bytes]:
+        path = Path(self.child.run_dir) / "raft.sock"
+        path.unlink(missing_ok=True)
+        socket = self.context.socket(zmq.ROUTER)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.SNDHWM, 1000)
+        socket.bind(f"ipc://{path}")
+        return socket
+
+    def _dial_watchdog(self) -> zmq.Socket[bytes]:
+        socket = self.context.socket(zmq.DEALER)
+        socket.setsockopt(zmq.IDENTITY, b"raft")
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.SNDHWM, 64)
+        socket.setsockopt(zmq.RECONNECT_IVL, 10)
+        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 50)
+        socket.connect(f"ipc://{self.child.run_dir}/watchdog.sock")
+        return socket
+
+    def _register(self) -> None:
+        self.poller = zmq.Poller()
+        for socket in (*self.transport.sockets(), self.bus, self.watchdog):
+            self.poller.register(socket, zmq.POLLIN)
+
+    # -- life ----------------------------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        self.log.info("raft.started", incarnation=self.identity.incarnation, boot=self.boot, scheduling=self.scheduling)
+        try:
+            if not self.identity.cluster_id and not self._found():
+                return EXIT_OK
+            node = self._start_node()
+            while not self.stopping:
+                self._turn(node)
+            return EXIT_OK
+        finally:
+            self.transport.close()
+            self.context.destroy(linger=0)
+            self.store.close()
+
+    def _start_node(self) -> Node:
+        stored, now = self.stored, now_ns()
+        state = found(self.identity.charter, self.identity.cluster_id)
+        timings = PROFILES[state.profile]
+        log = Log(stored.snapshot or Snapshot(0, 0, ""), stored.entries)
+        fresh = stored.hard.term == 0
+        raft = Raft(
+            _raft_config(self.child.name, state, timings), stored.hard, log,
+            boot=self.boot, seed=secrets.randbits(63), now_ns=now, fresh=fresh,
+        )  # fmt: skip
+        mine = Member(
+            self.child.name, self.identity.incarnation, self.child.raft_address, self.child.postgres_address,
+            self.child.http_address,
+        )  # fmt: skip
+        node = Node(self.identity, stored.record, raft, timings, lambda: secrets.token_hex(16), mine)
+        ready = self._resume(node)
+        self._readdress(node)
+        self.carry_out(node.start(ready, now_ns()))
+        return node
+
+    def _resume(self, node: Node) -> Ready | None:
+        """safety.md "Resume": same term, own committed grant, no release, and a lease the watchdog still counts on."""
+        raft, grant = node.raft, node.cluster.grant
+        mine = grant is not None and grant.node == self.child.name and grant.term == raft.term and not grant.failed
+        if not mine or raft.released >= raft.term or raft.vote != self.child.name:
+            return None
+        self.watchdog.send(wire.encode("deadman.query", {}))
+        give_up_ns = now_ns() + RESUME_ANSWER_MS * MS
+        while (left_ns := give_up_ns - now_ns()) > 0:
+            if not self.watchdog.poll(max(1, left_ns // MS)):
+                continue
+            frame = self._frame(self.watchdog.recv())
+            if frame is None or frame.name != "deadman.state":
+                continue
+            armed = frame.body.get("armed") is True and frame.body.get("term") == raft.term
+            until_ns = frame.body.get("until_ns")
+            if armed and isinstance(until_ns, int) and until_ns > now_ns():
+                self.log.info("raft.resumed", term=raft.term, lease_left_ms=(until_ns - now_ns()) // MS)
+                return raft.resume()
+            break
+        self.log.warning("raft.not_resumed", term=raft.term, expected=False)
+        return None
+
+    def _turn(self, node: Node) -> None:
+        timeout_ns = node.wakeup_ns - now_ns()
+        events = dict(self.poller.poll(max(0, min(timeout_ns, 1_000 * MS) + MS - 1) // MS))
+        for item in self.transport.receive():
+            match item:
+                case PeerFrame(data):
+                    self._peer(node, data)
+                case AdminFrame(identity, data):
+                    self._remote(identity, data)
+        self._log_transport()
+        if self.bus in events:
+            self._bus(node)
+        if self.watchdog in events:
+            self.watchdog.recv()
+        self.carry_out(node.tick(now_ns()))
+        if node.cluster.members != self.members:
+            self._readdress(node)
+
+    def carry_out(self, effects: Iterable[Effect]) -> None:
+        """In order: what is saved before something is sent is on disk before it is sent."""
+        for effect in effects:
+            match effect:
+                case Save(write):
+                    self.store.save(write)
+                case Send(dst, message):
+                    self._send(dst, message)
+                case SendStranger(dst, incarnation, hello):
+                    self._send(dst, hello, NO_CLUSTER, incarnation)
+                case Tell(name, body, request_id):
+                    self._tell(name, body, request_id)
+                case TellLease(term, until_ns):
+                    self._tell_lease(term, until_ns)
+
+    def _send(self, dst: str, message: PeerMessage, cluster_id: str = "", incarnation: int = 0) -> None:
+        envelope = Envelope(
+            cluster_id or self.identity.cluster_id, self.child.name, self.identity.incarnation, self.boot,
+            dst, incarnation or self.incarnations.get(dst, 0), message,
+        )  # fmt: skip
+        self.transport.send(dst, encode(envelope))
+
+    def _tell(self, name: str, body: dict[str, Any], request_id: str) -> None:
+        try:
+            self.bus.send_multipart([b"parent", wire.encode(name, body, request_id)], zmq.NOBLOCK)
+        except zmq.Again:
+            # The parent does not read: it is told everything anew when it says hello.
+            self.log.once_per("bus.full", 10).warning("bus.full", dropped=name)
+
+    def _tell_lease(self, term: int, until_ns: int) -> None:
+        try:
+            self.watchdog.send(wire.encode("lease.changed", {"term": term, "until_ns": until_ns}), zmq.NOBLOCK)
+        except zmq.Again:
+            self.log.once_per("watchdog.full", 10).warning("watchdog.away", term=term)
+        self._tell("lease.changed", {"term": term, "until_ns": until_ns}, "")
+
+    # -- what comes in -------------------------------------------------------------------------------------------
+
+    def _peer(self, node: Node, data: bytes) -> None:
+        envelope = self._envelope(data)
+        if envelope is None:
+            return
+        message, now = envelope.message, now_ns()
+        if envelope.cluster_id == NO_CLUSTER:
+            if isinstance(message, Hello):
+                self.carry_out(node.hello(envelope.src, message, now))
+            return
+        quiet = self.log.once_per(f"peer.{envelope.src}", 30)
+        if envelope.cluster_id != self.identity.cluster_id:
+            quiet.warning("peer.foreign_cluster", peer=envelope.src, cluster_id=envelope.cluster_id)
+        elif envelope.src_incarnation != self.incarnations.get(envelope.src):
+            quiet.warning("peer.unknown_incarnation", peer=envelope.src, incarnation=envelope.src_incarnation)
+        elif envelope.dst != self.child.name or envelope.dst_incarnation not in (0, self.identity.incarnation):
+            quiet.warning("peer.not_for_us", peer=envelope.src, dst=envelope.dst)
+        else:
+            self.carry_out(node.peer(envelope.src, message, now))
+
+    def _envelope(self, data: bytes) -> Envelope | None:
+        try:
+            return decode(data)
+        except PeerWireError as error:
+            self.log.once_per("peer.garbage", 10).warning("peer.garbage", error=str(error), bytes=len(data))
+            return None
+
+    def _frame(self, data: bytes) -> wire.Frame | None:
+        try:
+            return wire.decode(data)
+        except wire.WireError as error:
+            self.log.warning("bus.garbage", error=str(error))
+            return None
+
+    def _bus(self, node: Node | None) -> None:
+        """Orders and facts from the parent; before the founding only hello and stop mean something."""
+        while self.bus.poll(0):
+            _, data = self.bus.recv_multipart()
+            frame = self._frame(data)
+            if frame is None:
+                continue
+            match frame.name:
+                case "node.stop":
+                    self.stopping = True
+                case "remote.answer":
+                    self.transport.reply(bytes.fromhex(str(frame.body["client"])), str(frame.body["frame"]).encode())
+                case _ if node is not None:
+                    if frame.name == "node.hello":
+                        self._tell("child.ready", self._ready_body(), "")
+                    self.carry_out(node.parent(frame.name, frame.id, frame.body, now_ns()))
+                case "node.hello":
+                    self._tell("child.ready", self._ready_body(), "")
+
+    def _ready_body(self) -> dict[str, Any]:
+        return {
+            "name": self.child.name, "incarnation": self.identity.incarnation, "boot": self.boot,
+            "cluster_id": self.identity.cluster_id, "scheduling": self.scheduling,
+        }  # fmt: skip
+
+    def _remote(self, client: bytes, data: bytes) -> None:
+        """`pgr --node`: the parent answers, this process only carries."""
+        self._tell("remote.request", {"client": client.hex(), "frame": data.decode("utf-8", "replace")}, "")
+
+    def _log_transport(self) -> None:
+        for event in self.transport.events():
+            match event:
+                case PeerConnected(name):
+                    self.log.info("peer.connected", peer=name)
+                case PeerDisconnected(name):
+                    self.log.info("peer.disconnected", peer=name)
+                case HandshakeFailed(name, reason):
+                    self.log.warning("peer.handshake_failed", peer=name, reason=reason, hint="do both have the same cluster key?")
+                case PeerUnresolved(name, reason):
+                    self.log.warning("peer.unresolved", peer=name, reason=reason)
+                case InboundRejected(address, reason, count):
+                    self.log.warning("peer.rejected", address=address, reason=reason, count=count)
+
+    def _readdress(self, node: Node) -> None:
+        self.members = node.cluster.members
+        self.incarnations = {m.name: m.incarnation for m in self.members}
+        self.transport.set_peers({m.name: _split(m.raft) for m in self.members if m.name != self.child.name})
+        self._register()
+
+    # -- the founding --------------------------------------------------------------------------------------------
+
+    def _found(self) -> bool:
+        """Until this node has a cluster id. False: told to stop before."""
+        child = self.child
+        names = tuple(sorted(child.peers))
+        mine = Greeting(
+            child.name, self.identity.incarnation, child.raft_address, child.postgres_address, child.http_address,
+            names, child.adopts,
+        )  # fmt: skip
+        heard: dict[str, Greeting] = {}
+        greet_at = now_ns()
+        said = ""
+        self._tell("child.ready", self._ready_body(), "")
+        while not self.identity.cluster_id:
+            if self.stopping:
+                return False
+            now = now_ns()
+            if now >= greet_at:
+                greet_at = now + GREET_EVERY_MS * MS
+                for name in names:
+                    if name != child.name:
+                        self._send(name, Hello(0, mine.dump()), NO_CLUSTER)
+            if child.name == names[0]:
+                said = self._consider(mine, heard, said)
+            else:
+                said = self._say_silent(Waiting(tuple(n for n in names if n != child.name and n not in heard)), said)
+            if self.identity.cluster_id:
+                break
+            self.poller.poll(max(0, greet_at - now_ns() + MS - 1) // MS)
+            for item in self.transport.receive():
+                if isinstance(item, PeerFrame):
+                    self._greeted(item.data, heard)
+            self._log_transport()
+            self._bus(None)
+        return True
+
+    def _consider(self, mine: Greeting, heard: Mapping[str, Greeting], said: str) -> str:
+        match consider(mine, heard, Founding(self.child.commit, self.child.profile, self.child.settings)):
+            case Waiting() as waiting:
+                return self._say_silent(waiting, said)
+            case Charter(text):
+                self._accept(secrets.token_hex(16), text)
+                for name, greeting in heard.items():
+                    message = Hello(0, charter_message(self.identity.cluster_id, text))
+                    self._send(name, message, NO_CLUSTER, greeting.incarnation)
+                return ""
+
+    def _say_silent(self, waiting: Waiting, said: str) -> str:
+        text = waiting.problem or ("waiting for " + ", ".join(waiting.silent) if waiting.silent else "waiting for the charter")
+        quiet = self.log if text != said else self.log.once_per("founding", SAY_WHO_IS_SILENT_S)
+        quiet.info("founding.waiting", silent=list(waiting.silent), problem=waiting.problem)
+        if text != said:
+            self._tell("raft.founding", {"sentence": text}, "")
+        return text
+
+    def _greeted(self, data: bytes, heard: dict[str, Greeting]) -> None:
+        envelope = self._envelope(data)
+        if envelope is None or envelope.cluster_id != NO_CLUSTER or not isinstance(envelope.message, Hello):
+            return
+        try:
+            body = parse(envelope.message.data)
+            if body["kind"] == "greeting":
+                greeting = parse_greeting(body)
+                if greeting.name == envelope.src and greeting.name in self.child.peers:
+                    heard[greeting.name] = greeting
+                return
+        except ValueError as error:
+            self.log.once_per("peer.garbage", 10).warning("peer.garbage", peer=envelope.src, error=str(error))
+            return
+        if envelope.dst_incarnation != self.identity.incarnation:
+            return  # meant for an earlier life of this name
+        if body["kind"] == "stranger":
+            raise RefusedToStartError(
+                f"{envelope.src} says: {body['reason']}",
+                "re-admission of a wiped node is not in this version yet; restore its Raft directory from before, or keep "
+                "the node stopped (the others go on without it)",
+            )
+        charter = str(body["charter"])
+        if not standing(charter, self.child.name, self.identity.incarnation):
+            self._accept(str(body["cluster_id"]), charter)
+
+    def _accept(self, cluster_id: str, charter: str) -> None:
+        """Stored before this node may vote."""
+        self.identity = replace_identity(self.identity, cluster_id, charter)
+        self.store.save(Write(identity=self.identity))
+        self.stored = replace(self.stored, identity=self.identity)
+        self.log.info("founding.done", cluster_id=cluster_id)
+        self._tell("child.ready", self._ready_body(), "")
+
+
+def replace_identity(identity: Identity, cluster_id: str, charter: str) -> Identity:
+    return identity._replace(cluster_id=cluster_id, charter=charter)
+
+
+def _raft_config(me: str, state: ClusterState, timings: Timings) -> RaftConfig:
+    return RaftConfig(
+        me, tuple(sorted(m.name for m in state.members)),
+        timings.heartbeat_ms * MS, timings.election_ms * MS, timings.jitter_ms * MS, timings.lease_ms * MS,
+    )  # fmt: skip
+
+
+def _split(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)

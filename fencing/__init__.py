@@ -1,0 +1,1 @@
+"""What kills: see DESIGN.md."""

@@ -1,0 +1,1 @@
+"""What acts: see DESIGN.md."""

@@ -1,0 +1,302 @@
+"""``pgr``, the admin command. Data on stdout, talk on stderr; every refusal says why and ends with a hint.
+
+The only file that imports typer. Help texts end up in REFERENCE.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fencing.clock import now_ns
+from supervisor import render
+from supervisor.admin import ACTION_IDLE_MS, Admin, Progress, open_channel, write_private
+from supervisor.errors import PgrError, TryAgainError, UsageError, exit_for, explain
+from supervisor.status import Snapshot, event_from_json, from_json, lease_left_ms
+
+app = typer.Typer(
+    name="pgr",
+    help="Look at and steer a PostgreSQL cluster run by pgr-supervise.",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+key_app = typer.Typer(help="Cluster keys.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(key_app, name="key")
+
+
+@dataclass(slots=True)
+class Where:
+    """Which node to talk to, from the options before the command and those after it (which win)."""
+
+    data: Path | None = None
+    node: str = ""
+    key: Path | None = None
+
+
+DataOption = Annotated[
+    Path | None, typer.Option("--data", envvar="PGR_DATA", metavar="DIR", help="Home of a node of this machine.")
+]
+NodeOption = Annotated[str, typer.Option("--node", metavar="HOST:PORT", help="Consensus address of any member.")]
+KeyOption = Annotated[
+    Path | None,
+    typer.Option("--cluster-key", envvar="PGR_CLUSTER_KEY_FILE", metavar="FILE", help="Cluster key, for `--node`."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
+ToOption = Annotated[str | None, typer.Option("--to", metavar="NAME", help="The next primary; default: the best.")]
+
+
+@app.callback()
+def root(ctx: typer.Context, data: DataOption = None, node: NodeOption = "", key: KeyOption = None) -> None:
+    ctx.obj = Where(data, node, key)
+
+
+def _admin(ctx: typer.Context, data: Path | None, node: str, key: Path | None) -> Admin:
+    where: Where = ctx.obj
+    # An explicit --data of the command beats a --node before it, but the environment does not.
+    chosen = node or ("" if data and data != where.data else where.node)
+    return Admin(open_channel(data or where.data, chosen, key or where.key))
+
+
+@app.command()
+def status(
+    ctx: typer.Context,
+    *,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it again whenever something changes.")] = False,
+    as_json: JsonOption = False,
+    data: DataOption = None,
+    node: NodeOption = "",
+    key: KeyOption = None,
+) -> None:
+    """Members with role, state, timeline, LSN, lag, sync and lease; then warnings and why it is so."""
+    with _admin(ctx, data, node, key) as admin:
+        if not watch:
+            _show_status(admin.request("status", {}), as_json)
+            return
+        for body in admin.watch():
+            if not as_json and _on_terminal():
+                _out("\x1b[H\x1b[J")
+            _show_status(body, as_json, line=True)
+
+
+def _show_status(body: dict[str, Any], as_json: bool, line: bool = False) -> None:
+    """A status as it came, as JSON (one ``line`` each when watching) or as a page."""
+    if as_json:
+        _out(json.dumps(body, indent=None if line else 2) + "\n")
+        return
+    now = now_ns()
+    snapshot = _snapshot(body, now)
+    colour = _on_terminal() and not os.environ.get("NO_COLOR")
+    _out(render.status(snapshot, lease_left_ms(snapshot, now), colour))
+    if line and not _on_terminal():
+        _out("\n")
+
+
+def _snapshot(body: dict[str, Any], now: int) -> Snapshot:
+    try:
+        return from_json(body, now)
+    except (KeyError, TypeError, ValueError) as error:
+        hint = "is `pgr` as new as the node? compare with `pgr version`; `--json` shows it as it came"
+        raise TryAgainError(f"the node sent a status that this pgr can't read: {error}", hint) from error
+
+
+@app.command()
+def switchover(
+    ctx: typer.Context,
+    *,
+    to: ToOption = None,
+    as_json: JsonOption = False,
+    data: DataOption = None,
+    node: NodeOption = "",
+    key: KeyOption = None,
+) -> None:
+    """Hand the primary role over in an orderly way; no acknowledged write is lost."""
+    with _admin(ctx, data, node, key) as admin:
+        _change(admin, "switchover", {"to": to}, as_json)
+
+
+@app.command()
+def failover(
+    ctx: typer.Context,
+    *,
+    to: ToOption = None,
+    accept_data_loss: Annotated[
+        bool, typer.Option("--accept-data-loss", help="Go on even if acknowledged writes may be lost.")
+    ] = False,
+    as_json: JsonOption = False,
+    data: DataOption = None,
+    node: NodeOption = "",
+    key: KeyOption = None,
+) -> None:
+    """Make another member primary although the present one does not help, as far as safety allows."""
+    with _admin(ctx, data, node, key) as admin:
+        _change(admin, "failover", {"to": to, "accept_data_loss": accept_data_loss}, as_json)
+
+
+def _change(admin: Admin, name: str, body: dict[str, Any], as_json: bool) -> None:
+    def say(step: Progress) -> None:
+        _talk(step.text or step.event)
+
+    result = admin.request(name, body, idle_ms=ACTION_IDLE_MS, on_progress=say)
+    _out(json.dumps(result, indent=2) + "\n" if as_json else render.change(result))
+
+
+@app.command()
+def history(
+    ctx: typer.Context,
+    *,
+    as_json: JsonOption = False,
+    data: DataOption = None,
+    node: NodeOption = "",
+    key: KeyOption = None,
+) -> None:
+    """Every change of primary: when, why, the write gap, WAL salvaged; newest last."""
+    with _admin(ctx, data, node, key) as admin:
+        events = admin.request("history", {}).get("history", [])
+    if as_json:
+        _out(json.dumps(events, indent=2) + "\n")
+    else:
+        _out(render.history([event_from_json(event) for event in events]))
+
+
+@app.command()
+def uri(
+    ctx: typer.Context,
+    *,
+    dbname: Annotated[str, typer.Option("--dbname", "-d", metavar="NAME", help="Database.")] = "postgres",
+    user: Annotated[str, typer.Option("--user", "-U", metavar="NAME", help="Role; default: left to the client.")] = "",
+    read_only: Annotated[bool, typer.Option("--read-only", help="Only the read-only one.")] = False,
+    read_write: Annotated[bool, typer.Option("--read-write", help="Only the read-write one.")] = False,
+    as_json: JsonOption = False,
+    data: DataOption = None,
+    node: NodeOption = "",
+    key: KeyOption = None,
+) -> None:
+    """Connection strings that find the primary, or a standby, by themselves."""
+    if read_only and read_write:
+        raise UsageError("`--read-only` and `--read-write` exclude each other", "leave both out to get both")
+    with _admin(ctx, data, node, key) as admin:
+        found = admin.request("uri", {"dbname": dbname, "user": user})
+    wanted = ["read_only"] if read_only else ["read_write"] if read_write else ["read_write", "read_only"]
+    if as_json:
+        _out(json.dumps({name: found[name] for name in wanted}, indent=2) + "\n")
+        return
+    for name in wanted:
+        if len(wanted) > 1:
+            _talk(f"{name.replace('_', '-')}:")
+        _out(f"{found[name]}\n")
+
+
+@key_app.command("new")
+def key_new(
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write it there, mode 0600, never over a file.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a cluster key, the secret that all members of a cluster share."""
+    from consensus.keys import new_key
+
+    text = new_key()
+    if out is not None:
+        write_private(out, text)
+        _talk(f"wrote {out}; give every member a copy and start it with --cluster-key")
+        if as_json:
+            _out(json.dumps({"file": str(out)}) + "\n")
+        return
+    _out(json.dumps({"key": text.strip()}) + "\n" if as_json else text)
+
+
+@app.command()
+def version(as_json: JsonOption = False) -> None:
+    """The version of this command."""
+    found = installed_version()
+    _out(json.dumps({"version": found}) + "\n" if as_json else f"pgr {found}\n")
+
+
+def installed_version() -> str:
+    """Of the installed distribution; ``unknown`` in a bare checkout."""
+    try:
+        return metadata.version("pgr-supervise")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+@app.command()
+def demo(
+    once: Annotated[bool, typer.Option("--once", help="Kill the primary once, report, stop everything, exit.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the data directories behind.")] = False,
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="DIR", help="Where the three nodes live; default: a temporary one.")
+    ] = None,
+    profile: Annotated[str, typer.Option("--profile", help="Timings: fast, default or cloud.")] = "default",
+) -> None:
+    """Three nodes on this machine, load, a killed primary, the measured gap; stays up until Ctrl-C."""
+    from supervisor.demo import run
+
+    raise typer.Exit(run(once=once, keep=keep, data=data, profile=profile))
+
+
+def _out(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _talk(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+def _on_terminal() -> bool:
+    return sys.stdout.isatty() and os.environ.get("TERM", "") != "dumb"
+
+
+# typer 0.29 carries its own click, older ones use the installed one: reach its classes through typer either way.
+_Usage: type[Exception] = typer.BadParameter.__mro__[1]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``pgr`` with ``argv`` (default: the process's) and return the exit code of interfaces.md."""
+    try:
+        code = app(args=None if argv is None else list(argv), prog_name="pgr", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except BrokenPipeError:
+        # Who reads us has left (`pgr history | head`); keep the interpreter from failing at its own last flush.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 141
+    except _Usage as error:
+        text = str(getattr(error, "message", "")) or str(error)
+        if "help" not in type(error).__name__.lower():
+            found = getattr(error, "ctx", None)
+            command = found.command_path if found else "pgr"
+            sys.stderr.write(explain(text.rstrip("."), f"`{command} --help` shows what it takes"))
+        else:
+            sys.stderr.write(f"{text}\n")
+        return UsageError.exit_code
+    except PgrError as error:
+        sys.stderr.write(explain(error.message, error.hint))
+        return error.exit_code
+    except Exception as error:  # the last resort: explained, with its traceback for our bugs only
+        code, message, hint = exit_for(error)
+        if code == 70:
+            import traceback
+
+            traceback.print_exc()
+        sys.stderr.write(explain(message, hint))
+        return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,291 @@
+"""One node's configuration: every flag, environment variable and TOML key, checked once, then frozen.
+
+Pure: what the machine looks like comes in as `Facts`, the file as text; nothing is opened and nobody is asked. Every
+complaint names where the value came from, because whoever typed it is the one who must act (`UsageError`, exit 64).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Literal, cast
+
+from supervisor.addresses import (
+    Address,
+    Peer,
+    default_name,
+    is_loopback,
+    is_wildcard,
+    parse_address,
+    parse_host,
+    parse_name,
+    parse_peers,
+    parse_port,
+)
+from supervisor.errors import UsageError
+from supervisor.founding_options import Founding, load_founding
+from supervisor.options import (
+    BY_KEY,
+    COMMITS,
+    KEYS,
+    LOG_FORMATS,
+    PROFILES,
+    Facts,
+    Values,
+    environment_warnings,
+    parse_choice,
+    parse_file,
+    parse_truth,
+)
+
+__all__ = ["Address", "Config", "Facts", "Founding", "Peer", "load", "run_directory", "socket_excess_bytes"]
+
+SOCKET_PATH_MAX_BYTES: Final = 107
+"""sockaddr_un holds 108 bytes with the NUL at the end (unix(7)); Postgres and ZeroMQ both want that NUL."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A checked configuration. Paths are absolute; `*advertise` are always dialable; `http` None means off."""
+
+    data: Path
+    pgdata: Path
+    name: str
+    listen: Address
+    advertise: Address
+    pg_advertise: Address
+    http_advertise: Address | None
+    run: Path
+    peers: tuple[Peer, ...]
+    """Founding members in the order given; this node alone if none were given."""
+    join: Address | None
+    pg_listen: str
+    pg_port: int
+    pg_bin: Path | None
+    http: Address | None
+    cluster_key: Path | None
+    """As given. None is possible on loopback only: the key then lies, or will lie, at `key_file`."""
+    witness: bool
+    profile: Literal["fast", "default", "cloud"]
+    commit: Literal["quorum", "async"]
+    config_file: Path | None
+    user: str | None
+    log_format: Literal["text", "json"]
+    founding: Founding
+    sources: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Where each value came from, in words: "flag --listen", "default", ..."""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def key_file(self) -> Path:
+        return self.cluster_key or self.data / "cluster.key"
+
+    @property
+    def raft_dir(self) -> Path:
+        return self.data / "raft"
+
+    @property
+    def log_dir(self) -> Path:
+        return self.data / "log"
+
+    @property
+    def salvage_dir(self) -> Path:
+        return self.data / "salvage"
+
+    @property
+    def postgres_log(self) -> Path:
+        return self.log_dir / "postgres.log"
+
+    @property
+    def pg_socket_dir(self) -> Path:
+        return self.run / "pg"
+
+    @property
+    def watchdog_socket(self) -> Path:
+        return self.run / "watchdog.sock"
+
+    @property
+    def raft_socket(self) -> Path:
+        return self.run / "raft.sock"
+
+    @property
+    def admin_socket(self) -> Path:
+        return self.run / "admin.sock"
+
+
+def load(
+    flags: Mapping[str, str], env: Mapping[str, str], file_text: str | None, file_path: Path | None, facts: Facts
+) -> Config:
+    """The configuration of this node.
+
+    `flags` has only what was given, by key (`pg_port`, not `--pg-port`), as text; `file_text` is None without a file.
+    Raises `UsageError`.
+    """
+    file = parse_file(file_text, file_path) if file_text is not None else {}
+    values = Values(flags, env, file, file_path, facts.cwd)
+    _not_yet(values)
+    data = values.path("data")
+    if data is None:
+        raise UsageError("no data directory given", "say where this node keeps everything: --data DIR (or PGR_DATA)")
+    warnings = environment_warnings(env)
+    name = values.get("name", parse_name, default_name(facts.hostname))
+    listen = values.get("listen", parse_address, Address("127.0.0.1", 7400))
+    peers = values.get("peers", parse_peers, ())
+    if peers and name not in {peer.name for peer in peers}:
+        raise UsageError(
+            f"this node is called {name!r} ({values.source('name')}), and --peers names only "
+            f"{', '.join(peer.name for peer in peers)} ({values.source('peers')})",
+            "add this node to --peers, or give it one of those names with --name",
+        )
+    cluster_key = values.path("cluster_key")
+    if not listen.is_loopback and cluster_key is None:
+        raise UsageError(
+            f"--listen {listen} ({values.source('listen')}) can be reached by others, and there is no cluster key",
+            "make one with `pgr key new FILE`, copy it to every member and pass --cluster-key FILE",
+        )
+    advertise, pg_advertise, http_advertise = _advertised(values, name, listen, peers)
+    pg_port = values.get("pg_port", parse_port, 5432)
+    http = values.get("http", _http, Address("127.0.0.1", 8008))
+    _distinct_ports(listen, Address(values.get("pg_listen", parse_host, "127.0.0.1"), pg_port), http)
+    warnings += _peer_warnings(peers, name, listen, pg_advertise)
+    return Config(
+        data=data,
+        pgdata=values.path("pgdata") or data / "pgdata",
+        name=name,
+        listen=listen,
+        advertise=advertise,
+        pg_advertise=pg_advertise,
+        http_advertise=http_advertise,
+        run=run_directory(data, values.path("run"), pg_port, facts.run_roots),
+        peers=peers or (Peer(name, advertise),),
+        join=None,
+        pg_listen=values.get("pg_listen", parse_host, "127.0.0.1"),
+        pg_port=pg_port,
+        pg_bin=values.path("pg_bin"),
+        http=http,
+        cluster_key=cluster_key,
+        witness=False,
+        profile=cast(Literal["fast", "default", "cloud"], values.get("profile", parse_choice(PROFILES), "default")),
+        commit=cast(Literal["quorum", "async"], values.get("commit", parse_choice(COMMITS), "quorum")),
+        config_file=file_path if file_text is not None else None,
+        user=values.get("user", str, "") or None,
+        log_format=cast(
+            Literal["text", "json"],
+            values.get("log_format", parse_choice(LOG_FORMATS), "text" if facts.stderr_is_tty else "json"),
+        ),
+        founding=load_founding(file.get("postgres", {}), env, file_path, facts),
+        sources={key: values.source(key) for key in KEYS},
+        warnings=tuple(warnings),
+    )
+
+
+def _not_yet(values: Values) -> None:
+    """Parsed, so that mistakes are told, and then refused: promising what is not there would be worse."""
+    if values.get("witness", parse_truth, False):
+        raise UsageError(
+            f"a witness is not in this version yet ({values.source('witness')})", "start this member with Postgres"
+        )
+    join = values.get("join", parse_address, None)
+    if join is not None:
+        raise UsageError(
+            f"joining a running cluster is not in this version yet ({values.source('join')})",
+            "name every member in --peers when the cluster is founded",
+        )
+
+
+def _http(text: str) -> Address | None:
+    return None if text.lower() in ("off", "false", "no") else parse_address(text)
+
+
+def _advertised(
+    values: Values, name: str, listen: Address, peers: Sequence[Peer]
+) -> tuple[Address, Address, Address | None]:
+    """What others dial: the flag, else the listen host, else (that being a wildcard) the consensus host."""
+    advertise = values.get("advertise", lambda text: parse_address(text, listen.port), listen)
+    if "advertise" not in values and listen.is_wildcard:
+        own = [peer.address for peer in peers if peer.name == name]
+        if not own:
+            raise UsageError(
+                f"--listen {listen} ({values.source('listen')}) is every interface, which nobody can dial",
+                "say how the others reach this node: --advertise HOST:PORT (or name it in --peers)",
+            )
+        advertise = own[0]
+    pg_listen, pg_port = values.get("pg_listen", parse_host, "127.0.0.1"), values.get("pg_port", parse_port, 5432)
+    postgres = Address(advertise.host if is_wildcard(pg_listen) else pg_listen, pg_port)
+    postgres = values.get("pg_advertise", lambda text: parse_address(text, pg_port), postgres)
+    http: Address | None = values.get("http", _http, Address("127.0.0.1", 8008))
+    if http is not None:
+        http_port = http.port
+        http = Address(advertise.host, http_port) if http.is_wildcard else http
+        http = values.get("http_advertise", lambda text: parse_address(text, http_port), http)
+    for key, address in (("advertise", advertise), ("pg_advertise", postgres), ("http_advertise", http)):
+        if address is not None and address.is_wildcard:
+            flag = BY_KEY[key].flag
+            raise UsageError(
+                f"{flag} {address} ({values.source(key)}) is every interface, which nobody can dial",
+                f"give {flag} an address that the others can reach",
+            )
+    return advertise, postgres, http
+
+
+def _distinct_ports(listen: Address, postgres: Address, http: Address | None) -> None:
+    taken: list[tuple[str, Address]] = []
+    for flag, address in (("--listen", listen), ("--pg-port", postgres), ("--http", http)):
+        if address is None:
+            continue
+        for other_flag, other in taken:
+            if other.port == address.port and (other.host == address.host or other.is_wildcard or address.is_wildcard):
+                raise UsageError(f"{other_flag} and {flag} both want port {address.port}", f"give {flag} another port")
+        taken.append((flag, address))
+
+
+def _peer_warnings(peers: Sequence[Peer], name: str, listen: Address, postgres: Address) -> list[str]:
+    found: list[str] = []
+    if len(peers) == 1:
+        found.append("--peers names this node alone: it will not fail over; three members survive the loss of one")
+    elif peers and len(peers) % 2 == 0:
+        found.append(
+            f"--peers names {len(peers)} members: that survives the loss of {(len(peers) - 1) // 2}, "
+            f"no more than {len(peers) - 1} would; an odd number is better"
+        )
+    elsewhere = [peer.name for peer in peers if peer.name != name and not peer.address.is_loopback]
+    if elsewhere and is_loopback(postgres.host):
+        found.append(
+            f"Postgres is advertised as {postgres}, which {', '.join(elsewhere)} cannot reach from another machine: "
+            "give --pg-listen or --pg-advertise"
+        )
+    own = next((peer.address for peer in peers if peer.name == name), None)
+    if own is not None and listen.is_loopback and not own.is_loopback and elsewhere:
+        found.append(f"the others will dial {own} (--peers), and this node listens on {listen} only: give --listen")
+    return found
+
+
+def run_directory(data: Path, given: Path | None, pg_port: int, roots: Sequence[str]) -> Path:
+    """Where the sockets lie: `given`, else DATA/run, else a short path under one of `roots` (by hash of DATA).
+
+    Raises `UsageError` if every place makes socket paths longer than the kernel allows.
+    """
+    if given is not None:
+        if socket_excess_bytes(given, pg_port) > 0:
+            raise UsageError(
+                f"--run {given}: socket paths longer than the kernel allows "
+                f"(by {socket_excess_bytes(given, pg_port)} bytes; {SOCKET_PATH_MAX_BYTES} fit)",
+                "choose a shorter directory, such as /run/pgr/a",
+            )
+        return given
+    digest = hashlib.sha256(data.as_posix().encode(errors="surrogateescape")).hexdigest()[:12]
+    for place in (data / "run", *(Path(root) / digest for root in roots)):
+        if socket_excess_bytes(place, pg_port) <= 0:
+            return place
+    raise UsageError(
+        f"{data / 'run'}: socket paths longer than the kernel allows, and no shorter place is writable",
+        "give a short directory with --run, or let root make /run/pgr for this user",
+    )
+
+
+def socket_excess_bytes(run: Path, pg_port: int) -> int:
+    """By how much the longest socket path under `run` misses the kernel's limit; 0 or less fits."""
+    longest = max(f"pg/.s.PGSQL.{pg_port}", "watchdog.sock", key=len)
+    return len((run / longest).as_posix().encode(errors="surrogateescape")) - SOCKET_PATH_MAX_BYTES

@@ -1,0 +1,489 @@
+"""HTTP for load balancers and people: Patroni's paths and codes, answered from the current Snapshot alone.
+
+:func:`answer` is pure. :class:`HealthServer` is a strict, bounded HTTP/1 responder that lives in the parent's poll
+loop: a thread pool with http.server would cost 10 MB, and a snapshot that is one attribute needs no thread to be read.
+It never waits for Postgres, a peer or a client: sockets do not block, at most 64 are open (the oldest gives way), a
+request has 8 KiB and five seconds, and every answer ends its connection.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import select
+import socket
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from fencing.lease import MS
+from supervisor import metrics
+from supervisor.status import Snapshot, lsn_text, receive_lag_bytes, serves_writes, to_json
+
+MAX_CONNECTIONS = 64
+MAX_REQUEST_BYTES = 8192
+DEADLINE_NS = 5_000 * MS
+"""From the accept until the answer is out."""
+LINGER_NS = 1_000 * MS
+"""How long we read on after the answer, so that unread input does not turn our close into a reset that eats it."""
+DEFAULT_LAG_BYTES = 1 << 20
+"""Of /readiness, unless ``lag`` or ``maximum_lag_on_failover`` says otherwise (Patroni's default)."""
+
+JSON = "application/json"
+
+
+class Answer(NamedTuple):
+    status: int
+    content_type: str
+    body: bytes
+
+
+class BadQuery(ValueError):
+    """A query that would otherwise be ignored without a word; answered with 400."""
+
+
+# What each path asks of the node.
+
+
+def _running(snapshot: Snapshot) -> bool:
+    return snapshot.state in ("running", "streaming")
+
+
+def _tags_match(snapshot: Snapshot, query: Mapping[str, str]) -> bool:
+    tags = snapshot.own.tags
+    wanted = {name[4:]: value for name, value in query.items() if name.startswith("tag_")}
+    return all(name in tags and str(tags[name]).lower() == value.lower() for name, value in wanted.items())
+
+
+def _lag_ok(lag_bytes: int | None, limit_bytes: int | None) -> bool:
+    """An unknown lag satisfies no limit."""
+    return limit_bytes is None or (lag_bytes is not None and lag_bytes <= limit_bytes)
+
+
+def _lag_limit(query: Mapping[str, str]) -> int | None:
+    return parse_bytes(query["lag"]) if "lag" in query else None
+
+
+def _primary(snapshot: Snapshot, query: Mapping[str, str], now_ns: int) -> bool:
+    return serves_writes(snapshot, now_ns) and _tags_match(snapshot, query)
+
+
+def _replica(snapshot: Snapshot, query: Mapping[str, str], _now_ns: int) -> bool:
+    state = query.get("replication_state", snapshot.state)
+    return (
+        snapshot.role == "replica"
+        and _running(snapshot)
+        and state == snapshot.state
+        and snapshot.own.tags.get("noloadbalance") not in (True, "true")
+        and _lag_ok(snapshot.own.lag_bytes, _lag_limit(query))
+        and _tags_match(snapshot, query)
+    )
+
+
+def _sync(snapshot: Snapshot, query: Mapping[str, str], now_ns: int) -> bool:
+    return snapshot.own.sync == "sync" and _replica(snapshot, query, now_ns)
+
+
+def _quorum(snapshot: Snapshot, query: Mapping[str, str], now_ns: int) -> bool:
+    return snapshot.own.sync != "" and _replica(snapshot, query, now_ns)
+
+
+def _async(snapshot: Snapshot, query: Mapping[str, str], now_ns: int) -> bool:
+    return snapshot.own.sync == "" and _replica(snapshot, query, now_ns)
+
+
+def _readiness(snapshot: Snapshot, query: Mapping[str, str], now_ns: int) -> bool:
+    mode = query.get("mode", "apply")
+    if mode not in ("apply", "write"):
+        raise BadQuery(f"mode must be apply or write, not {mode!r}")
+    limit = _lag_limit(query)
+    if limit is None:
+        limit = int(snapshot.config.get("maximum_lag_on_failover", DEFAULT_LAG_BYTES))
+    lag = snapshot.own.lag_bytes if mode == "apply" else receive_lag_bytes(snapshot, snapshot.own)
+    streams = snapshot.role == "replica" and snapshot.state == "streaming" and _lag_ok(lag, limit)
+    return serves_writes(snapshot, now_ns) or streams
+
+
+Check = Callable[[Snapshot, Mapping[str, str], int], bool]
+
+CHECKS: tuple[tuple[tuple[str, ...], Check, str], ...] = (
+    (("/", "/primary", "/read-write", "/leader", "/master"), _primary, "the primary, its gate open and its lease live"),
+    (("/replica",), _replica, "a running replica without the tag `noloadbalance`; `?lag=10MB`: replayed up to that, "
+     "`&replication_state=streaming`, `&tag_NAME=VALUE`"),
+    (("/read-only",), lambda s, q, n: _primary(s, q, n) or _replica(s, q, n), "`/primary` or `/replica`"),
+    (("/sync", "/synchronous"), _sync, "`/replica`, and every commit waits for this node"),
+    (("/quorum",), _quorum, "`/replica`, and this node counts towards the commit quorum"),
+    (("/async", "/asynchronous"), _async, "`/replica`, and no commit waits for this node"),
+    (("/read-only-sync",), lambda s, q, n: _primary(s, q, n) or _sync(s, q, n), "`/primary` or `/sync`"),
+    (("/read-only-quorum",), lambda s, q, n: _primary(s, q, n) or _quorum(s, q, n), "`/primary` or `/quorum`"),
+    (("/health",), lambda s, _q, _n: _running(s), "Postgres is running"),
+    (("/liveness",), lambda _s, _q, _n: True, "always: the supervisor's loop gave this answer"),
+    (("/readiness",), _readiness, "the primary, or a streaming replica not further behind than `?lag=` "
+     "(default `maximum_lag_on_failover`); `&mode=apply` (default) counts replay, `write` what is flushed"),
+)  # fmt: skip
+"""Paths, test, and the sentence for REFERENCE.md: 200 when it holds, else 503. Queries that make no sense: 400."""
+
+
+# The documents, always 200.
+
+
+def _patroni(snapshot: Snapshot, now_ns: int) -> dict[str, Any]:
+    """Patroni's ``GET /patroni``; what pgr does not know in that form is left out."""
+    own = snapshot.own
+    primary = snapshot.role == "primary"
+    xlog = {"location": own.lsn or 0} if primary else {
+        "received_location": own.lsn or 0, "replayed_location": own.replay_lsn or 0, "paused": False,
+    }  # fmt: skip
+    out: dict[str, Any] = {
+        "state": "running" if _running(snapshot) else snapshot.state,
+        "role": snapshot.role,
+        "server_version": _version_number(own.version),
+        "xlog": xlog,
+        "timeline": own.timeline,
+        "cluster_unlocked": snapshot.primary is None,
+        "pending_restart": own.pending_restart,
+        "pause": snapshot.paused,
+        "tags": dict(own.tags),
+        "database_system_identifier": snapshot.system_identifier,
+        "patroni": {"version": snapshot.pgr_version, "scope": snapshot.cluster_id, "name": snapshot.node},
+    }
+    if not primary and snapshot.state == "streaming":
+        out["replication_state"] = "streaming"
+    if own.sync:
+        out["sync_standby" if own.sync == "sync" else "quorum_standby"] = True
+    if serves_writes(snapshot, now_ns):
+        out["replication"] = [
+            {"application_name": m.name, "client_addr": m.host, "state": m.state, "sync_state": m.sync or "async"}
+            for m in snapshot.members
+            if m.role == "replica" and m.state == "streaming"
+        ]
+    return out
+
+
+def _version_number(version: str) -> int:
+    """``18.6`` as 180006, as ``server_version_num`` has it; 0 if unknown."""
+    major, _, minor = version.partition(".")
+    digits = minor[: len(minor) - len(minor.lstrip("0123456789"))]
+    return int(major) * 10000 + int(digits or 0) if major.isdigit() else 0
+
+
+def _status(snapshot: Snapshot, now_ns: int) -> dict[str, Any]:
+    own = to_json(snapshot, now_ns)
+    del own["history"]
+    return _patroni(snapshot, now_ns) | {"pgr": own}
+
+
+def _cluster(snapshot: Snapshot, _now_ns: int) -> dict[str, Any]:
+    """Patroni's ``GET /cluster``: the primary's role is ``leader``, an unknown lag is ``"unknown"``."""
+    rows = []
+    for m in sorted(snapshot.members, key=lambda m: m.name):
+        leads = m.role == "primary"
+        standby = {"sync": "sync_standby", "quorum": "quorum_standby"}.get(m.sync, m.role or "unknown")
+        row: dict[str, Any] = {"name": m.name, "role": "leader" if leads else standby, "state": m.state or "unknown"}
+        if m.http:
+            row["api_url"] = f"http://{m.http}/patroni"
+        row |= {"host": m.host, "port": m.pg_port, "timeline": m.timeline, "lsn": lsn_text(m.lsn) or "unknown"}
+        if not leads:
+            receive = receive_lag_bytes(snapshot, m)
+            lag = "unknown" if m.lag_bytes is None else m.lag_bytes
+            row |= {"receive_lsn": lsn_text(m.lsn) or "unknown", "replay_lsn": lsn_text(m.replay_lsn) or "unknown"}
+            row |= {"receive_lag": "unknown" if receive is None else receive, "replay_lag": lag, "lag": lag}
+        if m.pending_restart:
+            row["pending_restart"] = True
+        if m.tags:
+            row["tags"] = dict(m.tags)
+        rows.append(row)
+    return {"members": rows, "scope": snapshot.cluster_id} | ({"pause": True} if snapshot.paused else {})
+
+
+def _history(snapshot: Snapshot, _now_ns: int) -> list[list[Any]]:
+    """Patroni's ``GET /history``: ``[timeline that ended, its end, reason, when, new leader]``, oldest first."""
+    rows: list[list[Any]] = []
+    timeline = 0
+    for event in snapshot.history:
+        if event.timeline > timeline:
+            if timeline:
+                rows.append([timeline, event.lsn or 0, event.reason, event.at, event.node])
+            timeline = event.timeline
+    return rows
+
+
+def _config(snapshot: Snapshot, _now_ns: int) -> dict[str, Any]:
+    t = snapshot.timings
+    timings = {"heartbeat_ms": t.heartbeat_ms, "lease_ms": t.lease_ms, "election_ms": t.election_ms}
+    out = {"commit": snapshot.commit, "profile": snapshot.profile} | timings | {"kill_bound_ms": t.kill_bound_ms}
+    return out | dict(snapshot.config)
+
+
+DOCUMENTS: tuple[tuple[tuple[str, ...], Callable[[Snapshot, int], Any], str], ...] = (
+    (("/patroni", "/status"), _status, "this node in Patroni's words; `pgr` holds what `pgr status --json` shows"),
+    (("/cluster",), _cluster, "members with role, state, timeline, positions and lags"),
+    (("/history",), _history, "`[timeline that ended, LSN in bytes, reason, when, new primary]`, oldest first"),
+    (("/config",), _config, "cluster-wide settings"),
+)
+
+_CHECK = {path: check for paths, check, _ in CHECKS for path in paths}
+_DOCUMENT = {path: document for paths, document, _ in DOCUMENTS for path in paths}
+
+
+def _json(status: int, value: Any) -> Answer:
+    return Answer(status, JSON, json.dumps(value).encode() + b"\n")
+
+
+def answer(snapshot: Snapshot, path: str, query: str, now_ns: int) -> Answer:
+    """What a GET of ``path?query`` gets. Never raises; looks at nothing but its arguments."""
+    if document := _DOCUMENT.get(path):
+        return _json(200, document(snapshot, now_ns))
+    if path == "/metrics":
+        return Answer(200, metrics.CONTENT_TYPE, metrics.render(snapshot, now_ns).encode())
+    if not (check := _CHECK.get(path)):
+        return _json(404, {"error": f"no such path: {path}"})
+    try:
+        status = 200 if check(snapshot, parse_query(query), now_ns) else 503
+    except BadQuery as error:
+        return _json(400, {"error": str(error)})
+    return _json(status, _patroni(snapshot, now_ns))
+
+
+_UNITS = {"": 1, "b": 1, "kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30, "tb": 1 << 40}
+
+
+def parse_bytes(text: str) -> int:
+    """``10MB``, ``64kB``, ``1.5GB`` or plain bytes, units as in postgresql.conf but in any case. BadQuery otherwise."""
+    number = text.strip().rstrip("bBkKmMgGtT ")
+    unit = text.strip()[len(number) :].strip().lower()
+    whole, _, part = number.partition(".")
+    if unit not in _UNITS or not (whole + part).isascii() or not (whole + part).isdigit() or len(number) > 20:
+        raise BadQuery(f"not a size: {text!r}; write 1048576, 64kB, 10MB or 1GB")
+    return int(float(number) * _UNITS[unit])
+
+
+def parse_query(query: str) -> dict[str, str]:
+    """``a=1&b=2`` decoded; of a repeated name the last counts. BadQuery if a percent sequence is broken."""
+    pairs = (part.partition("=") for part in query.split("&") if part)
+    return {_unquote(name): _unquote(value) for name, _, value in pairs}
+
+
+def _unquote(text: str) -> str:
+    head, *rest = text.replace("+", " ").split("%")
+    try:
+        return head + b"".join(bytes.fromhex(p[:2]) + p[2:].encode() for p in rest).decode() if rest else head
+    except ValueError:  # includes UnicodeDecodeError
+        raise BadQuery(f"broken percent sequence in {text!r}") from None
+
+
+# The wire.
+
+REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed",
+           431: "Request Header Fields Too Large", 501: "Not Implemented", 503: "Service Unavailable"}  # fmt: skip
+
+
+class Request(NamedTuple):
+    method: str
+    path: str
+    query: str
+
+
+def parse_request(data: bytes) -> Request | int | None:
+    """The request at the head of ``data``; None: not complete yet; a number: refuse with that status.
+
+    Everything behind the first empty line is ignored: bodies have no meaning here and a pipelined request is one that
+    its sender must repeat, as HTTP lets us close after any answer.
+    """
+    ends = [at for at in (data.find(b"\r\n\r\n"), data.find(b"\n\n")) if at >= 0]
+    if not ends:
+        line, newline, _ = data.partition(b"\n")
+        # Who does not speak HTTP is told at once instead of being given five seconds.
+        if newline and _parse_line(line) is None:
+            return 400
+        return 431 if len(data) >= MAX_REQUEST_BYTES else None
+    head = data[: min(ends)]
+    if len(head) > MAX_REQUEST_BYTES:
+        return 431
+    request = _parse_line(head.partition(b"\n")[0])
+    if request is None or b"\x00" in head:
+        return 400
+    match request.method:
+        case "GET" | "HEAD" | "OPTIONS":
+            return request
+        case "POST" | "PUT" | "PATCH" | "DELETE":
+            return 405
+        case _:
+            return 501
+
+
+def _parse_line(line: bytes) -> Request | None:
+    """``METHOD TARGET HTTP/1.x``, printable ASCII, one space between; None if it is anything else."""
+    parts = line.removesuffix(b"\r").split(b" ")
+    printable = all(33 <= c < 127 for part in parts for c in part)
+    if len(parts) != 3 or parts[2] not in (b"HTTP/1.0", b"HTTP/1.1") or not printable:
+        return None
+    method, target = parts[0].decode(), parts[1].decode()
+    if not method.isalpha() or not method.isupper() or not target.startswith(("/", "*")):
+        return None
+    path, _, query = target.partition("?")
+    return Request(method, path if len(path) == 1 else path.rstrip("/") or "/", query)
+
+
+def respond(snapshot: Snapshot, request: Request | int, now_ns: int) -> bytes:
+    """The whole answer on the wire. HEAD and OPTIONS: the status line and headers alone."""
+    method = ""
+    if isinstance(request, int):
+        a = _json(request, {"error": REASONS[request]})
+    else:
+        method = request.method
+        a = Answer(200, JSON, b"") if request.path == "*" else answer(snapshot, request.path, request.query, now_ns)
+    allow = "Allow: GET, HEAD, OPTIONS\r\n" if a.status == 405 or method == "OPTIONS" else ""
+    length = 0 if method == "OPTIONS" else len(a.body)
+    head = (
+        f"HTTP/1.1 {a.status} {REASONS[a.status]}\r\nServer: pgr\r\n{allow}Content-Type: {a.content_type}\r\n"
+        f"Content-Length: {length}\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n"
+    )
+    return head.encode() + (b"" if method in ("HEAD", "OPTIONS") else a.body)
+
+
+class Current:
+    """Holds the newest snapshot. The parent replaces the attribute; readers take it once per request."""
+
+    __slots__ = ("snapshot",)
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+
+
+class _Connection:
+    __slots__ = ("deadline_ns", "inbox", "outbox", "sock", "state")
+
+    def __init__(self, sock: socket.socket, deadline_ns: int) -> None:
+        self.sock = sock
+        self.deadline_ns = deadline_ns
+        self.inbox = b""
+        self.outbox = memoryview(b"")
+        self.state = "read"
+        """read -> write -> linger -> closed"""
+
+
+class HealthServer:
+    """One descriptor for the parent's poll loop (an epoll set of its own): when readable, call :meth:`handle`.
+
+    >>> server = HealthServer(current, "127.0.0.1", 8008)      # OSError: address in use, no such address, ...
+    >>> poller.register(server.fileno(), zmq.POLLIN)           # then server.handle(now_ns()) when it fires,
+    >>> server.deadline_ns()                                   # or when this instant has come
+    """
+
+    def __init__(self, current: Current, host: str, port: int) -> None:
+        family, kind, proto, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        self._current = current
+        self._listener = socket.socket(family, kind, proto)
+        try:
+            self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._listener.setblocking(False)
+            self._listener.bind(address)
+            self._listener.listen(128)
+        except OSError:
+            self._listener.close()
+            raise
+        self._epoll = select.epoll()
+        self._epoll.register(self._listener.fileno(), select.EPOLLIN)
+        self._connections: dict[int, _Connection] = {}
+        self._deaf_until_ns = 0
+        """Out of descriptors: the listener is out of the set until then, or we would spin on it."""
+
+    @property
+    def address(self) -> tuple[str, int]:
+        name = self._listener.getsockname()
+        return name[0], name[1]
+
+    def fileno(self) -> int:
+        return self._epoll.fileno()
+
+    def __len__(self) -> int:
+        return len(self._connections)
+
+    def deadline_ns(self) -> int | None:
+        """When :meth:`handle` wants to be called even if nothing is readable; None: never."""
+        waits = [c.deadline_ns for c in self._connections.values()]
+        return min(waits + [self._deaf_until_ns] * bool(self._deaf_until_ns), default=None)
+
+    def handle(self, now_ns: int) -> None:
+        """Do what can be done without waiting, at most 32 events of it: what is left fires again."""
+        for fd, _ in self._epoll.poll(0, 32):
+            if fd == self._listener.fileno():
+                self._accept(now_ns)
+            elif connection := self._connections.get(fd):
+                try:
+                    self._step(connection, now_ns)
+                except OSError:  # reset by the client: its affair
+                    self._close(connection)
+        for connection in [c for c in self._connections.values() if c.deadline_ns <= now_ns]:
+            self._close(connection)
+        if self._deaf_until_ns and self._deaf_until_ns <= now_ns:
+            self._deaf_until_ns = 0
+            self._epoll.register(self._listener.fileno(), select.EPOLLIN)
+
+    def _accept(self, now_ns: int) -> None:
+        for _ in range(16):
+            try:
+                sock, _peer = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    if self._connections:
+                        self._close(next(iter(self._connections.values())))
+                    self._epoll.unregister(self._listener.fileno())
+                    self._deaf_until_ns = now_ns + 100 * MS
+                    return
+                continue  # the client left before we came to it (accept(2): ECONNABORTED and network errors)
+            if len(self._connections) >= MAX_CONNECTIONS:
+                # Dicts keep insertion order: the oldest gives way, so slow clients never keep a check out.
+                self._close(next(iter(self._connections.values())))
+            sock.setblocking(False)
+            connection = self._connections[sock.fileno()] = _Connection(sock, now_ns + DEADLINE_NS)
+            self._epoll.register(sock.fileno(), select.EPOLLIN)
+            try:
+                self._step(connection, now_ns)  # the request is usually there already
+            except OSError:
+                self._close(connection)
+
+    def _step(self, c: _Connection, now_ns: int) -> None:
+        if c.state != "write":
+            try:
+                data = c.sock.recv(MAX_REQUEST_BYTES)
+            except BlockingIOError:
+                return
+            if not data:
+                self._close(c)
+                return
+            if c.state == "linger":
+                return
+            c.inbox += data
+            request = parse_request(c.inbox)
+            if request is None:
+                return
+            c.inbox = b""
+            c.outbox = memoryview(respond(self._current.snapshot, request, now_ns))
+            c.state = "write"
+        try:
+            c.outbox = c.outbox[c.sock.send(c.outbox) :]
+        except BlockingIOError:
+            pass  # epoll tells when there is room
+        if c.outbox:
+            self._epoll.modify(c.sock.fileno(), select.EPOLLOUT)
+            return
+        c.state = "linger"
+        c.deadline_ns = min(c.deadline_ns, now_ns + LINGER_NS)
+        c.sock.shutdown(socket.SHUT_WR)
+        self._epoll.modify(c.sock.fileno(), select.EPOLLIN)
+
+    def _close(self, c: _Connection) -> None:
+        del self._connections[c.sock.fileno()]
+        self._epoll.unregister(c.sock.fileno())
+        c.sock.close()
+
+    def close(self) -> None:
+        for connection in list(self._connections.values()):
+            self._close(connection)
+        self._epoll.close()
+        self._listener.close()

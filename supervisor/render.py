@@ -1,0 +1,115 @@
+"""Tables for people: plain text, narrow, readable without colour. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from supervisor.status import HistoryEvent, Member, Snapshot, lsn_text
+
+BOLD, RED, YELLOW, OFF = "\x1b[1m", "\x1b[31m", "\x1b[33m", "\x1b[0m"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
+    """Lines of columns two spaces apart, those in ``right`` aligned to the right; an empty cell shows as ``-``."""
+    cells = [list(header)] + [[cell or "-" for cell in row] for row in rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    align = [str.rjust if i in right else str.ljust for i in range(len(header))]
+    return ["  ".join(align[i](cell, widths[i]) for i, cell in enumerate(row)).rstrip() for row in cells]
+
+
+def size(count: int | None) -> str:
+    """``0 B``, ``12 kB``, ``3.4 MB`` (1 kB = 1024 B, as Postgres counts)."""
+    if count is None:
+        return ""
+    value, unit = float(count), "B"
+    for bigger in ("kB", "MB", "GB", "TB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, bigger
+    return f"{value:.1f} {unit}" if unit != "B" and value < 10 else f"{value:.0f} {unit}"
+
+
+def duration(ms: int | float | None) -> str:
+    """``640 ms`` below ten seconds, else ``12.3 s``, ``4 min``, ``3 h``, ``2 d``."""
+    if ms is None:
+        return ""
+    for limit, unit, divisor in ((10_000, "ms", 1), (120_000, "s", 1000), (7_200_000, "min", 60_000)):
+        if ms < limit:
+            return f"{ms / divisor:.1f} s" if unit == "s" else f"{ms / divisor:.0f} {unit}"
+    return f"{ms / 3_600_000:.0f} h" if ms < 172_800_000 else f"{ms / 86_400_000:.0f} d"
+
+
+def _lag(member: Member) -> str:
+    if member.lag_bytes is None or member.role == "primary":
+        return ""
+    return size(member.lag_bytes) + ("" if member.lag_s is None else f", {duration(member.lag_s * 1000)}")
+
+
+def _lease(snapshot: Snapshot, member: Member, left_ms: int) -> str:
+    left = left_ms if member.name == snapshot.node else member.lease_left_ms
+    return duration(left) if left and member.role == "primary" else ""
+
+
+def _notes(member: Member) -> str:
+    notes = ["pending restart"] * member.pending_restart
+    notes += ["not heard of"] * (not member.connected)
+    notes += [name if value is True else f"{name}={value}" for name, value in member.tags.items() if value is not False]
+    return ", ".join(notes)
+
+
+def _headline(snapshot: Snapshot) -> str:
+    group = snapshot.sync_group
+    commit = snapshot.commit
+    if group.members:
+        commit += f" {group.k} of {', '.join(group.members)}"
+    parts = [f"cluster {snapshot.cluster_id[:8] or '?'}", f"term {snapshot.term}"]
+    parts += [f"leader {snapshot.leader or 'none'}", f"commit {commit}", f"profile {snapshot.profile}"]
+    return "   ".join(parts)
+
+
+def status(snapshot: Snapshot, left_ms: int, colour: bool = False) -> str:
+    """The page of ``pgr status``; ``left_ms``: what is left of this node's own lease."""
+    rows = []
+    for m in snapshot.members:
+        cells = [m.name, m.role, m.state, str(m.timeline or ""), lsn_text(m.lsn) or "", _lag(m), m.sync]
+        rows.append([*cells, _lease(snapshot, m, left_ms), _notes(m)])
+    noted = any(row[-1] for row in rows)
+    header = ["NAME", "ROLE", "STATE", "TL", "LSN", "LAG", "SYNC", "LEASE", "NOTES"]
+    if not noted:
+        header, rows = header[:-1], [row[:-1] for row in rows]
+    lines = table(header, rows, right=(3, 4, 5, 7))
+    if colour:
+        for i, m in enumerate(snapshot.members, 1):
+            style = BOLD if m.role == "primary" else "" if m.connected else RED
+            lines[i] = f"{style}{lines[i]}{OFF}" if style else lines[i]
+    reasons = [f"{m.name}: {m.reason}" for m in snapshot.members if m.reason]
+    warnings = ["paused: nothing is done automatically"] * snapshot.paused + list(snapshot.warnings)
+    mark, off = (YELLOW, OFF) if colour else ("", "")
+    blocks = [
+        [_headline(snapshot)],
+        lines if rows else ["no members known yet"],
+        reasons,
+        [f"{mark}warning:{off} {text}" for text in warnings],
+        [snapshot.explanation] * bool(snapshot.explanation),
+    ]
+    return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
+
+
+def history(events: Sequence[HistoryEvent]) -> str:
+    """The page of ``pgr history``, newest last."""
+    if not events:
+        return "nothing has happened yet\n"
+    rows = [
+        [e.at, e.kind, str(e.term or ""), str(e.timeline or ""), e.node, lsn_text(e.lsn) or "", duration(e.gap_ms),
+         size(e.bytes_salvaged or None), e.reason]
+        for e in events
+    ]  # fmt: skip
+    header = ["AT", "KIND", "TERM", "TL", "NODE", "LSN", "GAP", "SALVAGED", "REASON"]
+    return "\n".join(table(header, rows, right=(2, 3, 5, 6, 7))) + "\n"
+
+
+def change(result: dict[str, object]) -> str:
+    """The last line of a switchover or failover, from the result of the node's answer."""
+    gap = result.get("gap_ms")
+    gap_text = f", write gap: {duration(gap)}" if isinstance(gap, int | float) else ""
+    return f"primary: {result.get('from') or 'none'} -> {result.get('to') or 'none'}{gap_text}\n"
