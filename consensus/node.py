@@ -25,7 +25,7 @@ from consensus.messages import (
     Snapshot,
 )
 from consensus.positions import NoPosition
-from consensus.promotion import Decision, HandOver, Situation, TakeGrant, Wait, decide, quorum_promised
+from consensus.promotion import GRACE_MS, Decision, HandOver, Situation, TakeGrant, Wait, decide, quorum_promised
 from consensus.raft import (
     Compact,
     Event,
@@ -119,6 +119,7 @@ class Node:
         self.heard: dict[str, int] = {}
         self.observations: dict[str, tuple[str, int]] = {}
         self.observe_at_ns = 0
+        self.turned_at_ns = 0
         self.effects: list[Effect] = []
         self.told: dict[str, Any] = {}
         self.told_cluster: ClusterState | None = None
@@ -193,6 +194,8 @@ class Node:
                 self._fenced(body, now_ns)
             case "admin.request":
                 self._admin(request_id, str(body["name"]), body["body"], now_ns)
+            case _:
+                raise ValueError(f"the parent sent {name}, which is not in the catalogue")
         return self._finish(now_ns)
 
     @property
@@ -200,11 +203,19 @@ class Node:
         """When `tick` is due next."""
         times = [self.raft.wakeup_ns, self.observe_at_ns]
         notes = self.notes
-        if notes is not None and not self._granted() and not notes.granted_index:
+        # Only what `_conduct` will act on, and move on: a time that stays in the past would make the host spin.
+        if notes is not None and notes.term == self.raft.term and self._undecided(notes):
             times.append(notes.ask_at_ns)
-            if notes.quorum_at_ns:
-                times.append(notes.quorum_at_ns + 50 * MS)
+            graced_ns = notes.quorum_at_ns + GRACE_MS * MS
+            if notes.quorum_at_ns and graced_ns > self.turned_at_ns:
+                times.append(graced_ns)
         return min(times)
+
+    def _undecided(self, notes: Campaigning) -> bool:
+        """Does this leader still have to find out who is to be primary of its term?"""
+        grant = self.cluster.grant
+        settled = bool(notes.granted_index or notes.handed_over or (grant is not None and grant.term == self.raft.term))
+        return self._leads() and not settled and self.cluster.nonce != ""
 
     # -- Raft ----------------------------------------------------------------------------------------------------
 
@@ -254,6 +265,7 @@ class Node:
 
     def _finish(self, now_ns: int) -> list[Effect]:
         """What follows from the new state, whatever the event was; then all effects of this turn."""
+        self.turned_at_ns = now_ns
         if self.raft.role is not Role.LEADER:
             self.notes = None
         elif self.notes is None or self.notes.term != self.raft.term:

@@ -45,8 +45,7 @@ from consensus.transport import (
     Transport,
 )
 from consensus.write import Stored, Write
-from fencing import realtime, wire
-from fencing import logs
+from fencing import logs, realtime, wire
 from fencing.clock import now_ns
 from fencing.lease import MS, PROFILES, Timings
 
@@ -95,8 +94,8 @@ class RefusedToStartError(Exception):
 
 
 def run(config: Mapping[str, Any]) -> int:
-    """The whole life of the child. Returns the exit code."""
-    child = RaftChild(**{**config, "listen": tuple(config["listen"]), "peers": dict(config["peers"])})
+    """The whole life of the child; ``config`` has the fields of `RaftChild`. Returns the exit code."""
+    child = RaftChild(**config)
     log = logs.Log(logs.as_format(child.log_format), child.name, "raft")
     try:
         return Host(child, log).run()
@@ -355,6 +354,8 @@ class Host:
                     self.carry_out(node.parent(frame.name, frame.id, frame.body, now_ns()))
                 case "node.hello":
                     self._tell("child.ready", self._ready_body(), "")
+                case _:
+                    self.log.warning("bus.too_early", name=frame.name)
 
     def _ready_body(self) -> dict[str, Any]:
         return {
@@ -377,8 +378,8 @@ class Host:
                     self.log.warning("peer.handshake_failed", peer=name, reason=reason, hint="do both have the same cluster key?")
                 case PeerUnresolved(name, reason):
                     self.log.warning("peer.unresolved", peer=name, reason=reason)
-                case InboundRejected(address, reason, count):
-                    self.log.warning("peer.rejected", address=address, reason=reason, count=count)
+                case InboundRejected(address, reason, times):
+                    self.log.warning("peer.rejected", address=address, reason=reason, times=times)
 
     def _readdress(self, node: Node) -> None:
         self.members = node.cluster.members

@@ -173,7 +173,7 @@ class Raft:
     """One node's Raft. `step` is the only way in; `clone` and `key` serve the model checker."""
 
     __slots__ = (
-        "acked", "boot", "commit", "config", "election_at_ns", "heartbeat_at_ns", "hold_leader", "hold_term",
+        "boot", "commit", "config", "election_at_ns", "heartbeat_at_ns", "hold_leader", "hold_term",
         "hold_until_ns", "leader", "lease_from_ns", "log", "now_ns", "out_after", "out_now", "progress", "quorum_at_ns",
         "released", "role", "round", "rounds", "saved", "saved_log", "seed", "term", "transfer_to", "transfer_until_ns",
         "vote", "votes", "was_restored",
@@ -389,9 +389,12 @@ class Raft:
     def _follow(self, term: int, leader: str) -> None:
         """Become (or stay) a follower of ``term``; a promise made as leader to itself goes on binding."""
         if self.role is Role.LEADER:
-            self.hold_leader, self.hold_term = self.config.me, self.term
-            kept_ns = self.lease_from_ns + self.config.election_ns if self.lease_from_ns else 0
-            self.hold_until_ns = 0 if self.released >= self.term else kept_ns
+            if self.released >= self.term:
+                self.hold_until_ns = 0
+            elif self.lease_from_ns:
+                self.hold_leader, self.hold_term = self.config.me, self.term
+                self.hold_until_ns = self.lease_from_ns + self.config.election_ns
+            # else: a leader that resumed and has earned nothing yet goes on waiting like any restarted voter
             self.progress, self.rounds, self.lease_from_ns = (), (), 0
             self.transfer_to, self.transfer_until_ns = "", 0
             self.election_at_ns = self.now_ns + self.config.election_ns + self._jitter()

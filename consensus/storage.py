@@ -15,13 +15,13 @@ import os
 import sqlite3
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from consensus.messages import Entry, HardState, Snapshot
 from consensus.peerwire import PeerWireError, from_plain, loads, to_plain
 from consensus.record import Identity, NodeRecord
+from consensus.write import Stored, Write
 
 SCHEMA_VERSION = 1
 _APPLICATION_ID = 0x50475231
@@ -60,33 +60,6 @@ class StorageNewerError(StorageError):
     """A newer version of pgr has written the file."""
 
     exit_code = 78
-
-
-@dataclass(frozen=True, slots=True)
-class Write:
-    """One transaction; None / empty = unchanged."""
-
-    hard: HardState | None = None
-    truncate_from: int | None = None
-    """Delete log entries with index >= this first ..."""
-    entries: tuple[Entry, ...] = ()
-    """... then append these (indexes contiguous with what is left)."""
-    snapshot: Snapshot | None = None
-    """Replaces the stored one; entries with index <= snapshot.index go, those of this very write included."""
-    record: NodeRecord | None = None
-    identity: Identity | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """Everything in the store."""
-
-    identity: Identity | None
-    hard: HardState
-    snapshot: Snapshot | None
-    entries: tuple[Entry, ...]
-    """Contiguous, after the snapshot."""
-    record: NodeRecord
 
 
 class Store:

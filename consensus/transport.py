@@ -16,7 +16,6 @@ import struct
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import zmq
 from zmq.utils import z85
@@ -48,14 +47,18 @@ _DIAL_MASK = (
 
 Address = tuple[str, int]
 
+# Dataclasses, because NamedTuples of two classes with the same values are equal.
 
-class PeerFrame(NamedTuple):
+
+@dataclass(frozen=True, slots=True)
+class PeerFrame:
     """From a peer that holds the cluster key; for peerwire.decode."""
 
     data: bytes
 
 
-class AdminFrame(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class AdminFrame:
     """From ``pgr --node``; ``data`` is a frame of fencing/wire.py, the answer goes to ``reply(identity, ..)``."""
 
     identity: bytes
@@ -65,29 +68,34 @@ class AdminFrame(NamedTuple):
 Inbound = PeerFrame | AdminFrame
 
 
-class PeerConnected(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class PeerConnected:
     name: str
 
 
-class PeerDisconnected(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class PeerDisconnected:
     name: str
 
 
-class HandshakeFailed(NamedTuple):
-    """Told once per peer, until a handshake with it succeeds."""
+@dataclass(frozen=True, slots=True)
+class HandshakeFailed:
+    """Told once per peer and reason, until a handshake with it succeeds."""
 
     name: str
     reason: str
 
 
-class PeerUnresolved(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class PeerUnresolved:
     """The peer's host name has no address. Told once per peer, until it has one."""
 
     name: str
     reason: str
 
 
-class InboundRejected(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class InboundRejected:
     """Somebody without the cluster key called. At most one in 10 s for each reason; ``times`` since the last."""
 
     address: str
@@ -229,7 +237,9 @@ class Transport:
             self._look_up(found, now_ns())
 
     def close(self) -> None:
-        """Drops what is queued and closes everything."""
+        """Drops what is queued and closes everything; a second call does nothing."""
+        if self._context.closed:
+            return
         _close(self._router, self._monitor)
         for peer in self._peers.values():
             _close(peer.dealer, peer.monitor)
@@ -331,7 +341,8 @@ class Transport:
             peer.failures += 1
             # One that is closed without a word may be a peer that was just stopped.
             if peer.failures > 1 or event != zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
-                self._tell(peer, "handshake", HandshakeFailed(peer.name, _reason(event, value)))
+                reason = _reason(event, value)
+                self._tell(peer, reason, HandshakeFailed(peer.name, reason))
 
     def _lose(self, peer: _Peer) -> None:
         if peer.connected:
@@ -520,13 +531,11 @@ def _close(watched: zmq.Socket[bytes], monitor: zmq.Socket[bytes]) -> None:
 
 def _reason(event: int, value: int) -> str:
     if event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
-        return (
-            "no answer in time"
-            if value == errno.ETIMEDOUT
-            else (
+        if value in {errno.EPIPE, errno.ECONNRESET}:
+            return (
                 "the other end closed the connection during the handshake: most likely its cluster key is another one"
             )
-        )
+        return "connected, but no answer in time: the other process hangs, is stopped, or is no pgr"
     if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
         return f"the other end refused our cluster key (status {value})"
     if value == zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC:

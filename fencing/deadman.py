@@ -1,5 +1,3 @@
-# ruff: noqa: ARG001, ARG005
-# (every guard and effect of the table has one signature)
 """The deadman machine: what is told to the watchdog, and when Postgres dies (safety.md, "Lease", "Fencing ladder").
 
 Pure: ``step(state, event, now_ns)`` gives the next state and what the shell must do. All instants are absolute

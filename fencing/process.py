@@ -72,7 +72,7 @@ def run(config: WatchdogConfig) -> int:
     except (OSError, zmq.ZMQError) as error:
         # Nobody was told that we guard anything, so a living parent decides; a dead one cannot.
         log("watchdog.cannot_start", reason=str(error))
-        if not os.path.exists(f"/proc/{config.parent_pid}"):
+        if not Path(f"/proc/{config.parent_pid}").exists():
             _last_stand(config, None)
         return CANNOT_START
     try:

@@ -1,7 +1,7 @@
 """Being on time: scheduling class, locked memory, no garbage collector pauses (research/limits.md, "Wake-up lateness").
 
-Each process calls these for itself (none of it passes through fork). Where root is dropped first, whoever drops it calls
-``permit`` before: the limits it raises are inherited and let an ordinary user do the rest.
+Each process calls these for itself (none of it passes through fork). Where root is dropped first, whoever drops it
+calls ``permit`` before: the limits it raises are inherited and let an ordinary user do the rest.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT = 1, 2, 4
 def permit() -> tuple[str, ...]:
     """Raise the limits that raise_priority and lock_memory need; the names of those that could be raised (by root)."""
     raised = []
-    for name, value in (("RLIMIT_RTPRIO", RR_PRIORITY), ("RLIMIT_NICE", 30), ("RLIMIT_MEMLOCK", resource.RLIM_INFINITY)):
+    limits = {"RLIMIT_RTPRIO": RR_PRIORITY, "RLIMIT_NICE": 30, "RLIMIT_MEMLOCK": resource.RLIM_INFINITY}
+    for name, value in limits.items():
         try:
             resource.setrlimit(getattr(resource, name), (value, value))
             raised.append(name)

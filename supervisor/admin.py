@@ -144,7 +144,7 @@ class RemoteChannel:
     """CURVE to the consensus port of any member, with the key all members share."""
 
     def __init__(self, node: str, key_file: Path) -> None:
-        from consensus.keys import read_key
+        from consensus.keys import KeyFileError, read_key
         from consensus.transport import AdminClient, AdminError
 
         try:
@@ -154,6 +154,9 @@ class RemoteChannel:
         self._error = AdminError
         try:
             self._client = AdminClient((host, port), read_key(key_file))
+        except KeyFileError as error:
+            hint = "`--cluster-key` takes the key file that all members share, readable by this user alone"
+            raise _ERRORS.get(error.exit_code, UsageError)(str(error), hint) from error
         except AdminError as error:
             raise MissingError(str(error), "write `--node HOST:PORT` with the address of `--listen`") from error
 

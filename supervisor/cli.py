@@ -247,9 +247,18 @@ def demo(
     raise typer.Exit(run(once=once, keep=keep, data=data, profile=profile))
 
 
+class _ReaderGone(Exception):
+    """Whoever read our stdout has left (``pgr history | head``). No OSError: typer would make EPIPE exit code 1."""
+
+
 def _out(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Or the interpreter would fail at its own last flush.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        raise _ReaderGone from None
 
 
 def _talk(text: str) -> None:
@@ -272,9 +281,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
         return 130
-    except BrokenPipeError:
-        # Who reads us has left (`pgr history | head`); keep the interpreter from failing at its own last flush.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except _ReaderGone:
         return 141
     except _Usage as error:
         text = str(getattr(error, "message", "")) or str(error)

@@ -122,8 +122,13 @@ def exit_for(exc: BaseException) -> Explained:
         return Explained(exc.exit_code, exc.message, exc.hint)
     for cls in type(exc).__mro__:
         known = _LOWER.get(f"{cls.__module__}.{cls.__qualname__}")
-        if known is not None:
-            code, hint = known
+        own_code = getattr(exc, "exit_code", None) if cls.__module__.startswith(("consensus.", "fencing.")) else None
+        if known is not None or own_code is not None:
+            code, hint = known or (ExitCode.BUG, "")
+            try:
+                code = ExitCode(own_code) if own_code is not None else code
+            except ValueError:
+                code = ExitCode.BUG
             return Explained(code, str(exc) or cls.__name__, str(getattr(exc, "hint", "")) or hint)
     if isinstance(exc, OSError):
         if exc.errno in _DISK_ERRNO:

@@ -1,9 +1,9 @@
 """A small fork server: what it starts costs a fork of a lean image and ends up as a child of the *parent*.
 
 The parent forks it early: everything the children need is imported, no ZeroMQ context was ever made, psycopg and the
-rest are not there yet. Later children then start within milliseconds and share its pages. It is single-threaded and does
-one thing at a time: receive a request, fork twice, report. The second fork makes the child an orphan, which the kernel
-hands to the parent (a subreaper or PID 1): it is the parent that reaps it, and the parent's death that ends it.
+rest are not there yet. Later children then start within milliseconds and share its pages. It is single-threaded:
+receive a request, fork twice, report. The second fork makes the child an orphan, which the kernel hands to the parent
+(a subreaper or PID 1): it is the parent that reaps it, and the parent's death that ends it.
 
     parent                     launcher                 child (grandchild of the launcher)
       | {"kind", "args"} -------> |
@@ -33,7 +33,7 @@ from typing import Any, Final, NamedTuple, NoReturn
 from fencing.clock import now_ns
 from supervisor.errors import BugError, MissingError, PgrError, TryAgainError, exit_for, explain
 from supervisor.init import adopts_orphans, default_signals, die_with_parent, set_title
-from supervisor.logs import Log
+from fencing.logs import Log
 
 POSTGRES: Final = "postgres"
 _MESSAGE_BYTES: Final = 128 * 1024
@@ -48,16 +48,16 @@ class Kind(NamedTuple):
     """A child that runs in the forked image."""
 
     target: str
-    """`module:function` is called with the arguments of `spawn`, `module:function:Class` with `Class(**args)`."""
+    """`module:function`, called with the arguments of `spawn` as one dict; what it returns is the exit code."""
     title: str
     death_signal: int = 0
     """What the kernel sends it when the parent dies; 0 for one that must outlive the parent."""
 
 
 KINDS: Final[Mapping[str, Kind]] = {
-    "raft": Kind("consensus.process:run:RaftConfig", "pgr-raft", signal.SIGKILL),
+    "raft": Kind("consensus.process:run", "pgr-raft", signal.SIGKILL),
     # No death signal: its work begins when the parent is gone.
-    "watchdog": Kind("fencing.process:run:WatchdogConfig", "pgr-watchdog"),
+    "watchdog": Kind("supervisor.forked:run_watchdog", "pgr-watchdog"),
 }
 
 
@@ -110,7 +110,8 @@ class Launcher:
 
         `postgres`: `argv`, `log_path` (stdout and stderr are appended to it), optionally `env` (the whole environment)
         and `cwd`; returns after exec. Other kinds: the JSON arguments of their target; returns when that is
-        about to be called. Raises `MissingError` if a program can't be executed, `LauncherLostError`, `BugError` for an unknown kind.
+        about to be called. Raises `MissingError` if a program can't be executed, `LauncherLostError`, and
+        `BugError` for an unknown kind.
         """
         if kind != POSTGRES and kind not in self.kinds:
             raise BugError(f"the launcher knows no {kind!r}", f"known: {', '.join((POSTGRES, *self.kinds))}")
@@ -265,7 +266,7 @@ def _exec_main(fd: str, parent_pid: str, kinds: str) -> None:
 
 
 def _run_and_exit(run: Any) -> NoReturn:
-    """Run `run()` as if it were all of this process: nothing of the image it was forked from is resumed or cleaned up."""
+    """Run `run()` as if it were all of this process: nothing of the forked image is resumed or cleaned up."""
     code = 70
     try:
         result = run()
@@ -329,11 +330,15 @@ def _launch(channel: socket.socket, parent_pid: int, name: str, kind: Kind | Non
             _tell(channel, errno=int(first or errno.EAGAIN))
             return
         _tell(channel, pid=int(first[4:]))
-        os.write(go_w, _GO)
+        try:
+            os.write(go_w, _GO)
+        except BrokenPipeError:
+            _tell(channel, what="start", errno=errno.ESRCH)  # killed before it ran
+            return
         what, _, code = os.read(status_r, 64).decode().partition(" ")
         _tell(channel, **({"what": what, "errno": int(code)} if what else {"ok": True}))
     except BrokenPipeError:
-        pass  # the child was killed before it read; or the parent is gone, and the next recv ends us
+        pass  # the parent is gone: the next recv ends us
     except OSError as exc:
         _tell(channel, errno=exc.errno or errno.EIO)
     finally:
@@ -434,12 +439,10 @@ def _become_function(status_w: int, go_r: int, parent_pid: int, kind: Kind, args
         except OSError as exc:
             _fail(status_w, "start", exc)
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-        module_name, _, rest = kind.target.partition(":")
-        function_name, _, class_name = rest.partition(":")
-        module = importlib.import_module(module_name)
-        function = getattr(module, function_name)
+        module_name, _, function_name = kind.target.partition(":")
+        function = getattr(importlib.import_module(module_name), function_name)
         os.close(status_w)
-        return function(getattr(module, class_name)(**args)) if class_name else function(**args)
+        return function(args)
 
     _run_and_exit(run)
 

@@ -1,7 +1,8 @@
 """Several real nodes as subprocesses on loopback, for `pgr demo`, the tests and the benchmarks.
 
-Nothing here is known to the nodes: they are started with the flags a person would type, asked over HTTP, and killed from
-outside. Everything lives below one directory: ``NAME/`` (--data), ``NAME.log`` (JSON events), ``cluster.key``, ``password``.
+The nodes know nothing of this: they are started with the flags a person would type, asked over HTTP, and killed from
+outside. Everything lives below one directory: ``NAME/`` (--data), ``NAME.log`` (JSON events), ``cluster.key``,
+``password``.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from consensus.keys import new_key
 from fencing.clock import now_ns
 from supervisor import status
 from supervisor.errors import MissingError, TryAgainError
@@ -95,7 +97,9 @@ def run_user() -> pwd.struct_passwd | None:
             return pwd.getpwnam(name)
         except KeyError:
             continue
-    raise MissingError("there is neither a user postgres nor a user nobody to run Postgres as", "useradd --system postgres")
+    raise MissingError(
+        "there is neither a user postgres nor a user nobody to run Postgres as", "useradd --system postgres"
+    )
 
 
 def private_home(prefix: str, where: Path | None = None) -> Path:
@@ -118,7 +122,7 @@ def own(path: Path) -> None:
 
 def write_secret(path: Path, text: str) -> Path:
     path.touch(mode=0o600)
-    path.write_text(text + "\n", encoding="utf-8")
+    path.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
     own(path)
     return path
 
@@ -150,7 +154,8 @@ class LocalNode:
             "http": f"127.0.0.1:{self.http_port}",
             "log-format": "json",
         }
-        self.env: dict[str, str] = {}
+        self._mark = f"LOCALCLUSTER_NODE={self.data}"
+        self.env: dict[str, str] = dict([self._mark.split("=", 1)])
         self.process: subprocess.Popen[bytes] | None = None
 
     def command(self) -> list[str]:
@@ -178,17 +183,20 @@ class LocalNode:
         return self.process.pid
 
     def pids(self) -> list[int]:
-        """Every live process of this node: descendants of the parent, and whatever works in its data directory."""
+        """Every live process of this node: below the parent, working in the data directory, or wearing our mark."""
         table = processes()
         root = self.process.pid if self.process is not None and self.alive() else 0
-        return [p.pid for p in table.values() if p.state != "Z" and (_descends(table, p, root) or self._works_here(p.pid))]
+        return [
+            p.pid for p in table.values() if p.state != "Z" and (_descends(table, p, root) or self._is_marked(p.pid))
+        ]
 
-    def _works_here(self, pid: int) -> bool:
+    def _is_marked(self, pid: int) -> bool:
         try:
-            place = os.readlink(f"/proc/{pid}/cwd")
+            place = str(Path(f"/proc/{pid}/cwd").readlink())
+            environment = Path(f"/proc/{pid}/environ").read_bytes()
         except OSError:
             return False  # it ended, or belongs to another user
-        return place == str(self.data) or place.startswith(f"{self.data}/")
+        return f"{place}/".startswith(f"{self.data}/") or self._mark.encode() in environment.split(b"\0")
 
     def pid_of(self, role: str) -> int:
         """``parent``, ``raft``, ``watchdog``, ``launcher`` or ``postmaster``; 0 if there is none at the moment."""
@@ -225,7 +233,7 @@ class LocalNode:
             raise RuntimeError(f"processes of node {self.name} survive SIGKILL: {self.pids()}")
         return at_ns, sorted(frozen.values())
 
-    def signal(self, number: signal.Signals) -> None:
+    def send(self, number: signal.Signals) -> None:
         if self.alive():
             _signal(self.pid, number)
 
@@ -238,7 +246,7 @@ class LocalNode:
 
     def stop(self, seconds: float = 30, how: signal.Signals = signal.SIGTERM) -> int:
         """Asked to stop, and its exit code; TimeoutExpired if it takes longer than ``seconds``."""
-        self.signal(how)
+        self.send(how)
         return self.wait(seconds)
 
     def get(self, path: str, timeout_s: float = ASK_S) -> tuple[int, bytes]:
@@ -277,7 +285,7 @@ def parse_event(line: str) -> dict[str, Any]:
 
 
 def _descends(table: Mapping[int, Process], process: Process, root: int) -> bool:
-    """Is it ``root`` or below it? (A process that was reparented meanwhile may lead anywhere: at most one turn each.)"""
+    """Is it ``root`` or below it? What was reparented meanwhile may lead anywhere, hence the bound."""
     at: Process | None = process
     for _ in range(len(table)):
         if at is None or not root:
@@ -314,7 +322,7 @@ class LocalCluster:
         ports = free_ports(3 * len(names))
         self.nodes = [LocalNode(home, name, ports[3 * i : 3 * i + 3]) for i, name in enumerate(names)]
         peers = ",".join(f"{node.name}=127.0.0.1:{node.listen_port}" for node in self.nodes)
-        key = write_secret(home / "cluster.key", secrets.token_hex(32))
+        key = write_secret(home / "cluster.key", new_key())
         password_file = write_secret(home / "password", self.password)
         for node in self.nodes:
             node.flags |= {"cluster-key": str(key), "profile": profile, "commit": commit}
@@ -375,7 +383,11 @@ class LocalCluster:
         for node in self.nodes:
             code = node.process.poll() if node.process else None
             seen = node.status()
-            what = f"{seen.role}/{seen.state} term {seen.term}: {seen.explanation}" if seen else f"silent, exit code {code}"
+            what = (
+                f"{seen.role}/{seen.state} term {seen.term}: {seen.explanation}"
+                if seen
+                else f"silent, exit code {code}"
+            )
             words.append(f"{node.name}: {what}")
         return "; ".join(words)
 
@@ -388,7 +400,9 @@ class LocalCluster:
     def node_uri(self, node: LocalNode) -> str:
         return f"postgresql://postgres:{self.password}@127.0.0.1:{node.pg_port}/postgres?connect_timeout=2"
 
-    def pgr(self, *words: str, node: LocalNode | None = None, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
+    def pgr(
+        self, *words: str, node: LocalNode | None = None, timeout_s: float = 60
+    ) -> subprocess.CompletedProcess[str]:
         """The admin command, asked at ``node`` (the first one)."""
         program = "import sys; from pgr_supervise import admin; sys.exit(admin())"
         return subprocess.run(
@@ -399,13 +413,13 @@ class LocalCluster:
     def stop(self, seconds: float = 20) -> None:
         """All at once, without hand-over; who does not end in time is killed."""
         for node in self.nodes:
-            node.signal(signal.SIGINT)
+            node.send(signal.SIGINT)
         wait_for(lambda: not any(node.alive() for node in self.nodes), seconds)
         self.kill()
 
     def kill(self) -> None:
         for node in self.nodes:
-            node.signal(signal.SIGCONT)
+            node.send(signal.SIGCONT)
             if node.process is not None:
                 node.kill_all()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -123,9 +124,13 @@ class Writer(threading.Thread):
             if self.pause_s:
                 self._end.wait(self.pause_s)
 
+    def stop_soon(self) -> None:
+        """Without waiting for the row under way."""
+        self._end.set()
+
     def stop(self, seconds: float = 15) -> None:
         """Ends after the row under way; RuntimeError if the server never answers it."""
-        self._end.set()
+        self.stop_soon()
         self.join(seconds)
         if self.is_alive():
             raise RuntimeError(f"the writer has been waiting for an answer for more than {seconds} s")
@@ -135,7 +140,7 @@ class Writer(threading.Thread):
         acked = list(self.acked)
         pairs = [
             Gap(before.acked_ns, after.acked_ns)
-            for before, after in zip(acked, acked[1:], strict=False)
+            for before, after in itertools.pairwise(acked)
             if after.acked_ns >= since_ns
         ]
         return max(pairs, key=lambda gap: gap.seconds, default=Gap(since_ns, since_ns))

@@ -53,7 +53,10 @@ class SqlTimeout(SqlFailure):
 
 
 class SqlConnectionLost(SqlFailure):
-    """Not connected, or no longer: what the server did with the statement is unknown. The session is closed."""
+    """Not connected, or no longer: what the server did with the statement is unknown. The session is closed.
+
+    libpq often keeps the server's last words in ``message`` only, so ``sqlstate`` may be "" where there was one.
+    """
 
 
 def preload() -> None:
@@ -191,13 +194,7 @@ class Session:
         for result in results:
             if result.status in (pq.ExecStatus.FATAL_ERROR, pq.ExecStatus.BAD_RESPONSE, pq.ExecStatus.NONFATAL_ERROR):
                 kind = SqlConnectionLost if self._conn.status == pq.ConnStatus.BAD else SqlError
-                raise kind(
-                    _field(result, pq.DiagnosticField.MESSAGE_PRIMARY) or result.get_error_message().strip(),
-                    _field(result, pq.DiagnosticField.SQLSTATE),
-                    _field(result, pq.DiagnosticField.MESSAGE_DETAIL),
-                    _field(result, pq.DiagnosticField.MESSAGE_HINT),
-                    sql,
-                )
+                raise _failure(kind, result, sql)
         if not results:
             return []
         last = results[-1]
@@ -235,6 +232,18 @@ def _ready(conn: PGconn, until_ns: int, doing: str, read: bool = False, write: b
 
 def _lost(conn: PGconn, sql: str = "") -> SqlConnectionLost:
     return SqlConnectionLost(conn.get_error_message().strip() or "the connection is lost", statement=sql)
+
+
+def _failure(kind: type[SqlFailure], result: PGresult, sql: str) -> SqlFailure:
+    from psycopg import pq
+
+    return kind(
+        _field(result, pq.DiagnosticField.MESSAGE_PRIMARY) or result.get_error_message().strip(),
+        _field(result, pq.DiagnosticField.SQLSTATE),
+        _field(result, pq.DiagnosticField.MESSAGE_DETAIL),
+        _field(result, pq.DiagnosticField.MESSAGE_HINT),
+        sql,
+    )
 
 
 def _field(result: PGresult, field: int) -> str:

@@ -34,5 +34,6 @@ def snapshot(node: str = "a", **changes: Any) -> Snapshot:
         explanation="a is primary of term 7", history=HISTORY, pgr_version="0.1.0", taken_ns=NOW,
     )  # fmt: skip
     if node != "a":
-        base = replace(base, role="replica", state="streaming", lease_until_ns=0, opened=False)
+        rows = tuple(replace(m, age_ms=0) if m.name == node else m for m in base.members)
+        base = replace(base, members=rows, role="replica", state="streaming", lease_until_ns=0, opened=False)
     return replace(base, **changes)

@@ -10,9 +10,30 @@ from hypothesis import strategies as st
 
 from fencing import deadman as machine
 from fencing.deadman import (
-    Action, Arm, Armed, ClockJumped, Deadman, Disarm, Disarmed, Event, Exit, FenceDone, Kill, Killed, LeaseChanged, Leave,
-    Leaving, ParentGone, Phase, Tick, Watch, Watching, deadman, step, wakeup_ns,
-)  # fmt: skip
+    Action,
+    Arm,
+    Armed,
+    ClockJumped,
+    Deadman,
+    Disarm,
+    Disarmed,
+    Event,
+    Exit,
+    FenceDone,
+    Kill,
+    Killed,
+    LeaseChanged,
+    Leave,
+    Leaving,
+    ParentGone,
+    Phase,
+    Tick,
+    Watch,
+    Watching,
+    deadman,
+    step,
+    wakeup_ns,
+)
 from fencing.lease import MS, PROFILES
 
 TIMINGS = PROFILES["default"]
@@ -77,14 +98,15 @@ def test_a_renewal_that_arrives_late_does_not_restart_a_timer() -> None:
 
 @pytest.mark.parametrize(
     ("until_ns", "why"),
-    [(0, "given up"), (-1, "given up"), (T0 + L - 1, "backwards"), (T0 + L + 1, "further away"), (1 << 80, "further away")],
+    [(0, "given up"), (-1, "given up"), (T0 + L - 1, "backwards"), (T0 + L + 1, "further away"), (1 << 80, "further")],
 )
 def test_a_bad_deadline_counts_as_expired_at_once_and_spends_the_term(until_ns: int, why: str) -> None:
     state, told = play(LeaseChanged(5, until_ns), state=armed())
     assert isinstance(told[0], Kill)
     assert why in told[0].reason
     state, _ = play(FenceDone(0), Disarm(), state=state)
-    _, told = play(LeaseChanged(5, T0 + L), ARM, state=state)
+    state, told = play(LeaseChanged(5, T0 + L), ARM, state=state)
+    assert state.lease_until_ns == 0, "nor is it told to anyone who asks"
     assert "given up or went wrong" in refusal(told)
 
 
@@ -101,9 +123,10 @@ def test_the_parents_copy_may_overtake_the_raft_childs_own_message() -> None:
 
 
 def test_a_lease_of_another_term_never_lengthens_the_armed_one() -> None:
-    state, _ = play(LeaseChanged(4, T0 + L + 80 * MS), LeaseChanged(6, T0 + L + 90 * MS), state=armed(), now_ns=T0 + 100 * MS)
+    later_ns = T0 + 100 * MS
+    state, _ = play(LeaseChanged(4, later_ns + L), LeaseChanged(6, later_ns + L), state=armed(), now_ns=later_ns)
     assert wakeup_ns(state) == T0 + L
-    state, _ = play(LeaseChanged(5, T0 + L + 95 * MS), state=state, now_ns=T0 + 100 * MS)
+    state, _ = play(LeaseChanged(5, later_ns + L), state=state, now_ns=later_ns)
     assert wakeup_ns(state) == T0 + L, "term 5 is over once 6 was heard of"
 
 
@@ -176,7 +199,8 @@ def test_nothing_calls_off_a_kill(event: Event) -> None:
     state, _ = play(LeaseChanged(5, 0), FenceDone(1), state=armed())
     after, told = play(event, state=state)
     assert after == state
-    assert not getattr(told[0], "ok")
+    assert isinstance(told[0], Armed | Disarmed | Watching | Leaving)
+    assert not told[0].ok
     assert killed(play(Tick(), state=after)[1])
 
 
@@ -217,7 +241,7 @@ def test_watching_does_not_disarm() -> None:
     assert told == [Watching(False, "a Postgres is armed: disarm it first")]
 
 
-@pytest.mark.parametrize("before", [(), (Watch(8, 9),), (LeaseChanged(5, T0 + L), ARM)], ids=["idle", "watching", "armed"])
+@pytest.mark.parametrize("before", [(), (Watch(8, 9),), (ARM,)], ids=["idle", "watching", "armed"])
 def test_without_a_parent_everything_dies_and_then_the_watchdog_leaves(before: tuple[Event, ...]) -> None:
     state, told = play(*before, ParentGone())
     assert killed(told), "also when idle: a Postgres may have started that we were not told of"
@@ -233,7 +257,7 @@ def test_it_leaves_when_asked_but_never_an_armed_postgres() -> None:
     assert [type(action) for action in play(Leave(), state=armed())[1]] == [Leaving]
 
 
-@pytest.mark.parametrize(("by_ns", "dies"), [(3600_000 * MS, True), (-3600_000 * MS, True), (F + 1, True), (F, False), (0, False)])
+@pytest.mark.parametrize(("by_ns", "dies"), [(3600_000 * MS, True), (-F - 1, True), (F + 1, True), (F, False)])
 def test_a_jump_of_the_clocks_fences_what_is_armed(by_ns: int, dies: bool) -> None:
     assert killed(play(ClockJumped(by_ns), state=armed())[1]) is dies
 
@@ -261,9 +285,10 @@ def histories(draw: st.DrawFn) -> list[tuple[int, Event]]:
             last_ns = max(last_ns, now_ns + draw(st.integers(0, L)))
             event = LeaseChanged(5, last_ns)
         elif kind == 5:
-            event = LeaseChanged(draw(TERMS), draw(st.just(0) | OFFSETS.map(lambda offset: now_ns + offset)))
+            event = LeaseChanged(draw(TERMS), draw(st.booleans()) * (now_ns + draw(OFFSETS)))
         elif kind == 6:
-            event = draw(st.sampled_from([ARM, ARM._replace(term=6), ARM._replace(until_ns=0), Watch(8, 9), Leave()]))
+            others: list[Event] = [ARM, ARM._replace(term=6), ARM._replace(until_ns=0), Watch(8, 9), Leave()]
+            event = draw(st.sampled_from(others))
         elif kind == 7:
             event = ClockJumped(draw(st.integers(-F, F)))
         else:
@@ -274,7 +299,7 @@ def histories(draw: st.DrawFn) -> list[tuple[int, Event]]:
 
 @settings(max_examples=400)
 @given(histories())
-def test_armed_it_kills_at_the_first_tick_at_or_after_the_deadline_and_never_before(history: list[tuple[int, Event]]) -> None:
+def test_it_kills_at_the_first_tick_at_or_after_the_deadline_and_never_before(history: list[tuple[int, Event]]) -> None:
     """Against an oracle that shares nothing with the machine: it sees the deadlines that went in, and a set of rules in
     five lines."""
     state = armed()
@@ -307,7 +332,7 @@ ANY_EVENT = st.one_of(
 
 @settings(max_examples=400)
 @given(st.lists(st.tuples(st.integers(0, L), ANY_EVENT), max_size=30))
-def test_it_is_total_and_nothing_armed_outlives_every_deadline_that_was_ever_told(moves: list[tuple[int, Event]]) -> None:
+def test_it_is_total_and_nothing_armed_outlives_every_deadline_ever_told(moves: list[tuple[int, Event]]) -> None:
     state, now_ns, latest = deadman(TIMINGS), T0, dict[int, int]()
     for pause_ns, event in moves:
         now_ns += pause_ns

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from fencing.clock import now_ns
 from fencing.lease import MS
-from supervisor import health
-from supervisor.health import Current, HealthServer, Request, answer, parse_bytes, parse_request
+from supervisor import health, healthserver
+from supervisor.health import answer, parse_bytes
+from supervisor.healthserver import Current, HealthServer, Request, parse_request
 from supervisor.status import Snapshot
 from tests.unit.snapshots import NOW, A, B, snapshot
 
@@ -71,7 +72,10 @@ CLOSED = replace(PRIMARY, opened=False)
         (b(lsn=0), "/readiness?mode=write", 503),
         (REPLICA, "/readiness?mode=both", 400),
         *[(Snapshot("x"), path, 503) for path in ("/", "/replica", "/read-only", "/health", "/readiness")],
-        *[(Snapshot("x"), path, 200) for path in ("/patroni", "/status", "/cluster", "/history", "/config", "/metrics")],
+        *[
+            (Snapshot("x"), path, 200)
+            for path in ("/patroni", "/status", "/cluster", "/history", "/config", "/metrics")
+        ],
         (PRIMARY, "/nope", 404),
         (PRIMARY, "/primary/x", 404),
     ],
@@ -149,8 +153,9 @@ def test_parse(data: bytes, expected: object) -> None:
 def test_any_bytes_get_an_answer_or_more_time(data: bytes) -> None:
     request = parse_request(data)
     if request is not None:
-        head = health.respond(PRIMARY, request, NOW)
-        assert head.startswith(b"HTTP/1.1 ") and b"\r\n\r\n" in head
+        head = healthserver.respond(PRIMARY, request, NOW)
+        assert head.startswith(b"HTTP/1.1 ")
+        assert b"\r\n\r\n" in head
 
 
 @given(st.text(max_size=60), st.text(max_size=60))
@@ -215,7 +220,8 @@ def test_the_poll_set_of_the_parent_wakes_for_us(server: HealthServer) -> None:
 def test_get_head_options(server: HealthServer) -> None:
     got = ask(server, b"GET /primary HTTP/1.1\r\n\r\n")
     head, _, content = got.partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 200 OK\r\n") and f"Content-Length: {len(content)}".encode() in head
+    assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert f"Content-Length: {len(content)}".encode() in head
     assert json.loads(content)["role"] == "primary"
     assert ask(server, b"HEAD /primary HTTP/1.1\r\n\r\n") == head + b"\r\n\r\n"
     assert ask(server, b"OPTIONS /replica HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
@@ -261,7 +267,7 @@ def test_slow_clients_keep_no_check_out(server: HealthServer) -> None:
         for _ in range(200):
             dial(server, stack).send(b"GET /")
             turn(server)
-        assert len(server) == health.MAX_CONNECTIONS
+        assert len(server) == healthserver.MAX_CONNECTIONS
         assert ask(server, b"GET / HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 200")
 
 
@@ -274,7 +280,8 @@ def test_deadlines_end_what_is_slow(server: HealthServer) -> None:
         turn(server, NOW + 4_999 * MS)
         assert len(server) == 1
         server.handle(NOW + 5_000 * MS)
-        assert len(server) == 0 and server.deadline_ns() is None
+        assert len(server) == 0
+        assert server.deadline_ns() is None
         assert client.recv(1) == b""
 
 

@@ -31,7 +31,10 @@ ENVELOPES = st.builds(Envelope, CLUSTERS, NAMES, NUMBERS, NUMBERS, st.just("") |
 ID = "ab" * 16
 
 
-def envelope(message: Any = TimeoutNow(7), **changes: Any) -> Envelope:
+SEVEN = TimeoutNow(7)
+
+
+def envelope(message: Any = SEVEN, **changes: Any) -> Envelope:
     return Envelope(ID, "a", 1, 2, "b", 3, message)._replace(**changes)
 
 
@@ -133,7 +136,8 @@ def test_without_a_cluster_only_hello() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        envelope(cluster_id="AB" * 16), envelope(cluster_id="ab"), envelope(src=""), envelope(src="A"), envelope(dst="a" * 42),
+        envelope(cluster_id="AB" * 16), envelope(cluster_id="ab"), envelope(src=""), envelope(src="A"),
+        envelope(dst="a" * 42),
         envelope(dst="a\n"), envelope(src_incarnation=-1), envelope(src_boot=1 << 63), envelope(dst_incarnation=True),
         envelope(TimeoutNow(True)), envelope(TimeoutNow(-1)), envelope(VoteReq(1, 2, 3, "\ud800", 4)),
         envelope(Entry(1, 1, "", "")), envelope(Hello(0, "x" * peerwire.FRAME_BYTES_MAX)),

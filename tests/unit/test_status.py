@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -44,10 +45,13 @@ def test_a_newer_node_may_say_more_and_an_older_one_less() -> None:
     out["members"][0]["future"] = out["future"] = 1
     del out["scheduling"], out["members"][1]["tags"]
     read = from_json(out, NOW)
-    assert read.scheduling == {} and read.members == (A, replace(B, tags={}), C)
+    assert read.scheduling == {}
+    assert read.members == (A, replace(B, tags={}), C)
 
 
-@pytest.mark.parametrize("junk", [{}, {"node": "a", "members": [{}]}, {"node": "a", "members": [{"name": "a", "lsn": "x"}]}])
+@pytest.mark.parametrize(
+    "junk", [{}, {"node": "a", "members": [{}]}, {"node": "a", "members": [{"name": "a", "lsn": "x"}]}]
+)
 def test_what_is_no_status_is_refused(junk: dict[str, object]) -> None:
     with pytest.raises((KeyError, TypeError, ValueError)):
         from_json(junk)
@@ -65,7 +69,7 @@ def test_what_is_no_status_is_refused(junk: dict[str, object]) -> None:
         ({"lease_until_ns": 0}, 0, False),
     ],
 )
-def test_serves_writes_needs_role_gate_and_lease(changes: dict[str, object], at_ms: int, expected: bool) -> None:
+def test_serves_writes_needs_role_gate_and_lease(changes: dict[str, Any], at_ms: int, expected: bool) -> None:
     assert serves_writes(snapshot(**changes), NOW + at_ms * MS) is expected
 
 
@@ -114,4 +118,9 @@ def test_uris_name_every_data_member_primary_first() -> None:
 def test_libpq_reads_our_uris() -> None:
     psycopg = pytest.importorskip("psycopg")
     found = psycopg.conninfo.conninfo_to_dict(uris(snapshot(), "my db", "jo@x")["read_write"])
-    assert (found["user"], found["dbname"], found["host"], found["port"]) == ("jo@x", "my db", "10.0.0.1,10.0.0.2", "5432,5432")
+    assert (found["user"], found["dbname"], found["host"], found["port"]) == (
+        "jo@x",
+        "my db",
+        "10.0.0.1,10.0.0.2",
+        "5432,5432",
+    )

@@ -1,4 +1,4 @@
-"""The store: what is saved comes back, what must not be saved is refused, what was changed behind its back is noticed."""
+"""The store: what is saved comes back, what must not be is refused, what was changed behind its back is noticed."""
 
 from __future__ import annotations
 
@@ -87,7 +87,8 @@ def test_snapshot_from_a_leader_beyond_the_log(path: Path) -> None:
     "wrong",
     [
         Write(entries=entries(7, 7)), Write(entries=entries(5, 5)), Write(entries=entries(6, 6) + entries(8, 8)),
-        Write(truncate_from=2), Write(truncate_from=5, entries=entries(6, 6)), Write(HardState(1)), Write(HardState(2, "c")),
+        Write(truncate_from=2), Write(truncate_from=5, entries=entries(6, 6)), Write(HardState(1)),
+        Write(HardState(2, "c")),
         Write(HardState(2)), Write(HardState(3, "b", 6)), Write(HardState(3, "b", 3, 0)), Write(record=NodeRecord(1)),
         Write(HardState(3), entries=(Entry(6, 1, "x", 5),)),  # type: ignore[arg-type]
         Write(HardState(3), entries=(Entry(True, 1, "x", ""),)), Write(HardState(1 << 63)),
@@ -158,7 +159,8 @@ def change(path: Path, *statements: str) -> None:
 @pytest.mark.parametrize(
     "statement",
     [
-        'DELETE FROM log WHERE "index" = 5', 'DELETE FROM log WHERE "index" = 4', 'UPDATE log SET term = 9 WHERE "index" = 5',
+        'DELETE FROM log WHERE "index" = 5', 'DELETE FROM log WHERE "index" = 4',
+        'UPDATE log SET term = 9 WHERE "index" = 5',
         "UPDATE log SET data = data || ' '", "UPDATE log SET kind = x'00'", "UPDATE log SET data = CAST(x'ff' AS TEXT)",
         "UPDATE facts SET json = replace(json, '2', '1') WHERE name = 'hard'",
         "UPDATE facts SET json = '{' WHERE name = 'record'", "UPDATE facts SET hash = x'' WHERE name = 'identity'",
@@ -217,7 +219,9 @@ def test_a_torn_last_write_is_as_if_it_had_not_been(path: Path, tmp_path: Path) 
 def test_the_write_ahead_log_stays_small(path: Path) -> None:
     store = open_store(path)
     for number in range(1, 300):
-        store.save(Write(entries=(Entry(number, 1, "x/1", "y" * 50_000),), snapshot=Snapshot(number - 1, 1, "z" * 50_000)))
+        store.save(
+            Write(entries=(Entry(number, 1, "x/1", "y" * 50_000),), snapshot=Snapshot(number - 1, 1, "z" * 50_000))
+        )
     assert path.with_name("raft.sqlite-wal").stat().st_size < 12 << 20
     store.close()
     assert path.stat().st_size < 4 << 20

@@ -140,6 +140,11 @@ class _Sink:
         return False
 
 
+def as_format(text: str) -> Format:
+    """`text` as a format; anything unknown is json, which every program can read."""
+    return "text" if text == "text" else "json"
+
+
 class Log:
     """`log.info("role.changed", role="primary", term=3)`; `debug` writes only if PGR_DEBUG is set."""
 

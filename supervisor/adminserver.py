@@ -1,0 +1,185 @@
+"""The node's side of the admin protocol (table in admin.py): answers from the snapshot, actions through the leader.
+
+Nothing here waits: a switchover is accepted by the leader, and what the log then shows is passed on as progress.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import zmq
+
+from fencing import wire
+from fencing.lease import MS
+from supervisor import status
+from supervisor.admin import FORGET_MS, answer, progress
+from supervisor.context import Context
+from supervisor.errors import BugError, PgrError, RefusedError, TryAgainError, UsageError
+
+ACTION_TIMEOUT_MS = 60_000
+SAY_SOMETHING_MS = 5_000
+
+_ERRORS: dict[int, type[PgrError]] = {64: UsageError, 70: BugError, 75: TryAgainError, 78: RefusedError}
+
+
+@dataclass(slots=True)
+class Action:
+    """A switchover or failover under way, for one client."""
+
+    client: bytes
+    remote: bool
+    name: str
+    since_ns: int
+    events_seen: int
+    term: int
+    """Of the grant when it was asked for; the new one is above."""
+    accepted: dict[str, Any] | None = None
+    stopped_ns: int = 0
+    """When the old primary was seen to be gone."""
+    said_ns: int = 0
+
+
+class AdminServer:
+    """Requests over RUN/admin.sock, and those that the Raft child carries in from afar."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], c: Context) -> None:
+        self.c = c
+        path = c.config.admin_socket
+        path.unlink(missing_ok=True)
+        self.socket = context.socket(zmq.ROUTER)
+        self.socket.setsockopt(zmq.LINGER, 200)
+        self.socket.setsockopt(zmq.SNDHWM, 1000)
+        self.socket.setsockopt(zmq.MAXMSGSIZE, wire.FRAME_BYTES_MAX)
+        self.socket.bind(f"ipc://{path}")
+        self.watchers: dict[str, tuple[bytes, bool, int]] = {}
+        self.actions: dict[str, Action] = {}
+        self.snapshot = status.Snapshot(node=c.local.me)
+
+    # -- what comes in -------------------------------------------------------------------------------------------
+
+    def receive(self, now_ns: int) -> None:
+        while True:
+            try:
+                parts = self.socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            if len(parts) == 2:
+                self.request(parts[0], parts[1], now_ns, remote=False)
+
+    def request(self, client: bytes, data: bytes, now_ns: int, *, remote: bool) -> None:
+        try:
+            frame = wire.decode(data)
+        except wire.WireError as error:
+            self.c.log.once_per("admin.garbage", 10).warning("admin.garbage", error=str(error))
+            return
+        match frame.name:
+            case "status" if frame.body.get("watch") is True:
+                self.watchers[frame.id] = (client, remote, now_ns)
+                self._send(client, self._changed(frame.id, now_ns), remote)
+            case "status":
+                self._send(client, answer(frame.id, status.to_json(self.snapshot, now_ns)), remote)
+            case "history":
+                events = [status.event_json(e) for e in self.snapshot.history]
+                self._send(client, answer(frame.id, {"history": events}), remote)
+            case "uri":
+                self._send(client, self._uri(frame), remote)
+            case "switchover" | "failover":
+                self._act(client, frame, now_ns, remote)
+            case _:
+                unknown = UsageError(f"this node knows no request {frame.name!r}", "use a pgr of the node's version")
+                self._send(client, answer(frame.id, error=unknown), remote)
+
+    def _uri(self, frame: wire.Frame) -> bytes:
+        try:
+            uris = status.uris(self.snapshot, str(frame.body.get("dbname") or "postgres"), str(frame.body.get("user") or ""))
+        except ValueError as error:
+            return answer(frame.id, error=TryAgainError(str(error), "see `pgr status`"))
+        return answer(frame.id, uris)
+
+    def _act(self, client: bytes, frame: wire.Frame, now_ns: int, remote: bool) -> None:
+        grant = self.c.view.cluster.grant if self.c.view.cluster is not None else None
+        events = len(self.snapshot.history)
+        self.actions[frame.id] = Action(client, remote, frame.name, now_ns, events, grant.term if grant else 0, said_ns=now_ns)
+        if not self.c.view.alive:
+            self._end(frame.id, error=TryAgainError("the control plane of this node is being restarted", "try again"))
+            return
+        self.c.raft.tell("admin.request", {"name": frame.name, "body": frame.body}, frame.id)
+
+    def answered(self, frame: wire.Frame) -> bool:
+        """The leader's word on a request of ours. False: it is not about one."""
+        action = self.actions.get(frame.id)
+        if action is None:
+            return False
+        if frame.body.get("ok") is not True:
+            kind = _ERRORS.get(int(frame.body.get("code", 75)), TryAgainError)
+            self._end(frame.id, error=kind(str(frame.body.get("error")), str(frame.body.get("hint"))))
+            return True
+        action.accepted = {k: frame.body.get(k) for k in ("from", "to")}
+        text = f"{action.name} accepted: from {action.accepted['from'] or 'nobody'} to {action.accepted['to'] or 'the best'}"
+        self._send(action.client, progress(frame.id, "accepted", text, action.accepted), action.remote)
+        return True
+
+    # -- what changes --------------------------------------------------------------------------------------------
+
+    def publish(self, snapshot: status.Snapshot, now_ns: int) -> None:
+        """A new snapshot: watchers see it, actions move on."""
+        self.snapshot = snapshot
+        for request_id, (client, remote, asked_ns) in list(self.watchers.items()):
+            if now_ns - asked_ns > FORGET_MS * MS:
+                del self.watchers[request_id]
+            else:
+                self._send(client, self._changed(request_id, now_ns), remote)
+        for request_id, action in list(self.actions.items()):
+            self._advance(request_id, action, now_ns)
+
+    def _advance(self, request_id: str, action: Action, now_ns: int) -> None:
+        grant = self.c.view.cluster.grant if self.c.view.cluster is not None else None
+        for event in self.snapshot.history[action.events_seen :]:
+            text = f"{event.kind}: {event.node} {event.reason}"
+            self._send(action.client, progress(request_id, event.kind, text, status.event_json(event)), action.remote)
+            action.said_ns = now_ns
+        action.events_seen = len(self.snapshot.history)
+        old = self.c.local.epoch == action.term and self.c.local.server.value in ("stopping", "down")
+        if not action.stopped_ns and (old or (grant is not None and grant.term > action.term)):
+            action.stopped_ns = now_ns
+        if grant is not None and grant.term > action.term and grant.opened:
+            gap_ms = (now_ns - action.stopped_ns) // MS
+            accepted = action.accepted or {}
+            result = {
+                "from": accepted.get("from", ""), "to": grant.node, "term": grant.term, "timeline": grant.timeline,
+                "gap_ms": gap_ms,
+            }  # fmt: skip
+            self._end(request_id, result=result)
+        elif now_ns - action.since_ns > ACTION_TIMEOUT_MS * MS:
+            error = TryAgainError(f"not done after {ACTION_TIMEOUT_MS // 1000} s: {self.snapshot.explanation}", "see `pgr status`")
+            self._end(request_id, error=error)
+        elif now_ns - action.said_ns > SAY_SOMETHING_MS * MS:
+            action.said_ns = now_ns
+            self._send(action.client, progress(request_id, "waiting", self.snapshot.explanation), action.remote)
+
+    def close(self) -> None:
+        error = TryAgainError("this node is stopping", "ask another member: pgr --node HOST:PORT --cluster-key FILE ...")
+        for request_id in list(self.actions):
+            self._end(request_id, error=error)
+        for request_id, (client, remote, _) in self.watchers.items():
+            self._send(client, answer(request_id, error=error), remote)
+        self.socket.close(200)
+
+    # -- what goes out -------------------------------------------------------------------------------------------
+
+    def _end(self, request_id: str, result: dict[str, Any] | None = None, error: PgrError | None = None) -> None:
+        action = self.actions.pop(request_id)
+        self._send(action.client, answer(request_id, result, error), action.remote)
+
+    def _changed(self, request_id: str, now_ns: int) -> bytes:
+        return progress(request_id, "status.changed", "", status.to_json(self.snapshot, now_ns))
+
+    def _send(self, client: bytes, data: bytes, remote: bool) -> None:
+        if remote:
+            self.c.raft.tell("remote.answer", {"client": client.hex(), "frame": data.decode()})
+            return
+        try:
+            self.socket.send_multipart([client, data], zmq.NOBLOCK)
+        except zmq.Again:
+            self.c.log.once_per("admin.full", 10).warning("admin.client_slow")

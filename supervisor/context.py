@@ -1,0 +1,176 @@
+"""What the daemon and its steps share: the node's picture of the world and the handles to act on it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from consensus.cluster import ClusterState, Grant
+from consensus.record import EpochStart, NodeRecord, Position
+from fencing.kill import ProcessId
+from fencing.lease import Timings
+from supervisor import settings
+from supervisor.binaries import Binaries
+from supervisor.children import ChildTable
+from supervisor.config import Config
+from supervisor.links import Link
+from fencing.logs import Log
+from supervisor.observe import Facts
+from supervisor.postgres import Postgres, Postmaster
+from supervisor.roles import Local, View
+from supervisor.sql import Session
+from supervisor.tasks import Task
+
+RECORD_TIMEOUT_MS = 5_000
+
+
+class StepFailed(Exception):
+    """A step could not be carried out now. The daemon logs it and tries again after a pause."""
+
+
+@dataclass(slots=True)
+class Context:
+    """Mutable on purpose, in one place: everything the loop knows."""
+
+    config: Config
+    log: Log
+    os_user: str
+    binaries: Binaries
+    children: ChildTable
+    raft: Link
+    watchdog: Link
+    postgres: Postgres
+    timings: Timings
+    view: View
+    local: Local
+    facts: Facts = field(default_factory=Facts)
+    postmaster: Postmaster | None = None
+    process: ProcessId | None = None
+    """The postmaster's identity, for the fence; kept after its end until the fence is verified."""
+    session: Session | None = None
+    wal_segment_bytes: int = 16 << 20
+    floors: dict[str, int] = field(default_factory=dict)
+    conf: dict[str, Any] = field(default_factory=dict)
+    """What the running server's changing settings are: conninfo, slot, names, gate."""
+    clone_progress: tuple[int, int] = (0, 0)
+
+    def change(self, **facts: Any) -> None:
+        """Set facts about this node."""
+        self.local = replace(self.local, **facts)
+
+    @property
+    def cluster(self) -> ClusterState:
+        if self.view.cluster is None:
+            raise StepFailed("the cluster state is not known yet")
+        return self.view.cluster
+
+    @property
+    def record(self) -> NodeRecord:
+        return self.view.record
+
+    def need_session(self) -> Session:
+        if self.session is None or not self.session.open:
+            raise StepFailed("there is no session with Postgres")
+        return self.session
+
+    def need_postmaster(self) -> Postmaster:
+        if self.postmaster is None:
+            raise StepFailed("Postgres is not running")
+        return self.postmaster
+
+    def save_record(
+        self,
+        history: tuple[EpochStart, ...] | None = None,
+        *,
+        proof: Position | None | str = "",
+        marker: str | None = None,
+    ) -> Task[None]:
+        """Have the Raft child write the node's record; on disk when this returns. ``proof`` "": unchanged."""
+        old = self.record
+        new = old._replace(
+            history=old.history if history is None else history,
+            proof=old.proof if isinstance(proof, str) else proof,
+            marker=old.marker if marker is None else marker,
+        )
+        if new == old:
+            return
+        body = {
+            "history": [list(e) for e in new.history],
+            "proof": list(new.proof) if new.proof is not None else None,
+            "marker": new.marker,
+        }
+        yield from self.raft.ask("node.record", body, RECORD_TIMEOUT_MS)
+        self.view = replace(self.view, record=new._replace(promised=self.view.record.promised))
+
+    # -- settings ------------------------------------------------------------------------------------------------
+
+    def founding(self) -> dict[str, Any]:
+        """The founding settings in the log: parameters, hba, ..."""
+        body: dict[str, Any] = json.loads(self.cluster.settings)
+        return body
+
+    def write_settings(self, *, conninfo: str = "", slot: str = "", names: str, gate: bool = True) -> dict[str, str]:
+        """Render pgr's settings for the server; returns them (the caller writes or prepares)."""
+        self.conf = {"conninfo": conninfo, "slot": slot, "names": names, "gate": gate}
+        founding = self.founding()
+        node = settings.NodeSettings(
+            listen=self.config.pg_listen,
+            port=self.config.pg_port,
+            socket_dir=str(self.postgres.socket_dir),
+            hba_file=str(self.postgres.hba_file),
+            ident_file=str(self.postgres.ident_file),
+            cluster_name=self.config.name,
+            primary_conninfo=conninfo,
+            primary_slot_name=slot,
+            standby_names=names,
+            gate=gate,
+            parameters=founding.get("parameters", {}),
+        )
+        owned, raised = settings.with_floors(settings.owned_settings(node), self.floors)
+        if raised:
+            self.log.once_per("settings.raised", 3600).info("settings.raised", values=raised)
+        return owned
+
+    def hba(self) -> str:
+        founding = self.founding()
+        return settings.hba(founding.get("hba", ()), self.os_user, founding.get("superuser", "postgres"))
+
+    def ident(self) -> str:
+        return settings.ident(self.os_user, self.founding().get("superuser", "postgres"))
+
+    def idle_names(self) -> str:
+        """synchronous_standby_names of a server that is not primary: never empty where commits must wait."""
+        return settings.PLACEHOLDER_NAMES if self.cluster.group.k > 1 else ""
+
+    def primary_names(self, term: int) -> str:
+        """synchronous_standby_names of this node as primary of ``term``: the others of S, stamped with its epoch."""
+        group = self.cluster.group
+        others = [
+            (m.name, m.incarnation) for m in self.cluster.members if m.name in group.members and m.name != self.local.me
+        ]
+        return settings.standby_names(term, group.k, others)
+
+    def upstream(self, grant: Grant, dbname: str | None = None, application: str | None = None) -> str:
+        """How to reach the primary of ``grant`` for replication, rewind or a question."""
+        member = self.cluster.member(grant.node)
+        if member is None:
+            raise StepFailed(f"{grant.node} is not a member")
+        host, _, port = member.postgres.rpartition(":")
+        stamp = settings.stamp(self.local.me, self.view.incarnation, grant.term)
+        return settings.conninfo(
+            host=host.strip("[]"),
+            port=int(port),
+            user=settings.REPLICATION_ROLE,
+            dbname=dbname,
+            passfile=str(self.config.run / "pgpass"),
+            application_name=application or stamp,
+            connect_timeout=3,
+            keepalives_idle=3,
+            keepalives_interval=1,
+            keepalives_count=3,
+            tcp_user_timeout=3000,
+        )
+
+    def own_conninfo(self) -> str:
+        return settings.own_conninfo(str(self.postgres.socket_dir), self.config.pg_port)

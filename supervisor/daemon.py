@@ -1,0 +1,547 @@
+"""The parent: one poll loop over signals, process ends, the bus, Postgres sessions, HTTP and admin clients.
+
+Every turn: take in what happened, ask roles.py for the next step, run it as a task. No rule is held here.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+from consensus.cluster import load
+from consensus.record import EpochStart, NodeRecord, Position
+from fencing import wire
+from fencing.clock import now_ns
+from fencing.lease import MS, PROFILES
+from fencing.logs import Log
+from supervisor import binaries as find_binaries
+from supervisor import controldata, files, observe, preflight, watch
+from supervisor.adminserver import AdminServer
+from supervisor.children import ChildTable
+from supervisor.config import Config
+from supervisor.context import Context, StepFailed
+from supervisor.errors import ExitCode, PgrError, RefusedError
+from supervisor.healthserver import Current, HealthServer
+from supervisor.init import Signals
+from supervisor.launcher import Launcher
+from supervisor.links import Link
+from supervisor.offspring import Offspring
+from supervisor.postgres import OccupiedError, Postgres
+from supervisor.rebuild import Rebuild, read_mark
+from supervisor.roles import Data, Local, Plan, Server, Situation, Step, View, plan
+from supervisor.settings import REPLICATION_ROLE
+from supervisor.sql import SqlFailure
+from supervisor.steps import Steps
+from supervisor.tasks import NEVER, Handle, Outcome, Runner, Task, TaskTimeout, run_blocking
+
+SNAPSHOT_EVERY_MS = 1_000
+HELLO_EVERY_MS = 20
+RETRY_FIRST_MS, RETRY_MAX_MS = 100, 5_000
+HAND_OVER_MS = 15_000
+"""A stopping primary waits this long for another to take over, then stops without."""
+RELEASE_MS = 1_500
+"""After a hand-over the Raft child stays this long for the successor to be elected."""
+STOP_CHILDREN_MS = 1_000
+FATAL_CODES = (ExitCode.USAGE, ExitCode.MISSING, ExitCode.DISK, ExitCode.REFUSED)
+
+
+def run(config: Config, launcher: Launcher, log: Log) -> int:
+    """The node's life, from the first child to the exit code."""
+    os.chdir("/")  # the fence kills whatever has PGDATA as its working directory
+    daemon = Daemon(config, launcher, log)
+    try:
+        return daemon.loop()
+    finally:
+        daemon.close()
+
+
+class Daemon:
+    """Wires everything to one loop."""
+
+    def __init__(self, config: Config, launcher: Launcher, log: Log) -> None:
+        self.config, self.launcher, self.log = config, launcher, log
+        self.binaries = find_binaries.find(config.pg_bin)
+        if preflight.has_postgres(config.pgdata):
+            preflight.check_major(config.pgdata, self.binaries.major, self.binaries.bin_dir)
+        self.signals = Signals()
+        self.children = ChildTable()
+        self.zmq: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
+        self.c = self._context()
+        self.steps = Steps(self.c)
+        self.rebuild = Rebuild(self.c, self.steps)
+        self.actions: dict[Step, Callable[[Plan], Task[Any]]] = {
+            Step.FENCE: self.steps.fence, Step.HAND_OVER: self.steps.hand_over, Step.STOP: self.steps.stop,
+            Step.REPORT_FENCED: self.steps.report_fenced, Step.CREATE: self.rebuild.create,
+            Step.CLONE: self.rebuild.clone, Step.REWIND: self.rebuild.rewind, Step.START: self.steps.start,
+            Step.FREEZE: self.steps.freeze, Step.NO_POSITION: self.steps.no_position,
+            Step.PROMOTE: self.steps.promote, Step.OPEN: self.steps.prove, Step.OPEN_GATE: self.steps.open_gate,
+            Step.FOLLOW: self.steps.follow,
+        }  # fmt: skip
+        self.runner = Runner()
+        self.plan = Plan(Step.WAIT)
+        self.sentence = "starting"
+        self.task: Handle | None = None
+        self.failures: dict[Plan, tuple[int, int]] = {}
+        """Plan -> (failures in a row, not before)."""
+        self.watcher: Handle | None = None
+        self.members: dict[str, Any] = {}
+        self.scheduling: dict[str, str] = {}
+        self.founding_sentence = ""
+        self.offspring = Offspring(config, launcher, self.children, log)
+        self.admin = AdminServer(self.zmq, self.c)
+        self.current = Current(self.admin.snapshot)
+        self.http = HealthServer(self.current, config.http.host, config.http.port) if config.http is not None else None
+        self.exit_code: int | None = None
+        self.hello_at_ns = self.snapshot_at_ns = 0
+        self.stop_asked_ns = self.exit_asked_ns = 0
+        self.observed: dict[str, Any] = {}
+        self.checkpointing = 0
+
+    def _context(self) -> Context:
+        config = self.config
+        account = os.geteuid()
+        postgres = Postgres(self.binaries, config.pgdata, config.run, config.postgres_log, self._spawn_postgres, self.children)
+        try:
+            postgres.refuse_if_occupied()
+        except OccupiedError:
+            self._end_leftover_postgres(postgres)
+        return Context(
+            config, self.log, _user_name(account), self.binaries, self.children,
+            Link(self.zmq, config.raft_socket, self.log), Link(self.zmq, config.watchdog_socket, self.log), postgres,
+            PROFILES[config.profile], View(), Local(config.name),
+        )  # fmt: skip
+
+    def _end_leftover_postgres(self, postgres: Postgres) -> None:
+        """Our own, left by a parent that died with its watchdog: nobody guards it, so it must not go on (the data
+        directory's lock is ours, so no other supervisor lives)."""
+        if not read_mark(self.config.pgdata):
+            raise OccupiedError(
+                f"a Postgres runs in {self.config.pgdata} that pgr did not start",
+                f"stop it first: pg_ctl -D {self.config.pgdata} stop",
+            )
+        from fencing.kill import fence
+
+        report = fence(self.config.pgdata, None, now_ns() + 5_000 * MS)
+        self.log.warning("postgres.leftover_ended", expected=False, killed=report.killed, survivors=list(report.survivors))
+        postgres.refuse_if_occupied()
+
+    def _spawn_postgres(self, argv: Sequence[str], env: Mapping[str, str], log_path: Path) -> int:
+        pid = self.launcher.spawn("postgres", argv=list(argv), env=dict(env), log_path=str(log_path))
+        self.children.expect(pid)
+        return pid
+
+    # -- the loop ------------------------------------------------------------------------------------------------
+
+    def loop(self) -> int:
+        self.offspring.describe(self._raft_arguments())
+        self.offspring.start_all()
+        self.c.watchdog.tell("deadman.query", {})
+        while self.exit_code is None:
+            self._turn()
+        return self.exit_code
+
+    def _turn(self) -> None:
+        task_fds, until_ns = self.runner.wait_for()
+        poller = zmq.Poller()
+        for socket in (self.c.raft.socket, self.c.watchdog.socket, self.admin.socket):
+            poller.register(socket, zmq.POLLIN)
+        for fd in (self.signals.fileno(), *self.offspring.fds(), *self._postmaster_fd()):
+            poller.register(fd, zmq.POLLIN)
+        if self.http is not None:
+            poller.register(self.http.fileno(), zmq.POLLIN)
+        for fd, events in task_fds.items():
+            poller.register(fd, events)
+        timeout_ns = min(until_ns, self._next_deadline_ns()) - now_ns()
+        ready = dict(poller.poll(max(0, -(-timeout_ns // MS))))
+        self._take_in()
+        self.runner.run({fd: ready[fd] for fd in task_fds if fd in ready}, now_ns())
+        self._replan()
+        self._publish()
+
+    def _postmaster_fd(self) -> tuple[int, ...]:
+        return (self.c.postmaster.pidfd,) if self.c.postmaster is not None else ()
+
+    def _next_deadline_ns(self) -> int:
+        now = now_ns()
+        deadlines = [self.snapshot_at_ns, self.offspring.wakeup_ns()]
+        if self.http is not None:
+            deadlines.append(self.http.deadline_ns() or NEVER)
+        if not self.c.view.alive:
+            deadlines.append(self.hello_at_ns)
+        situation = self._situation(now)
+        if situation.writable:
+            deadlines.append(situation.demote_at_ns if self.c.view.alive else self.c.view.lease_until_ns - 20 * MS)
+        pause = self.failures.get(self.plan)
+        if pause is not None and self.task is None:
+            deadlines.append(pause[1])
+        if self.c.local.stopping:
+            deadlines.append(now + 50 * MS)
+        return max(now, min(deadlines))
+
+    def _take_in(self) -> None:
+        now = now_ns()
+        for number in self.signals.read():
+            self._signal(number)
+        self.children.reap_all()
+        for frame in self.c.raft.facts():
+            self._from_raft(frame)
+        for frame in self.c.watchdog.facts():
+            self._from_watchdog(frame)
+        for name, code in self.offspring.ended(now):
+            self._child_ended(name, code)
+        self._look_after_postmaster()
+        self.admin.receive(now)
+        if self.http is not None:
+            self.http.handle(now)
+        if not self.c.view.alive and now >= self.hello_at_ns:
+            self.hello_at_ns = now + HELLO_EVERY_MS * MS
+            self.c.raft.tell("node.hello", {})
+
+    # -- children ------------------------------------------------------------------------------------------------
+
+    def _raft_arguments(self) -> dict[str, Any]:
+        config, founding = self.config, self.config.founding
+        mark = read_mark(config.pgdata) if config.pgdata.exists() else {}
+        adopts = ""
+        if preflight.has_postgres(config.pgdata) and not mark:
+            control = run_blocking(controldata.read(self.binaries, config.pgdata, self.children), now_ns() + 5_000 * MS)
+            adopts = str(control.system_identifier)
+        settings = {"parameters": dict(founding.parameters), "hba": list(founding.hba), "superuser": founding.superuser}
+        from consensus.cluster import canonical
+
+        return {
+            "raft_dir": str(config.raft_dir), "run_dir": str(config.run), "name": config.name,
+            "listen": list(config.listen), "raft_address": str(config.advertise),
+            "postgres_address": str(config.pg_advertise), "http_address": str(config.http_advertise or ""),
+            "peers": {p.name: list(p.address) for p in config.peers},
+            "key_file": str(config.cluster_key or ""), "profile": config.profile, "commit": config.commit,
+            "settings": canonical(settings), "data_incarnation": int(mark.get("incarnation", 0)), "adopts": adopts,
+            "salvage": config.salvage_dir.exists() and any(config.salvage_dir.iterdir()), "log_format": config.log_format,
+        }  # fmt: skip
+
+    def _child_ended(self, name: str, code: int) -> None:
+        now = now_ns()
+        if name == "raft":
+            self.c.view = replace(self.c.view, alive=False)
+            self.c.raft.redial()
+            self.hello_at_ns = now
+            if code in FATAL_CODES and not self.c.local.stopping:
+                self.log.error("node.cannot_go_on", child=name, exit_code=code)
+                self._stop_at_once(code)
+        elif name == "watchdog":
+            self.c.watchdog.redial()
+            if self._situation(now).writable and not self.c.local.unguarded_since_ns:
+                self.c.change(unguarded_since_ns=now)
+            self.c.watchdog.tell("deadman.query", {})
+
+    def _from_watchdog(self, frame: wire.Frame) -> None:
+        match frame.name:
+            case "child.ready":
+                self.scheduling["watchdog"] = str(frame.body.get("scheduling", ""))
+                self.offspring.ready("watchdog")
+                self._guard_again()
+            case "deadman.killed":
+                self.log.warning("watchdog.killed_postgres", expected=False, **frame.body)
+            case _:
+                pass  # late answers to questions that were given up
+
+    def _guard_again(self) -> None:
+        """A new watchdog knows nothing: arm it with the lease that runs, or have it watch the standby."""
+        process, local = self.c.process, self.c.local
+        if self.c.postmaster is None or process is None:
+            return
+        if self._situation(now_ns()).writable:
+            self.runner.start(self._rearm(local.epoch), self._rearmed, "rearm")
+        else:
+            self.c.watchdog.tell("deadman.watch", {"pid": process.pid, "start_ticks": process.start_ticks})
+
+    def _rearm(self, epoch: int) -> Task[bool]:
+        process, view = self.c.process, self.c.view
+        if process is None or view.lease_term != epoch:
+            return False
+        body = {"term": epoch, "pid": process.pid, "start_ticks": process.start_ticks, "until_ns": view.lease_until_ns}
+        answer = yield from self.c.watchdog.ask("deadman.arm", body, 200)
+        return answer.body.get("ok") is True
+
+    def _rearmed(self, outcome: Outcome[bool]) -> None:
+        if outcome.error is None and outcome.value:
+            self.c.change(unguarded_since_ns=0)
+            self.log.info("watchdog.rearmed")
+        elif isinstance(outcome.error, TaskTimeout) or outcome.error is None:
+            self.log.warning("watchdog.not_rearmed", expected=False)
+            self._guard_again()
+        else:
+            raise outcome.error
+
+    def _look_after_postmaster(self) -> None:
+        postmaster = self.c.postmaster
+        if postmaster is None or postmaster.alive():
+            return
+        if self.task is not None and self.plan.step in (Step.FENCE, Step.HAND_OVER, Step.STOP, Step.REWIND, Step.CLONE):
+            if self.c.local.server is Server.STOPPING or self.plan.step is Step.FENCE:
+                return  # that step waits for it
+        code = self.children.poll(postmaster.pid)
+        self.steps.postmaster_ended(f"postmaster ended with {code}")
+
+    # -- the Raft child ------------------------------------------------------------------------------------------
+
+    def _from_raft(self, frame: wire.Frame) -> None:
+        c, body = self.c, frame.body
+        match frame.name:
+            case "child.ready":
+                self.scheduling["raft"] = str(body["scheduling"])
+                self.offspring.ready("raft")
+                c.view = replace(c.view, incarnation=int(body["incarnation"]))
+            case "raft.state":
+                record = body["record"]
+                c.view = replace(
+                    c.view, alive=True, term=body["term"], leader=body["leader"], role=body["role"],
+                    wanted=body["wanted"], granted=body["granted"], hand_over=body["hand_over"], sentence=body["sentence"],
+                    record=NodeRecord(
+                        body["promised"], tuple(EpochStart(*e) for e in record["history"]),
+                        Position(*record["proof"]) if record["proof"] is not None else None, record["marker"],
+                    ),
+                )  # fmt: skip
+            case "raft.cluster":
+                c.view = replace(c.view, cluster=load(body["state"]))
+                c.timings = PROFILES[c.cluster.profile]
+                self.offspring.use_timings(c.timings)
+                self._cluster_changed()
+            case "lease.changed":
+                c.view = replace(c.view, lease_term=body["term"], lease_until_ns=body["until_ns"])
+            case "raft.members":
+                self.members = body["members"]
+                self.snapshot_at_ns = 0
+            case "raft.founding":
+                self.founding_sentence = str(body["sentence"])
+                self.snapshot_at_ns = 0
+            case "admin.answer":
+                if not self.admin.answered(frame) and frame.id == "stop" and body.get("ok") is not True:
+                    self.log.info("stop.no_successor", reason=body.get("error"))
+                    c.change(asked_to_hand_over=True)
+            case "remote.request":
+                client, data = bytes.fromhex(body["client"]), body["frame"].encode()
+                self.admin.request(client, data, now_ns(), remote=True)
+            case _:
+                pass  # late answers to questions that were given up
+
+    def _cluster_changed(self) -> None:
+        c = self.c
+        if c.cluster.replication_password:
+            line = f"*:*:*:{REPLICATION_ROLE}:{c.cluster.replication_password}\n".encode()
+            path = self.config.run / "pgpass"
+            if files.read_optional(path) != line:
+                files.write_atomically(path, line)
+        self._inspect_data()
+        self.snapshot_at_ns = 0
+
+    def _inspect_data(self) -> None:
+        """What PGDATA is, once the cluster's state is known; a foreign one stops the node (78)."""
+        c, pgdata = self.c, self.config.pgdata
+        if c.local.data is not Data.ABSENT or c.local.server is not Server.DOWN or not preflight.has_postgres(pgdata):
+            return
+        mark = read_mark(pgdata)
+        expected = c.cluster.system_identifier
+        if not mark and not expected:
+            return  # to be adopted
+        control = run_blocking(controldata.read(self.binaries, pgdata, self.children), now_ns() + 5_000 * MS)
+        if expected and str(control.system_identifier) != expected:
+            raise RefusedError(
+                f"{pgdata} belongs to another cluster: its system identifier is {control.system_identifier}, "
+                f"this cluster's is {expected}",
+                f"move it away ({pgdata}); the node then clones from the primary",
+            )
+        if expected and c.record.history:
+            c.change(data=Data.BROKEN if c.record.marker else Data.READY)
+
+    # -- signals -------------------------------------------------------------------------------------------------
+
+    def _signal(self, number: signal.Signals) -> None:
+        match number:
+            case signal.SIGTERM:
+                self.log.info("node.stopping", signal="TERM")
+                self.c.change(stopping=True)
+            case signal.SIGINT:
+                self.log.info("node.stopping", signal="INT")
+                self.c.change(stopping=True, asked_to_hand_over=True)
+            case signal.SIGQUIT:
+                self.log.warning("node.stopping", signal="QUIT")
+                self._stop_at_once(128 + signal.SIGQUIT)
+            case signal.SIGHUP:
+                if self.c.postmaster is not None:
+                    self.c.postmaster.reload()
+                self.log.info("node.reloaded")
+            case _:
+                pass
+
+    def _stop_at_once(self, code: int) -> None:
+        if self.task is not None:
+            self.task.cancel()
+            self.task = None
+        if self.c.postmaster is not None:
+            self.steps.postmaster_ended("the node stops at once")
+        self.exit_code = code
+
+    def _ask_successor(self, now: int) -> None:
+        """A stopping primary asks for a switchover once, and waits a bounded time."""
+        c = self.c
+        if not c.local.stopping or c.local.asked_to_hand_over or not self._situation(now).writable:
+            return
+        others = c.view.cluster is not None and len(c.view.cluster.members) > 1
+        if not others:
+            c.change(asked_to_hand_over=True)
+        elif not self.stop_asked_ns:
+            self.stop_asked_ns = now
+            c.raft.tell("admin.request", {"name": "switchover", "body": {}}, "stop")
+        elif now - self.stop_asked_ns > HAND_OVER_MS * MS:
+            self.log.warning("stop.hand_over_slow", after_ms=HAND_OVER_MS)
+            c.change(asked_to_hand_over=True)
+
+    # -- steps ---------------------------------------------------------------------------------------------------
+
+    def _situation(self, now: int) -> Situation:
+        return Situation(self.c.view, self.c.local, self.c.timings, now)
+
+    def _replan(self) -> None:
+        """Ask for the next step until the answer is to wait or to go on with what runs."""
+        for _ in range(10):
+            now = now_ns()
+            self._ask_successor(now)
+            wanted, sentence = plan(self._situation(now))
+            if wanted != self.plan or sentence != self.sentence:
+                if wanted.rule != self.plan.rule:
+                    self.log.info("plan", rule=wanted.rule, step=wanted.step.value, term=wanted.term, text=sentence)
+                self.sentence = sentence
+                self.snapshot_at_ns = 0
+            if wanted != self.plan and self.task is not None:
+                self.task.cancel()
+                self.task = None
+            self.plan = wanted
+            self._tend_watcher()
+            if self.task is not None or wanted.step is Step.WAIT:
+                return
+            if wanted.step is Step.EXIT:
+                self._leave(now)
+                return
+            if now < self.failures.get(wanted, (0, 0))[1]:
+                return
+            self.task = self.runner.start(self.actions[wanted.step](wanted), self._finisher(wanted), wanted.step)
+            self.runner.run({}, now_ns())
+
+    def _finisher(self, done: Plan) -> Callable[[Outcome[Any]], None]:
+        return lambda outcome: self._done(done, outcome)
+
+    def _done(self, done: Plan, outcome: Outcome[Any]) -> None:
+        self.task = None
+        error = outcome.error
+        if error is None:
+            # The same answer again at once means the step did not change what it should: not faster than this.
+            self.failures[done] = (0, now_ns() + RETRY_FIRST_MS * MS)
+            if len(self.failures) > 100:
+                self.failures.clear()
+            if done.step is Step.PROMOTE and self.c.local.server is Server.PRIMARY and self.checkpointing != done.term:
+                self.checkpointing = done.term
+                self.runner.start(watch.checkpoint(self.c, done.term), self._aside("checkpoint"), "checkpoint")
+            return
+        if not isinstance(error, StepFailed | SqlFailure | TaskTimeout | PgrError | OSError | controldata.ControlDataError):
+            raise error
+        if isinstance(error, PgrError) and error.exit_code in FATAL_CODES:
+            raise error
+        count = self.failures.get(done, (0, 0))[0] + 1
+        pause_ms = min(RETRY_MAX_MS, RETRY_FIRST_MS << min(count - 1, 10))
+        self.failures[done] = (count, now_ns() + pause_ms * MS)
+        self.log.warning("step.failed", step=done.step.value, error=str(error), failures=count, again_in_ms=pause_ms)
+
+    def _aside(self, name: str) -> Callable[[Outcome[Any]], None]:
+        """For work that informs only: a failure is logged and the next opportunity tries again."""
+
+        def done(outcome: Outcome[Any]) -> None:
+            if outcome.error is not None:
+                if not isinstance(outcome.error, SqlFailure | TaskTimeout | OSError):
+                    raise outcome.error
+                self.log.once_per(name, 10).info(f"{name}.failed", error=str(outcome.error))
+
+        return done
+
+    def _tend_watcher(self) -> None:
+        running = self.c.local.server in (Server.STANDBY, Server.PROMOTING, Server.PRIMARY)
+        if self.watcher is not None and self.watcher.done:
+            self.watcher = None
+        if running and self.watcher is None and now_ns() >= self.failures.get(WATCH, (0, 0))[1]:
+            self.failures[WATCH] = (0, now_ns() + 500 * MS)
+            self.watcher = self.runner.start(watch.Watcher(self.c).run(), self._aside("watch"), "watch")
+
+    # -- what others see -----------------------------------------------------------------------------------------
+
+    def _publish(self) -> None:
+        now = now_ns()
+        c = self.c
+        c.facts = replace(c.facts, progress=_progress(c))
+        seen = observe.observation(c.view, c.local, c.facts, self.plan.step, self.sentence, self.offspring.version)
+        if c.view.alive and seen != self.observed and c.raft.tell("node.observed", seen):
+            self.observed = seen
+            self.snapshot_at_ns = 0
+        if now < self.snapshot_at_ns:
+            return
+        self.snapshot_at_ns = now + SNAPSHOT_EVERY_MS * MS
+        sentence = c.view.sentence or self.founding_sentence or self.sentence
+        members = self.members | {self.config.name: {"seen": seen, "age_ms": 0}}
+        state = observe.state_of(c.local, c.facts, self.plan.step)
+        snapshot = observe.snapshot(
+            c.view, c.local, c.facts, members, c.timings, state=state, sentence=sentence, now_ns=now,
+            scheduling=self.scheduling, pgr_version=self.offspring.version,
+        )  # fmt: skip
+        self.current.snapshot = snapshot
+        self.admin.publish(snapshot, now)
+
+    # -- the end -------------------------------------------------------------------------------------------------
+
+    def _leave(self, now: int) -> None:
+        """Postgres is down. After a hand-over, stay until the successor is elected, or for a bounded time."""
+        if not self.exit_asked_ns:
+            self.exit_asked_ns = now
+        view = self.c.view
+        handed = view.leader not in ("", self.config.name) or not view.alive
+        alone = view.cluster is None or len(view.cluster.members) < 2
+        if handed or alone or now - self.exit_asked_ns > RELEASE_MS * MS:
+            self.exit_code = ExitCode.STOPPED
+
+    def close(self) -> None:
+        """Whatever happened: Postgres down and verified, then the children, then everything else."""
+        if self.task is not None:
+            self.task.cancel()
+        if self.c.postmaster is not None:
+            self.steps.postmaster_ended("the parent ends")
+        self.admin.close()
+        self.c.raft.tell("node.stop", {})
+        self.c.watchdog.tell("deadman.exit", {})
+        self.offspring.stop_all(STOP_CHILDREN_MS)
+        if self.http is not None:
+            self.http.close()
+        self.c.raft.socket.close(0)
+        self.c.watchdog.socket.close(0)
+        self.zmq.destroy(linger=200)
+        self.log.info("node.stopped", exit_code=self.exit_code)
+
+
+WATCH = Plan(Step.WAIT, 0, "watch")
+
+
+def _progress(c: Context) -> str:
+    done, total = c.clone_progress
+    return f"cloning, {done >> 20} of {total >> 20} MB" if total else ""
+
+
+def _user_name(uid: int) -> str:
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)

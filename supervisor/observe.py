@@ -1,0 +1,205 @@
+"""What a node says of itself to the others, and the `Snapshot` made of what all of them said. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from consensus.cluster import ClusterState
+from consensus.cluster import Member as LogMember
+from fencing.lease import MS, Timings
+from supervisor.roles import Data, Local, Server, Step, View
+from supervisor.status import HistoryEvent, Member, Primary, Snapshot, SyncGroup
+
+STALE_AFTER_MS = 5_000
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the last look at Postgres showed."""
+
+    lsn: int = 0
+    """End of the flushed WAL; on the primary, of the WAL it has flushed itself."""
+    replay_lsn: int = 0
+    streaming: bool = False
+    checkpointed: int = 0
+    """The epoch of which this primary has completed a checkpoint."""
+    version: str = ""
+    since: str = ""
+    progress: str = ""
+    """Of a clone or rewind, for people."""
+
+
+def role_of(local: Local) -> str:
+    """The word for `pgr status`."""
+    match local.server:
+        case Server.PRIMARY:
+            return "primary"
+        case Server.PROMOTING:
+            return "promoting"
+        case Server.STOPPING:
+            return "demoting" if local.epoch else "replica"
+        case Server.STANDBY:
+            return "replica"
+        case _:
+            return "starting" if local.server is Server.STARTING else "waiting"
+
+
+def state_of(local: Local, facts: Facts, running: Step) -> str:
+    """The word for what Postgres does."""
+    match running:
+        case Step.CLONE:
+            return "cloning"
+        case Step.REWIND:
+            return "rewinding"
+        case Step.CREATE:
+            return "creating"
+        case _:
+            pass
+    if local.server is Server.STANDBY:
+        return "streaming" if facts.streaming and local.upstream else "running"
+    if local.server in (Server.PRIMARY, Server.PROMOTING):
+        return "running"
+    if local.data is not Data.READY:
+        return "no data"
+    return {Server.DOWN: "stopped", Server.STARTING: "starting", Server.STOPPING: "stopping"}[local.server]
+
+
+def observation(view: View, local: Local, facts: Facts, running: Step, sentence: str, pgr_version: str) -> dict[str, Any]:
+    """The body of `node.observed`."""
+    primary = local.server is Server.PRIMARY
+    epoch = local.epoch if primary else max((e.epoch for e in view.record.history if e.start_lsn < facts.lsn), default=-1)
+    timeline = next((e.timeline for e in reversed(view.record.history) if e.epoch == epoch), 0)
+    return {
+        "role": role_of(local), "state": state_of(local, facts, running), "epoch": epoch, "timeline": timeline,
+        "lsn": facts.lsn, "replay_lsn": facts.replay_lsn, "epoch_of_upstream": local.upstream,
+        "checkpointed": facts.checkpointed, "version": facts.version, "since": facts.since, "reason": facts.progress or sentence,
+        "pgr_version": pgr_version,
+    }  # fmt: skip
+
+
+def snapshot(
+    view: View,
+    local: Local,
+    facts: Facts,
+    members: Mapping[str, Mapping[str, Any]],
+    timings: Timings,
+    *,
+    state: str,
+    sentence: str,
+    now_ns: int,
+    scheduling: Mapping[str, str],
+    pgr_version: str,
+) -> Snapshot:
+    """Everything the surfaces render. ``members``: name -> {seen, age_ms}, as the leader last told."""
+    cluster = view.cluster or ClusterState()
+    grant = cluster.grant
+    primary = Primary(grant.node, grant.term, grant.timeline, grant.opened) if grant is not None and not grant.failed else None
+    group = SyncGroup(cluster.group.members, cluster.group.k)
+    newest = max((int(m["seen"].get("lsn", 0)) for m in members.values()), default=0)
+    rows = tuple(_member(m, members.get(m.name), group, primary, newest, local.me) for m in cluster.members)
+    warnings = tuple(_warnings(cluster, rows, primary))
+    return Snapshot(
+        node=local.me,
+        cluster_id=cluster.cluster_id,
+        system_identifier=cluster.system_identifier,
+        term=view.term,
+        leader=view.leader,
+        role=role_of(local),
+        state=state,
+        lease_until_ns=view.lease_until_ns if local.server is Server.PRIMARY and view.lease_term == local.epoch else 0,
+        opened=local.gate_open,
+        primary=primary,
+        members=rows,
+        sync_group=group,
+        commit=cluster.commit_mode,
+        profile=cluster.profile,
+        timings=timings,
+        unprotected=len(cluster.members) < 3 or group.k < 2,
+        scheduling=dict(scheduling),
+        warnings=warnings,
+        explanation=sentence,
+        history=tuple(_event(e, cluster) for e in cluster.history),
+        pgr_version=pgr_version,
+    )
+
+
+def _member(
+    member: LogMember,
+    known: Mapping[str, Any] | None,
+    group: SyncGroup,
+    primary: Primary | None,
+    newest: int,
+    me: str,
+) -> Member:
+    host, _, port = member.postgres.rpartition(":")
+    seen = known["seen"] if known is not None else {}
+    age_ms = int(known["age_ms"]) if known is not None else None
+    fresh = member.name == me or (age_ms is not None and age_ms < STALE_AFTER_MS)
+    lsn = int(seen.get("lsn", 0)) or None
+    replayed = int(seen.get("replay_lsn", 0)) or None
+    behind = max(0, newest - (replayed or lsn or 0)) if seen and (replayed or lsn) else None
+    return Member(
+        name=member.name,
+        incarnation=f"{member.incarnation & 0xFFFFFFFF:08x}",
+        role=str(seen.get("role", "")),
+        state=str(seen.get("state", "")) if fresh else "unreachable",
+        timeline=int(seen.get("timeline", 0)),
+        epoch=int(seen.get("epoch", -1)),
+        lsn=lsn,
+        replay_lsn=replayed,
+        lag_bytes=0 if primary is not None and primary.name == member.name else behind,
+        sync=group.mark(member.name, primary.name if primary is not None else ""),
+        host=host.strip("[]"),
+        pg_port=int(port),
+        http=member.http,
+        version=str(seen.get("version", "")),
+        pgr_version=str(seen.get("pgr_version", "")),
+        since=str(seen.get("since", "")),
+        reason=str(seen.get("reason", "")),
+        age_ms=age_ms,
+        connected=fresh,
+    )
+
+
+def _warnings(cluster: ClusterState, rows: tuple[Member, ...], primary: Primary | None) -> list[str]:
+    found: list[str] = []
+    if cluster.members and len(cluster.members) == 1:
+        found.append("a single node: nothing takes over when it fails")
+    elif cluster.members and len(cluster.members) % 2 == 0:
+        found.append(f"{len(cluster.members)} members survive no more failures than {len(cluster.members) - 1} would")
+    if cluster.commit_mode == "async":
+        found.append("asynchronous: a failover may lose acknowledged commits")
+    missing = [r.name for r in rows if r.state == "unreachable"]
+    if missing:
+        found.append(f"unreachable: {', '.join(missing)}")
+    if cluster.group.k > 1 and primary is not None:
+        live = [r for r in rows if r.name in cluster.group.members and (r.state == "streaming" or r.name == primary.name)]
+        if len(live) < cluster.group.k:
+            found.append(f"writes wait: {cluster.group.k} of the sync group must flush them, {len(live)} can")
+        elif len(live) == cluster.group.k and len(cluster.group.members) > cluster.group.k:
+            found.append("no spare standby: writes wait if one more node is lost")
+    return found
+
+
+def _event(event: Any, cluster: ClusterState) -> HistoryEvent:
+    fields = json.loads(event.fields)
+    grant = next((g for g in cluster.grants if g.term == event.term), None)
+    start = grant.ancestry[-1].start_lsn if grant is not None and grant.ancestry else None
+    return HistoryEvent(
+        at=event.at,
+        kind=event.kind,
+        term=event.term,
+        timeline=grant.timeline if grant is not None else 0,
+        node=event.node,
+        reason=event.text,
+        lsn=start,
+        gap_ms=fields.get("gap_ms"),
+        bytes_salvaged=int(fields.get("bytes_salvaged", 0)),
+    )
+
+
+def lease_left_ms(view: View, now_ns: int) -> int:
+    return max(0, (view.lease_until_ns - now_ns) // MS)

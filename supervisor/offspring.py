@@ -1,0 +1,129 @@
+"""The parent's two children, Raft and watchdog: started through the launcher, noticed when they end, started again."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from dataclasses import asdict
+from typing import Any
+
+from fencing.clock import now_ns
+from fencing.lease import MS, PROFILES, Timings
+from fencing.logs import Log
+from supervisor.children import ChildTable
+from supervisor.config import Config
+from supervisor.launcher import Launcher
+from supervisor.tasks import NEVER
+
+QUICK_DEATH_MS = 2_000
+BACK_OFF_FIRST_MS, BACK_OFF_MAX_MS = 50, 5_000
+
+
+class Child:
+    """One of them, over all its lives."""
+
+    def __init__(self, name: str, arguments: dict[str, Any]) -> None:
+        self.name, self.arguments = name, arguments
+        self.pid = 0
+        self.pidfd = -1
+        self.started_ns = 0
+        self.quick_deaths = 0
+        self.start_at_ns = NEVER
+
+
+class Offspring:
+    """Both children. A death costs nothing by itself: the lease bridges the time until the next one is there."""
+
+    def __init__(self, config: Config, launcher: Launcher, table: ChildTable, log: Log) -> None:
+        from supervisor.entry import version
+
+        self.launcher, self.table, self.log = launcher, table, log
+        self.version = version()
+        watchdog = {
+            "run_dir": str(config.run), "pgdata": str(config.pgdata), "parent_pid": os.getpid(),
+            "timings": asdict(PROFILES[config.profile]),
+        }  # fmt: skip
+        self.watchdog = Child("watchdog", watchdog)
+        self.raft = Child("raft", {})
+        self.stopping = False
+
+    def describe(self, raft_arguments: dict[str, Any]) -> None:
+        self.raft.arguments = raft_arguments
+
+    def use_timings(self, timings: Timings) -> None:
+        """The log's timings, if they are not those of this node's own configuration: the watchdog starts anew with them."""
+        if self.watchdog.arguments["timings"] == asdict(timings):
+            return
+        self.watchdog.arguments["timings"] = asdict(timings)
+        if self.watchdog.pidfd >= 0:
+            signal.pidfd_send_signal(self.watchdog.pidfd, signal.SIGKILL)
+
+    def start_all(self) -> None:
+        for child in (self.watchdog, self.raft):
+            self._start(child)
+
+    def _start(self, child: Child) -> None:
+        child.pid = self.launcher.spawn(child.name, **child.arguments)
+        self.table.expect(child.pid)
+        child.pidfd = os.pidfd_open(child.pid)
+        child.started_ns, child.start_at_ns = now_ns(), NEVER
+        self.log.info("child.started", child=child.name, pid=child.pid)
+
+    def ready(self, name: str) -> None:
+        self.log.info("child.ready", child=name, after_ms=(now_ns() - self._child(name).started_ns) // MS)
+
+    def _child(self, name: str) -> Child:
+        return self.raft if name == "raft" else self.watchdog
+
+    def fds(self) -> list[int]:
+        """pidfds: readable once the child is dead."""
+        found = [child.pidfd for child in (self.watchdog, self.raft) if child.pidfd >= 0]
+        return [*found, self.launcher.fileno()] if self.launcher.fileno() >= 0 else found
+
+    def wakeup_ns(self) -> int:
+        return min(self.watchdog.start_at_ns, self.raft.start_at_ns)
+
+    def ended(self, now: int) -> list[tuple[str, int]]:
+        """Which have ended, with their return codes; each is started again, at once the first time, then with a pause."""
+        if self.launcher.fileno() >= 0 and _dead(self.launcher.fileno()):
+            self.log.warning("launcher.ended", expected=False)
+            self.launcher.restart()
+        found: list[tuple[str, int]] = []
+        for child in (self.watchdog, self.raft):
+            if child.pidfd >= 0 and _dead(child.pidfd):
+                os.close(child.pidfd)
+                child.pidfd = -1
+                code = self.table.poll(child.pid)
+                self.table.forget(child.pid)
+                quick = now - child.started_ns < QUICK_DEATH_MS * MS
+                child.quick_deaths = child.quick_deaths + 1 if quick else 0
+                pause_ms = min(BACK_OFF_MAX_MS, BACK_OFF_FIRST_MS << min(child.quick_deaths, 8)) if quick else 0
+                child.start_at_ns = now + pause_ms * MS
+                self.log.warning("child.ended", child=child.name, pid=child.pid, code=code, expected=self.stopping)
+                found.append((child.name, code if code is not None else -1))
+            if child.pidfd < 0 and now >= child.start_at_ns and not self.stopping:
+                self._start(child)
+        return found
+
+    def stop_all(self, within_ms: int) -> None:
+        """They were told to exit; who has not done so in time is killed."""
+        self.stopping = True
+        for child in (self.raft, self.watchdog):
+            if child.pidfd < 0:
+                continue
+            poller = select.poll()
+            poller.register(child.pidfd, select.POLLIN)
+            if not poller.poll(within_ms):
+                self.log.warning("child.killed", child=child.name, pid=child.pid)
+                signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
+                poller.poll(within_ms)
+            self.table.poll(child.pid)
+            os.close(child.pidfd)
+            child.pidfd = -1
+
+
+def _dead(pidfd: int) -> bool:
+    poller = select.poll()
+    poller.register(pidfd, select.POLLIN)
+    return bool(poller.poll(0))

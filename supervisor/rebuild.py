@@ -1,0 +1,272 @@
+"""Steps that make or replace the data directory: create, clone, rewind.
+
+Nothing that may be the only copy is destroyed (invariant 5): what is replaced is moved aside into DIR/salvage, never
+deleted; WAL that a rewind would drop is copied there first; a marker on disk says that a rewind or a clone is under way.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from pathlib import Path
+from typing import Any
+
+from consensus.cluster import Grant
+from consensus.record import EpochStart, Position
+from fencing.clock import now_ns
+from fencing.lease import MS
+from supervisor import controldata, files, jobs, preflight, sql, timelines
+from supervisor.context import Context, StepFailed
+from supervisor.roles import Data, Plan, Server
+from supervisor.steps import Steps, utc_now
+from supervisor.tasks import Task, sleep
+
+MARK = "pgr_node.json"
+"""In PGDATA: whose copy this is. Both tools copy the source's, so it is written again before the copy is used."""
+NEW_SUFFIX = ".new"
+
+
+def read_mark(pgdata: Path) -> dict[str, Any]:
+    """{incarnation, nonce}; empty if this directory was never a node's of pgr."""
+    data = files.read_optional(pgdata / MARK)
+    if data is None:
+        return {}
+    body: dict[str, Any] = json.loads(data)
+    return body
+
+
+def write_mark(pgdata: Path, incarnation: int, nonce: str) -> None:
+    files.write_atomically(pgdata / MARK, json.dumps({"incarnation": incarnation, "nonce": nonce}).encode())
+
+
+class Rebuild:
+    """The steps, each a task."""
+
+    def __init__(self, context: Context, steps: Steps) -> None:
+        self.c, self.steps = context, steps
+
+    @property
+    def new(self) -> Path:
+        """Where a new data directory is made, beside the one it replaces (same file system: the swap is a rename)."""
+        pgdata = self.c.config.pgdata
+        return pgdata.with_name(pgdata.name + NEW_SUFFIX)
+
+    # -- create --------------------------------------------------------------------------------------------------
+
+    def create(self, _: Plan) -> Task[None]:
+        """The founder's: initdb once per cluster; used only after the log has accepted its system identifier."""
+        c, pgdata = self.c, self.c.config.pgdata
+        cluster = c.cluster
+        adopted = (pgdata / "PG_VERSION").exists()
+        place = pgdata if adopted else self.new
+        if not adopted and read_mark(place).get("nonce") != cluster.nonce:
+            if cluster.system_identifier:
+                raise StepFailed("the data directory this node created is gone, and the cluster was never opened")
+            yield from self._initdb(place)
+        elif adopted and not read_mark(place):
+            yield from self._roles(place)
+            write_mark(place, c.view.incarnation, cluster.nonce)
+        control = yield from controldata.read(c.binaries, place, c.children)
+        body = {
+            "node": c.local.me, "nonce": cluster.nonce, "system_identifier": str(control.system_identifier),
+            "timeline": control.timeline,
+        }  # fmt: skip
+        yield from self.steps.until_logged("initialized/1", body, lambda: bool(c.cluster.system_identifier))
+        if c.cluster.system_identifier != str(control.system_identifier):
+            raise StepFailed("the log has accepted another data directory")
+        yield from c.save_record((EpochStart(0, 0, c.cluster.initial_timeline),), proof=None, marker="")
+        if not adopted:
+            place.rename(pgdata)
+            files.sync_directory(pgdata.parent)
+        c.change(data=Data.READY)
+        c.log.info("cluster.created", system_identifier=c.cluster.system_identifier)
+
+    def _initdb(self, place: Path) -> Task[None]:
+        c = self.c
+        self._aside(place, "unused")
+        c.log.info("postgres.initdb", target=str(place))
+        founding = c.config.founding
+        password = preflight.superuser_password(founding)
+        pwfile = c.config.run / "superuser_password" if password else None
+        try:
+            if pwfile is not None and password:
+                files.write_atomically(pwfile, password.encode())
+            result = yield from jobs.initdb(
+                c.binaries, place, c.children, superuser=founding.superuser, pwfile=pwfile, extra=founding.initdb
+            )
+        finally:
+            if pwfile is not None:
+                pwfile.unlink(missing_ok=True)
+        c.log.info("postgres.initdb_done", took_ms=result.took_ms)
+        yield from self._roles(place)
+        write_mark(place, c.view.incarnation, c.cluster.nonce)
+
+    def _roles(self, place: Path) -> Task[None]:
+        c = self.c
+        statements = jobs.roles_sql(c.cluster.replication_password, secrets.token_bytes(16))
+        yield from jobs.single_user(c.binaries, place, statements, c.children)
+
+    # -- clone ---------------------------------------------------------------------------------------------------
+
+    def clone(self, plan: Plan) -> Task[None]:
+        """A copy of the primary, made beside, swapped in when complete, believed only once it has passed its proof."""
+        c = self.c
+        grant = self._followed(plan.term)
+        if c.local.server is not Server.DOWN:
+            yield from self.steps.stop(plan)
+        self._aside(self.new, "incomplete-clone")
+        c.log.info("clone.begin", source=grant.node)
+
+        def progress(done: int, total: int) -> None:
+            c.clone_progress = (done, total)
+            c.log.info("clone.progress", bytes=done, total=total)
+
+        try:
+            result = yield from jobs.basebackup(
+                c.binaries, c.upstream(grant, application=f"pgr_clone_{c.local.me}"), self.new, c.children,
+                slot=None, on_progress=progress,
+            )  # fmt: skip
+            proof = yield from self._end_of_primary(grant)
+        except (jobs.JobFailed, sql.SqlFailure) as error:
+            raise StepFailed(f"the clone from {grant.node} failed: {error}") from error
+        control = yield from controldata.read(c.binaries, self.new, c.children)
+        if str(control.system_identifier) != c.cluster.system_identifier:
+            raise StepFailed(f"{grant.node} has the foreign system identifier {control.system_identifier}")
+        write_mark(self.new, c.view.incarnation, c.cluster.nonce)
+        self._install_histories(self.new, grant)
+        # From here until the history is written the directory is not what the record says.
+        yield from c.save_record(marker="clone")
+        self._aside(c.config.pgdata, "replaced")
+        self.new.rename(c.config.pgdata)
+        files.sync_directory(c.config.pgdata.parent)
+        yield from c.save_record(grant.ancestry, proof=proof, marker="")
+        c.clone_progress = (0, 0)
+        c.change(data=Data.READY, needs_clone=0, diverged=0)
+        c.log.info("clone.end", took_ms=result.took_ms, source=grant.node)
+        self._remember("cloned", f"was cloned from {grant.node}", {})
+
+    def _followed(self, term: int) -> Grant:
+        grant = self.c.cluster.grant
+        if grant is None or grant.term != term or not grant.ancestry:
+            raise StepFailed("there is a newer grant")
+        return grant
+
+    def _end_of_primary(self, grant: Grant) -> Task[Position]:
+        """An LSN read on the primary of the newest grant after the copy began: past it, the copy has all this node ever had."""
+        rows = yield from sql.query_once(
+            self.c.upstream(grant, dbname="postgres", application=f"pgr_proof_{self.c.local.me}"),
+            "SELECT pg_current_wal_insert_lsn(), pg_is_in_recovery()",
+            until_ns=now_ns() + 5_000 * MS,
+        )
+        lsn, recovering = rows[0]
+        if recovering != "f" or lsn is None:
+            raise StepFailed(f"{grant.node} is not a primary")
+        return Position(grant.term, timelines.parse_lsn(lsn))
+
+    def _install_histories(self, pgdata: Path, grant: Grant) -> None:
+        """A copy has only the newest history file, and receivers ask for every number in between."""
+        for epoch in grant.ancestry[1:]:
+            path = pgdata / "pg_wal" / timelines.history_name(epoch.timeline)
+            if not path.exists():
+                files.write_atomically(path, timelines.history_text(grant.ancestry, epoch.timeline).encode())
+
+    def _aside(self, directory: Path, why: str) -> None:
+        """Moved away, never deleted. An empty one is nobody's copy."""
+        if not directory.exists():
+            return
+        if not any(directory.iterdir()):
+            directory.rmdir()
+            return
+        target = self._salvage_place(f"{directory.name}-{why}")
+        directory.rename(target)
+        files.sync_directory(directory.parent)
+        self.c.log.info("data.moved_aside", source=str(directory), target=str(target))
+
+    def _salvage_place(self, what: str) -> Path:
+        salvage = self.c.config.salvage_dir
+        salvage.mkdir(mode=0o700, exist_ok=True)
+        stamp = utc_now().replace(":", "").replace("-", "").replace(".", "")
+        return salvage / f"{stamp}-{what}"
+
+    # -- rewind --------------------------------------------------------------------------------------------------
+
+    def rewind(self, plan: Plan) -> Task[None]:
+        """Back to where the histories part, then forward with the primary's; the WAL that goes is saved first."""
+        c = self.c
+        grant = self._followed(plan.term)
+        yield from self._until_checkpointed(grant)
+        if c.local.server is not Server.DOWN:
+            yield from self.steps.stop(plan)
+        saved = self._save_wal(grant)
+        yield from c.save_record(marker="rewind")
+        c.change(data=Data.BROKEN)
+        began = now_ns()
+        c.log.info("rewind.begin", source=grant.node, saved_bytes=saved)
+        try:
+            result = yield from jobs.rewind(
+                c.binaries, c.upstream(grant, dbname="postgres", application=f"pgr_rewind_{c.local.me}"), c.config.pgdata,
+                c.children, keep=(MARK,),
+            )  # fmt: skip
+            proof = yield from self._end_of_primary(grant)
+        except (jobs.JobFailed, sql.SqlFailure) as error:
+            # The marker stays: this directory is only good for being cloned over.
+            c.log.warning("rewind.failed", error=str(error))
+            return
+        self._install_histories(c.config.pgdata, grant)
+        yield from c.save_record(grant.ancestry, proof=proof, marker="")
+        c.change(data=Data.READY, diverged=0)
+        c.log.info("rewind.end", took_ms=(now_ns() - began) // MS, said=list(result.tail[-2:]))
+        self._remember("rewound", f"was rewound to {grant.node}, {saved} bytes of WAL saved", {"bytes_salvaged": saved})
+
+    def _until_checkpointed(self, grant: Grant) -> Task[None]:
+        """pg_rewind reads the source's timeline from its control file: before a checkpoint it is the old one (hazard 56)."""
+        c = self.c
+        conninfo = c.upstream(grant, dbname="postgres", application=f"pgr_rewind_{c.local.me}")
+        until_ns = now_ns() + 30_000 * MS
+        while True:
+            try:
+                rows = yield from sql.query_once(
+                    conninfo, "SELECT timeline_id FROM pg_control_checkpoint()", until_ns=now_ns() + 5_000 * MS
+                )
+            except sql.SqlFailure as error:
+                raise StepFailed(f"{grant.node} cannot be asked for its checkpoint: {error}") from error
+            if rows[0][0] == str(grant.timeline):
+                return
+            if now_ns() >= until_ns:
+                raise StepFailed(f"{grant.node} has not checkpointed since its promotion")
+            yield from sleep(20 * MS)
+
+    def _save_wal(self, grant: Grant) -> int:
+        """Copy the segments that hold WAL beyond the point where the primary's history left ours. Returns bytes of WAL."""
+        c = self.c
+        history = c.record.history
+        common = [e for e in history if e in grant.ancestry]
+        if not common:
+            first, timeline = 0, history[-1].timeline if history else 0
+        else:
+            at = grant.ancestry.index(common[-1])
+            later = grant.ancestry[at + 1 :]
+            first, timeline = (later[0].start_lsn if later else 0), common[-1].timeline
+        target = self._salvage_place("wal")
+        saved = 0
+        size = c.wal_segment_bytes
+        for name in sorted(os.listdir(c.postgres.wal_dir)):
+            if len(name) != 24 or not all(ch in "0123456789ABCDEF" for ch in name):
+                continue
+            if int(name[:8], 16) < timeline or timelines.segment_start(name, size) + size <= first:
+                continue
+            target.mkdir(mode=0o700, exist_ok=True)
+            shutil.copy2(c.postgres.wal_dir / name, target / name)
+            saved += size
+        if saved:
+            files.sync_directory(target)
+        return saved
+
+    def _remember(self, kind: str, text: str, fields: dict[str, Any]) -> None:
+        c = self.c
+        body = {"kind": kind, "term": c.view.term, "node": c.local.me, "text": text, "fields": fields, "at": utc_now()}
+        c.raft.tell("node.propose", {"kind": "event/1", "body": body})
+
+

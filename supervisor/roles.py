@@ -1,0 +1,305 @@
+"""What this node does next: a table of rules, first match wins. Pure; `python -m supervisor.roles` prints it.
+
+Level-triggered: the rules look at what the cluster has agreed (`View`) and at what is true here (`Local`) and name one
+step. The daemon runs one step at a time; when the answer changes, the step that runs is cancelled and the new one
+begins. So every step can be interrupted anywhere and the next one starts from what is really there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from consensus.cluster import ClusterState, Grant
+from consensus.record import NodeRecord
+from fencing.lease import MS, Timings
+
+
+LAST_MOMENT_MS = 20
+"""With the Raft child away: this long before the end of the lease the parent stops Postgres itself."""
+
+
+class Server(StrEnum):
+    """What is known of the local Postgres."""
+
+    DOWN = "down"
+    STARTING = "starting"
+    STANDBY = "standby"
+    PROMOTING = "promoting"
+    """From the moment the promotion signal may have been given."""
+    PRIMARY = "primary"
+    STOPPING = "stopping"
+
+
+class Data(StrEnum):
+    """What PGDATA is."""
+
+    ABSENT = "absent"
+    READY = "ready"
+    BROKEN = "broken"
+    """A rewind or a clone was interrupted: only good for being cloned over."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What the Raft child last said. `alive` is False while it is being restarted; the rest is then a memory."""
+
+    alive: bool = False
+    incarnation: int = 0
+    term: int = 0
+    leader: str = ""
+    role: str = "follower"
+    wanted: int = 0
+    """A promise to this term is wanted; 0: none."""
+    granted: int = 0
+    """This node leads this term and its grant of it is committed; 0: no such grant."""
+    hand_over: str | None = None
+    """The leader (this node) has accepted a switchover to this node."""
+    sentence: str = ""
+    record: NodeRecord = NodeRecord()
+    cluster: ClusterState | None = None
+    lease_term: int = 0
+    lease_until_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """What is true of this node."""
+
+    me: str
+    data: Data = Data.ABSENT
+    server: Server = Server.DOWN
+    clean: bool = True
+    """No process of Postgres is left, verified, while the server is down."""
+    epoch: int = 0
+    """The grant under which the server is primary or promoting."""
+    upstream: int = 0
+    """The grant whose primary is named as upstream; 0: none."""
+    said_no_position: int = 0
+    """The term to whose leader it was said that there is no position yet."""
+    unguarded_since_ns: int = 0
+    """The watchdog is gone since; 0: it guards."""
+    frozen: int = 0
+    """The term for which the promise has been answered with what the server is now; 0: none."""
+    diverged: int = 0
+    """The grant that this node cannot follow without a rewind."""
+    needs_clone: int = 0
+    """The grant that this node can only follow after a clone."""
+    gate_open: bool = False
+    stopping: bool = False
+    """Asked to stop for good."""
+    asked_to_hand_over: bool = False
+    """While stopping: a switchover was refused or took too long; stop without."""
+    failed_promotion: int = 0
+    """The term of a grant that this node could not carry out."""
+    crashed: str = ""
+    """Why the server is down although it was primary under `epoch`; empty: it is not, or that was reported."""
+
+
+class Step(StrEnum):
+    """What the daemon can be busy with."""
+
+    WAIT = "wait"
+    FENCE = "fence"
+    HAND_OVER = "hand-over"
+    REPORT_FENCED = "report-fenced"
+    STOP = "stop"
+    EXIT = "exit"
+    CREATE = "create"
+    CLONE = "clone"
+    REWIND = "rewind"
+    START = "start"
+    FREEZE = "freeze"
+    NO_POSITION = "no-position"
+    PROMOTE = "promote"
+    OPEN = "open"
+    OPEN_GATE = "open-gate"
+    FOLLOW = "follow"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One step. Equal plans are the same step: the daemon goes on with what runs."""
+
+    step: Step
+    term: int = 0
+    """The grant or the promise that the step is about."""
+    rule: str = ""
+    """Name of the rule that decided."""
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    view: View
+    local: Local
+    timings: Timings
+    now_ns: int
+
+    @property
+    def writable(self) -> bool:
+        """May Postgres here accept a write?"""
+        return self.local.server in (Server.PROMOTING, Server.PRIMARY)
+
+    @property
+    def grant(self) -> Grant | None:
+        return self.view.cluster.grant if self.view.cluster is not None else None
+
+    @property
+    def demote_at_ns(self) -> int:
+        """Orderly demotion begins here, well before the watchdog's deadline."""
+        return self.view.lease_until_ns - (self.timings.lease_ms - self.timings.demote_ms) * MS
+
+    @property
+    def authority(self) -> bool:
+        """Does this node still hold the grant under which its Postgres is writable, and the lease that goes with it?"""
+        unguarded = self.local.unguarded_since_ns
+        if unguarded and self.now_ns - unguarded >= self.timings.demote_ms * MS:
+            return False
+        if self.view.lease_term != self.local.epoch:
+            return False
+        if not self.view.alive:  # a child that is being restarted gets the whole lease, less the time to act before the watchdog
+            return self.now_ns < self.view.lease_until_ns - LAST_MOMENT_MS * MS
+        return self.now_ns < self.demote_at_ns and self.view.granted == self.local.epoch
+
+    @property
+    def follows(self) -> Grant | None:
+        """The grant of another node that this one may and should follow: its history is known, no promise forbids it."""
+        grant, view = self.grant, self.view
+        if grant is None or grant.node == self.local.me or grant.failed or not grant.ancestry:
+            return None
+        if grant.term < max(view.record.promised, view.wanted):
+            return None
+        return grant
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One row. `sentence` is what the log, the status and the docs show."""
+
+    name: str
+    step: Step
+    sentence: str
+    when: Callable[[Situation], bool]
+    term: Callable[[Situation], int] = lambda s: 0
+
+
+def _grant_term(s: Situation) -> int:
+    return s.grant.term if s.grant is not None else 0
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        "authority-lost", Step.FENCE, "the lease or the grant of this primary is gone: stop Postgres at once",
+        lambda s: s.writable and not s.authority, lambda s: s.local.epoch,
+    ),
+    Rule(
+        "leftovers", Step.FENCE, "Postgres went down and not all of it is known to be gone: kill the rest",
+        lambda s: s.local.server is Server.DOWN and not s.local.clean, lambda s: s.local.epoch,
+    ),
+    Rule(
+        "grant-unused", Step.REPORT_FENCED, "this node holds the grant but Postgres is down, verified: give the lease up",
+        lambda s: s.view.alive and s.local.server is Server.DOWN and bool(s.local.crashed)
+        and s.view.granted == s.local.epoch > 0,
+        lambda s: s.local.epoch,
+    ),
+    Rule(
+        "promotion-failed", Step.FENCE, "the promotion did not end well: stop Postgres and hand over",
+        lambda s: s.local.failed_promotion > 0 and s.local.failed_promotion == s.view.granted
+        and s.local.server is not Server.DOWN,
+        lambda s: s.local.failed_promotion,
+    ),
+    Rule(
+        "hand-over", Step.HAND_OVER, "a switchover was asked for: checkpoint, stop Postgres cleanly, give the lease up",
+        lambda s: s.writable and s.view.alive and s.view.hand_over is not None, lambda s: s.local.epoch,
+    ),
+    Rule(
+        "stopping-primary", Step.WAIT, "this node is stopping: another member is asked to take over first",
+        lambda s: s.local.stopping and s.writable and not s.local.asked_to_hand_over,
+    ),
+    Rule(
+        "stopping", Step.STOP, "this node is stopping: fast stop of Postgres",
+        lambda s: s.local.stopping and s.local.server is not Server.DOWN,
+    ),
+    Rule("stopped", Step.EXIT, "Postgres is down and this node was asked to stop", lambda s: s.local.stopping),
+    Rule(
+        "control-away", Step.WAIT, "the Raft child is being restarted; Postgres keeps its role until the lease runs low",
+        lambda s: not s.view.alive or s.view.cluster is None,
+    ),
+    Rule(
+        "no-position-yet", Step.NO_POSITION, "a promise is wanted: nothing is writable here, but there is no position yet",
+        lambda s: s.view.wanted not in (0, s.local.frozen, s.local.said_no_position)
+        and s.local.server is not Server.STANDBY and not s.writable,
+        lambda s: s.view.wanted,
+    ),
+    Rule(
+        "create", Step.CREATE, "this node is to create the cluster's data directory",
+        lambda s: s.view.cluster is not None and bool(s.view.cluster.nonce) and s.view.cluster.founder == s.local.me
+        and s.local.data is Data.ABSENT and not s.view.cluster.grants
+        and s.local.said_no_position == s.view.wanted,
+    ),
+    Rule(
+        "promise", Step.FREEZE, "a promise is wanted: receive no more WAL under an older grant, then say how far it goes",
+        lambda s: s.view.wanted > 0 and s.local.frozen != s.view.wanted and s.local.server is Server.STANDBY,
+        lambda s: s.view.wanted,
+    ),
+    Rule(
+        "promote", Step.PROMOTE, "the grant of this node is committed: arm the watchdog, then promote",
+        lambda s: s.view.granted > 0 and s.local.server in (Server.STANDBY, Server.PROMOTING), lambda s: s.view.granted,
+    ),
+    Rule(
+        "prove", Step.OPEN, "promoted: have a record of this epoch flushed by k of the sync group",
+        lambda s: s.local.server is Server.PRIMARY and s.grant is not None and not s.grant.opened,
+        _grant_term,
+    ),
+    Rule(
+        "open-gate", Step.OPEN_GATE, "the epoch is proven and recorded: let clients in",
+        lambda s: s.local.server is Server.PRIMARY and s.grant is not None and s.grant.opened and not s.local.gate_open,
+        _grant_term,
+    ),
+    Rule("serving", Step.WAIT, "primary, open to clients", lambda s: s.local.server is Server.PRIMARY),
+    Rule(
+        "clone", Step.CLONE, "there is no usable data directory: copy the primary's",
+        lambda s: s.follows is not None
+        and (s.local.data is not Data.READY or s.local.needs_clone == _grant_term(s) > 0),
+        _grant_term,
+    ),
+    Rule(
+        "rewind", Step.REWIND, "this node holds WAL that the primary does not have: save it, then rewind",
+        lambda s: s.follows is not None and s.local.diverged == _grant_term(s) > 0,
+        _grant_term,
+    ),
+    Rule(
+        "start", Step.START, "start Postgres as a standby without upstream",
+        lambda s: s.local.data is Data.READY and s.local.server in (Server.DOWN, Server.STARTING),
+    ),
+    Rule(
+        "follow", Step.FOLLOW, "follow the primary, if this node's history is part of the primary's",
+        lambda s: s.follows is not None and s.local.server is Server.STANDBY and s.local.upstream != _grant_term(s),
+        _grant_term,
+    ),
+    Rule(
+        "streaming", Step.WAIT, "standby of the primary",
+        lambda s: s.local.server is Server.STANDBY and s.local.upstream > 0,
+    ),
+    Rule("waiting", Step.WAIT, "waiting for the cluster to have a primary that this node may follow", lambda s: True),
+)  # fmt: skip
+"""Safety first: a writable Postgres without authority comes before everything else."""
+
+
+def plan(situation: Situation) -> tuple[Plan, str]:
+    """The next step and the sentence that explains it."""
+    for rule in RULES:
+        if rule.when(situation):
+            return Plan(rule.step, rule.term(situation), rule.name), rule.sentence
+    raise AssertionError("the last rule matches always")
+
+
+def markdown() -> str:
+    """The table for DESIGN.md."""
+    rows = [f"| {n} | {r.name} | {r.step.value} | {r.sentence} |" for n, r in enumerate(RULES, 1)]
+    return "\n".join(["| # | rule | step | what it means |", "| --- | --- | --- | --- |", *rows]) + "\n"
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")  # noqa: T201  # this is its output

@@ -1,0 +1,498 @@
+"""What each step of roles.py does, as generator tasks. They hold no rules: who may write is decided elsewhere.
+
+Every step may be cancelled at any `yield`; the next plan starts from what is then true (`Context.local`).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from datetime import UTC, datetime
+from typing import Any
+
+from consensus.cluster import Grant
+from consensus.positions import Attach, Diverged, NoPosition, divergence, position_of
+from consensus.record import EpochStart, Position
+from fencing.clock import now_ns
+from fencing.kill import fence, process_id, verify
+from fencing.lease import MS
+from supervisor import controldata, sql, timelines
+from supervisor.context import Context, StepFailed
+from supervisor.postgres import StartFailed, StopMode
+from supervisor.roles import Plan, Server
+from supervisor.tasks import Task, TaskTimeout, Wait, sleep
+
+FREEZE_MS = 200
+"""The WAL receiver must be gone within this; else Postgres is restarted without upstream (safety.md, promotion 1)."""
+PROMOTION_TIMEOUT_MS = 60_000
+"""primary_start_timeout: a promotion that takes longer has failed."""
+HAND_OVER_CHECKPOINT_MS = 5_000
+FAST_STOP_MS = 10_000
+STOP_MS = 60_000
+IMMEDIATE_MS = 150
+QUERY_MS = 2_000
+STARTUP_IDLE = ("RecoveryWalStream", "RecoveryRetrieveRetryInterval")
+
+
+def utc_now() -> str:
+    """For people only: nothing is decided by it."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class Steps:
+    """One method a step; each returns a task."""
+
+    def __init__(self, context: Context) -> None:
+        self.c = context
+
+    # -- starting and stopping -----------------------------------------------------------------------------------
+
+    def start(self, _: Plan) -> Task[None]:
+        """As a standby without upstream, always (safety.md "Every start")."""
+        c = self.c
+        if c.local.server is Server.DOWN:
+            left = verify(c.config.pgdata, c.process)
+            if left:
+                c.change(clean=False)
+                raise StepFailed(f"processes of an earlier Postgres are left: {'; '.join(left)}")
+            yield from self._look_at_control_data()
+            owned = c.write_settings(names=c.idle_names())
+            prepared = c.postgres.prepare(owned, c.hba(), c.ident(), self._newest_own_timeline())
+            if prepared.removed_lines:
+                c.log.warning("settings.removed", lines=list(prepared.removed_lines))
+            c.postmaster = c.postgres.start()
+            c.process = process_id(c.postmaster.pid)
+            c.change(
+                server=Server.STARTING, epoch=0, upstream=0, frozen=0, gate_open=False, crashed="", clean=True,
+                failed_promotion=0,
+            )  # fmt: skip
+            body = {"pid": c.process.pid, "start_ticks": c.process.start_ticks}
+            c.watchdog.tell("deadman.watch", body)
+            c.log.info("postgres.starting", pid=c.postmaster.pid)
+        postmaster = c.need_postmaster()
+        try:
+            yield from c.postgres.wait_ready(postmaster)
+        except StartFailed as error:
+            raise StepFailed(str(error)) from error
+        session = yield from sql.connect(c.own_conninfo(), now_ns() + 5_000 * MS)
+        rows = yield from session.query(
+            "SELECT (SELECT setting FROM pg_settings WHERE name = 'wal_segment_size'), current_setting('server_version'),"
+            " pg_is_in_recovery()",
+            until_ns=now_ns() + QUERY_MS * MS,
+        )
+        segment, version, recovering = rows[0]
+        if recovering != "t":
+            raise AssertionError("Postgres started as a primary; every start must be as a standby")
+        c.wal_segment_bytes = int(segment or 0)
+        c.session = session
+        c.facts = _with(c.facts, version=(version or "").split(" ", maxsplit=1)[0], streaming=False)
+        c.change(server=Server.STANDBY)
+        c.log.info("postgres.started", pid=postmaster.pid)
+
+    def _look_at_control_data(self) -> Task[None]:
+        c = self.c
+        control = yield from controldata.read(c.binaries, c.config.pgdata, c.children)
+        c.floors = dict(control.floors)
+        expected = c.cluster.system_identifier
+        if expected and str(control.system_identifier) != expected:
+            raise AssertionError(f"system identifier {control.system_identifier} appeared, the cluster's is {expected}")
+
+    def _newest_own_timeline(self) -> int:
+        history = self.c.record.history
+        own = [g.timeline for g in self.c.cluster.grants if g.node == self.c.local.me]
+        return max([e.timeline for e in history] + [t for t in own if self._has_wal_of(t)] + [1])
+
+    def _has_wal_of(self, timeline: int) -> bool:
+        """Did this node's own promotion to ``timeline`` get as far as writing WAL?"""
+        prefix = f"{timeline:08X}"
+        return any(n.startswith(prefix) and len(n) == 24 for n in os.listdir(self.c.postgres.wal_dir))
+
+    def stop(self, _: Plan) -> Task[None]:
+        """Fast stop, for a standby or for good."""
+        yield from self._stop_cleanly(STOP_MS)
+
+    def _stop_cleanly(self, within_ms: int) -> Task[bool]:
+        """Fast stop and verified fence. True: it ended in time by itself; False: it had to be killed."""
+        c = self.c
+        postmaster = c.need_postmaster()
+        c.change(server=Server.STOPPING)
+        c.log.info("postgres.stopping", mode="fast")
+        postmaster.stop(StopMode.FAST)
+        clean = True
+        try:
+            yield from c.postgres.wait_gone(postmaster, now_ns() + within_ms * MS)
+        except TimeoutError:
+            c.log.warning("postgres.stop_slow", after_ms=within_ms)
+            clean = False
+        self._bury("")
+        return clean
+
+    def fence(self, plan: Plan) -> Task[None]:
+        """Immediate stop, then whatever is left is killed and it is verified that nothing is."""
+        c = self.c
+        began = now_ns()
+        c.log.warning("fence.begin", rule=plan.rule, epoch=c.local.epoch)
+        if c.postmaster is not None and c.postmaster.alive():
+            c.postmaster.stop(StopMode.IMMEDIATE)
+            try:
+                yield from c.postgres.wait_gone(c.postmaster, now_ns() + IMMEDIATE_MS * MS)
+            except TimeoutError:
+                c.log.warning("fence.immediate_stop_slow", after_ms=IMMEDIATE_MS)
+        self._bury(f"fenced: {plan.rule}")
+        c.log.info("fence.end", took_ms=(now_ns() - began) // MS, clean=c.local.clean)
+
+    def _bury(self, crashed: str) -> None:
+        """After the postmaster's end (or instead of waiting for it): kill the rest, verify, note it."""
+        c = self.c
+        report = fence(c.config.pgdata, c.process, now_ns() + c.timings.kill_bound_ms * MS)
+        clean = not report.survivors
+        if not clean:
+            c.log.error("fence.survivors", survivors=list(report.survivors))
+        if c.session is not None:
+            c.session.close()
+            c.session = None
+        if c.postmaster is not None and clean:
+            c.postmaster.close()
+            c.postmaster = None
+        if clean:
+            c.watchdog.tell("deadman.disarm", {})
+        writable = c.local.epoch > 0
+        c.facts = _with(c.facts, streaming=False, checkpointed=0)
+        c.change(
+            server=Server.DOWN, clean=clean, upstream=0, frozen=0, gate_open=False, unguarded_since_ns=0,
+            crashed=(crashed or "stopped") if writable else "",
+        )  # fmt: skip
+
+    def postmaster_ended(self, why: str) -> None:
+        """Called by the loop the moment the postmaster's pidfd says so, outside any step that stops it."""
+        self.c.log.warning("postgres.exited", expected=False, reason=why, epoch=self.c.local.epoch)
+        self._bury(why)
+
+    def hand_over(self, plan: Plan) -> Task[None]:
+        """A planned change: as little as possible left to flush, then a clean stop that standbys receive to the end."""
+        c = self.c
+        session = c.need_session()
+        try:
+            yield from session.query("CHECKPOINT", until_ns=now_ns() + HAND_OVER_CHECKPOINT_MS * MS)
+        except sql.SqlTimeout:
+            c.log.warning("handover.checkpoint_slow", after_ms=HAND_OVER_CHECKPOINT_MS)
+        clean = yield from self._stop_cleanly(FAST_STOP_MS)
+        if c.local.clean:
+            body = {"term": plan.term, "reason": "switchover", "clean": clean, "at": utc_now()}
+            c.raft.tell("node.fenced", body)
+            c.change(crashed="")
+
+    def report_fenced(self, plan: Plan) -> Task[None]:
+        c = self.c
+        c.raft.tell("node.fenced", {"term": plan.term, "reason": c.local.crashed, "clean": False, "at": utc_now()})
+        until_ns = now_ns() + 100 * MS
+        yield Wait(until_ns=until_ns, ready=lambda: c.view.granted != plan.term)
+
+    # -- promises ------------------------------------------------------------------------------------------------
+
+    def no_position(self, plan: Plan) -> Task[None]:
+        """Not a vow: only that nothing here is writable and that nobody need wait for an answer."""
+        c = self.c
+        why = f"Postgres is {c.local.server.value}" if c.local.data.value == "ready" else f"its data is {c.local.data.value}"
+        c.raft.tell("node.frozen", {"term": plan.term, "epoch": -1, "lsn": 0, "reason": why})
+        c.change(said_no_position=plan.term)
+        return
+        yield Wait()
+
+    def freeze(self, plan: Plan) -> Task[None]:
+        """The vow of safety.md: no more WAL is received or acknowledged, and this is how far it goes."""
+        c = self.c
+        began = now_ns()
+        yield from self._detach()
+        found = yield from self._position()
+        body: dict[str, Any] = {"term": plan.term, "reason": ""}
+        if isinstance(found, NoPosition):
+            body |= {"epoch": -1, "lsn": 0, "reason": found.reason}
+        else:
+            body |= {"epoch": found.epoch, "lsn": found.lsn}
+        c.raft.tell("node.frozen", body)
+        c.change(frozen=plan.term)
+        c.log.info("promise.given", took_ms=(now_ns() - began) // MS, **body)
+
+    def _detach(self) -> Task[None]:
+        """Empty primary_conninfo, and evidence that no WAL receiver is left or can come back."""
+        c = self.c
+        session, postmaster = c.need_session(), c.need_postmaster()
+        until_ns = now_ns() + FREEZE_MS * MS
+        was_attached = c.local.upstream > 0 or bool(c.conf.get("conninfo")) or bool(_receivers(c))
+        c.change(upstream=0)
+        if not was_attached:
+            return
+        try:
+            owned = c.write_settings(names=c.idle_names())
+            c.postgres.write_settings(owned, c.hba(), c.ident())
+            postmaster.reload()
+            yield from self._reloaded("primary_conninfo", "", until_ns)
+            yield from session.query(
+                "SELECT pg_wal_replay_resume() FROM (SELECT pg_is_wal_replay_paused() AS p) AS x WHERE p", until_ns=until_ns
+            )
+            calm = 0
+            while calm < 2:
+                receivers = _receivers(c)
+                for pid in receivers:
+                    yield from _terminate(pid, until_ns)
+                # The second look comes after a full round trip, and after startup had the signal.
+                yield from session.query("SELECT 1", until_ns=until_ns)
+                calm = 0 if receivers else calm + 1
+                if now_ns() >= until_ns:
+                    raise TaskTimeout("the WAL receiver is not gone")
+        except (TimeoutError, sql.SqlTimeout) as error:
+            c.log.warning("freeze.slow", after_ms=FREEZE_MS, error=str(error))
+            postmaster.stop(StopMode.IMMEDIATE)
+            raise StepFailed("the WAL receiver did not stop in time: Postgres is restarted without upstream") from error
+        c.facts = _with(c.facts, streaming=False)
+
+    def _reloaded(self, name: str, value: str, until_ns: int) -> Task[None]:
+        """Until our own session has the new value: then the postmaster has signalled all of its children."""
+        session = self.c.need_session()
+        while True:
+            rows = yield from session.query("SELECT current_setting($1)", (name,), until_ns=until_ns)
+            if rows[0][0] == value:
+                return
+            if now_ns() >= until_ns:
+                raise TaskTimeout(f"{name} is not in force")
+            yield from sleep(1 * MS)
+
+    def _position(self) -> Task[Position | NoPosition]:
+        """Where the flushed WAL ends, once everything in pg_wal has been read (safety.md, promotion 1)."""
+        before = (-1, -1)
+        while True:
+            received, replayed, waits = yield from self._lsns()
+            if received or (waits and (received, replayed) == before):
+                break
+            before = (received, replayed) if waits else (-1, -1)
+            yield from sleep(3 * MS)
+        return (yield from self._position_at(max(received, replayed)))
+
+    def _lsns(self) -> Task[tuple[int, int, bool]]:
+        """(received and flushed, replayed, startup waits for more); 0 where Postgres says NULL."""
+        rows = yield from self.c.need_session().query(
+            "SELECT pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn(), pg_is_in_recovery(),"
+            " (SELECT wait_event FROM pg_stat_activity WHERE backend_type = 'startup')",
+            until_ns=now_ns() + QUERY_MS * MS,
+        )
+        received, replayed, recovering, event = rows[0]
+        if recovering != "t":
+            raise AssertionError("Postgres left recovery without being promoted by pgr")
+        return (
+            timelines.parse_lsn(received) if received else 0,
+            timelines.parse_lsn(replayed) if replayed else 0,
+            event in STARTUP_IDLE,
+        )
+
+    def _position_at(self, lsn: int) -> Task[Position | NoPosition]:
+        c = self.c
+        names = os.listdir(c.postgres.wal_dir)
+        timeline = timelines.newest_wal_timeline(names, lsn, c.wal_segment_bytes)
+        if timeline is None:
+            return NoPosition(f"there is no WAL file that holds {timelines.format_lsn(lsn)}")
+        yield from self._complete_own_history(timeline)
+        return position_of(c.record.history, lsn, timeline, c.record.proof)
+
+    def _complete_own_history(self, timeline: int) -> Task[None]:
+        """This node promoted to ``timeline`` by its own grant and went down before that was written: its history
+        file, which only it can have made, says where."""
+        c = self.c
+        known = {e.timeline for e in c.record.history}
+        grant = next((g for g in c.cluster.grants if g.timeline == timeline and g.node == c.local.me), None)
+        if timeline in known or grant is None:
+            return
+        start = _switch_lsn(c, timeline)
+        if start is not None and c.record.history and grant.term > c.record.history[-1].epoch:
+            yield from c.save_record((*c.record.history, EpochStart(grant.term, start, timeline)))
+
+    # -- promotion -----------------------------------------------------------------------------------------------
+
+    def promote(self, plan: Plan) -> Task[None]:
+        """safety.md, promotion 4: names in force and watchdog armed before, `pg_promote(false)`, switch LSN after."""
+        c = self.c
+        began = now_ns()
+        grant = self._own_grant(plan.term)
+        session, postmaster = c.need_session(), c.need_postmaster()
+        if c.local.server is Server.STANDBY:
+            yield from self._promote_now(grant, began)
+        until_ns = began + PROMOTION_TIMEOUT_MS * MS
+        while True:
+            rows = yield from session.query("SELECT pg_is_in_recovery()", until_ns=now_ns() + QUERY_MS * MS)
+            if rows[0][0] == "f":
+                break
+            if now_ns() >= until_ns or not postmaster.alive():
+                c.change(failed_promotion=plan.term)
+                raise StepFailed("the promotion did not end in time")
+            yield from sleep(3 * MS)
+        start = _switch_lsn(c, grant.timeline)
+        if start is None:
+            c.change(failed_promotion=plan.term)
+            raise StepFailed(f"Postgres was promoted, but not to timeline {grant.timeline}")
+        ancestry = (*(e for e in c.record.history if e.timeline < grant.timeline), EpochStart(grant.term, start, grant.timeline))
+        c.change(server=Server.PRIMARY)
+        c.log.info("postgres.promoted", timeline=grant.timeline, lsn=timelines.format_lsn(start), took_ms=(now_ns() - began) // MS)
+        yield from c.save_record(ancestry, proof=None)
+        yield from self._create_slots(session)
+        self._propose("switched/1", {"term": grant.term, "timeline": grant.timeline, "ancestry": [list(e) for e in ancestry]})
+
+    def _promote_now(self, grant: Grant, began: int) -> Task[None]:
+        c = self.c
+        session, postmaster = c.need_session(), c.need_postmaster()
+        if c.process is None or c.local.upstream or _receivers(c):
+            raise StepFailed("not frozen")
+        body = {
+            "term": grant.term, "pid": c.process.pid, "start_ticks": c.process.start_ticks,
+            "until_ns": c.view.lease_until_ns if c.view.lease_term == grant.term else 0,
+        }  # fmt: skip
+        answer = yield from c.watchdog.ask("deadman.arm", body, 500)
+        if answer.body.get("ok") is not True:
+            raise StepFailed(f"the watchdog is not armed: {answer.body.get('reason')}")
+        c.change(unguarded_since_ns=0)
+        names = c.primary_names(grant.term)
+        owned = c.write_settings(names=names)
+        c.postgres.write_settings(owned, c.hba(), c.ident())
+        postmaster.reload()
+        yield from self._reloaded("synchronous_standby_names", names, now_ns() + QUERY_MS * MS)
+        own = max([e.timeline for e in c.record.history], default=1)
+        c.postgres.install_histories(timelines.install_list(c.record.history, own, grant.timeline))
+        # Still leader of this term, with enough of the lease left to finish what is about to begin?
+        left_ms = (c.view.lease_until_ns - now_ns()) // MS
+        if c.view.granted != grant.term or c.view.lease_term != grant.term or left_ms < c.timings.heartbeat_ms:
+            raise StepFailed(f"the lease is too short to promote ({left_ms} ms left)")
+        c.change(server=Server.PROMOTING, epoch=grant.term)
+        c.log.info("postgres.promoting", term=grant.term, timeline=grant.timeline, prepared_ms=(now_ns() - began) // MS)
+        yield from session.query("SELECT pg_promote(false)", until_ns=now_ns() + QUERY_MS * MS)
+
+    def _own_grant(self, term: int) -> Grant:
+        grant = self.c.cluster.grant
+        if grant is None or grant.term != term or grant.node != self.c.local.me:
+            raise StepFailed("the grant is not this node's any more")
+        return grant
+
+    def prove(self, plan: Plan) -> Task[None]:
+        """safety.md, promotion 5: a record of this epoch flushed by k of S, then `Opened`."""
+        c = self.c
+        session = yield from sql.connect(c.own_conninfo(), now_ns() + QUERY_MS * MS)
+        try:
+            # Waits until k of the group have it: Postgres itself counts. No deadline: strict means closed until then.
+            yield from session.query("SELECT pg_logical_emit_message(true, 'pgr', 'opened')")
+            cancelled = [n.message for n in session.take_notices() if n.sqlstate.startswith("01")]
+            if cancelled:
+                raise StepFailed(f"the proof was not acknowledged: {cancelled[0]}")
+        finally:
+            session.close()
+        c.log.info("epoch.proven", term=plan.term)
+        yield from self.until_logged(
+            "opened/1", {"term": plan.term}, lambda: c.cluster.grant is not None and c.cluster.grant.opened
+        )
+
+    def open_gate(self, plan: Plan) -> Task[None]:
+        c = self.c
+        owned = c.write_settings(names=c.primary_names(plan.term), gate=False)
+        c.postgres.write_settings(owned, c.hba(), c.ident())
+        c.need_postmaster().reload()
+        yield from self._gate_seen_open()
+        c.change(gate_open=True)
+        c.log.info("gate.open", term=plan.term)
+
+    def _gate_seen_open(self) -> Task[None]:
+        """New sessions begin read-write. Our own conninfo overrides the gate, so the file's value is what counts."""
+        session = self.c.need_session()
+        until_ns = now_ns() + QUERY_MS * MS
+        while True:
+            rows = yield from session.query(
+                "SELECT reset_val FROM pg_settings WHERE name = 'default_transaction_read_only'", until_ns=until_ns
+            )
+            loaded = yield from session.query("SELECT pg_conf_load_time() > now() - interval '1 second'", until_ns=until_ns)
+            if loaded[0][0] == "t" or rows[0][0] == "off":
+                return
+            yield from sleep(1 * MS)
+
+    def _propose(self, kind: str, body: dict[str, Any]) -> None:
+        self.c.raft.tell("node.propose", {"kind": kind, "body": body | {"at": utc_now()}})
+
+    def until_logged(self, kind: str, body: dict[str, Any], done: Any) -> Task[None]:
+        """Propose until it is in the committed log (a proposal may be lost with a leader; entries are idempotent)."""
+        while not done():
+            self._propose(kind, body)
+            yield Wait(until_ns=now_ns() + 1_000 * MS, ready=done)
+
+    def _create_slots(self, session: sql.Session) -> Task[None]:
+        names = [f"pgr_{m.name}" for m in self.c.cluster.members if m.name != self.c.local.me]
+        for name in names:
+            yield from session.query(
+                "SELECT pg_create_physical_replication_slot($1, true)"
+                " WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1)",
+                (name,),
+                until_ns=now_ns() + QUERY_MS * MS,
+            )
+
+    # -- following -----------------------------------------------------------------------------------------------
+
+    def follow(self, plan: Plan) -> Task[None]:
+        """safety.md, promotion 6: only with a history that is part of the primary's, and nothing beyond it."""
+        c = self.c
+        grant = c.cluster.grant
+        if grant is None or grant.term != plan.term:
+            raise StepFailed("there is a newer grant")
+        yield from self._detach()
+        found = yield from self._position()
+        received, replayed, _ = yield from self._lsns()
+        end = max(received, replayed)
+        # A clone that has not passed its proof has no position, but it may and must follow to get there.
+        if isinstance(found, NoPosition) and c.record.proof is None:
+            c.log.warning("follow.no_position", reason=found.reason)
+            c.change(needs_clone=plan.term)
+            return
+        match divergence(grant.ancestry, c.record.history, end):
+            case Diverged(lsn, lost, reason):
+                c.log.warning("follow.diverged", at=timelines.format_lsn(lsn), lost_bytes=lost, reason=reason)
+                c.change(diverged=plan.term)
+            case Attach(history):
+                yield from c.save_record(history)
+                conninfo = c.upstream(grant)
+                owned = c.write_settings(conninfo=conninfo, slot=f"pgr_{c.local.me}", names=c.idle_names())
+                c.postgres.write_settings(owned, c.hba(), c.ident())
+                c.change(upstream=plan.term, frozen=0)
+                c.need_postmaster().reload()
+                c.log.info("follow.attached", primary=grant.node, term=grant.term)
+
+
+def _with(facts: Any, **changes: Any) -> Any:
+    from dataclasses import replace
+
+    return replace(facts, **changes)
+
+
+def _receivers(c: Context) -> list[int]:
+    """WAL receivers among the postmaster's children, and children too young to be told apart from one."""
+    children = c.postmaster.children() if c.postmaster is not None else ()
+    return [child.pid for child in children if "walreceiver" in child.title]
+
+
+def _terminate(pid: int, until_ns: int) -> Task[None]:
+    """SIGTERM by pidfd, then until it is gone."""
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        signal.pidfd_send_signal(fd, signal.SIGTERM)
+        woken = yield Wait(fd, read=True, until_ns=until_ns)
+        if woken.timed_out:
+            raise TaskTimeout("the WAL receiver does not end")
+    except ProcessLookupError:
+        return
+    finally:
+        os.close(fd)
+
+
+def _switch_lsn(c: Context, timeline: int) -> int | None:
+    """Where ``timeline`` begins, from its history file; None if this node has no real one."""
+    try:
+        text = (c.postgres.wal_dir / timelines.history_name(timeline)).read_text(encoding="ascii")
+    except FileNotFoundError:
+        return None
+    switches = timelines.parse_history(text)
+    return switches[-1].lsn if switches else None

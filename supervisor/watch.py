@@ -1,0 +1,126 @@
+"""Looking at the running Postgres: position, streaming, slots; and the checkpoint after a promotion. Informs, never decides."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from consensus.cluster import ClusterState
+from fencing.clock import now_ns
+from fencing.lease import MS
+from supervisor import sql, timelines
+from supervisor.context import Context
+from supervisor.roles import Server
+from supervisor.tasks import Task, Wait, sleep
+
+EVERY_MS = 1_000
+SOON_MS = 50
+SLOTS_EVERY_MS = 5_000
+NOT_STREAMING_MS = 1_500
+QUERY_MS = 2_000
+
+_PRIMARY = "SELECT pg_current_wal_flush_lsn(), pg_current_wal_flush_lsn(), 'f'"
+_STANDBY = (
+    "SELECT greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()), pg_last_wal_replay_lsn(),"
+    " EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming')"
+)
+WAL_GONE = "has already been removed"
+OTHER_HISTORY = ("is not in this server's history", "is not a child of this server's history")
+
+
+class Watcher:
+    """One task for as long as a Postgres runs; the daemon starts it anew with each server."""
+
+    def __init__(self, context: Context) -> None:
+        self.c = context
+        self.slots_at_ns = 0
+        self.idle_since_ns = 0
+
+    def run(self) -> Task[None]:
+        c = self.c
+        session = yield from sql.connect(c.own_conninfo(), now_ns() + 5_000 * MS)
+        try:
+            while c.local.server in (Server.STANDBY, Server.PROMOTING, Server.PRIMARY):
+                yield from self._look(session)
+                if now_ns() >= self.slots_at_ns and c.view.cluster is not None:
+                    self.slots_at_ns = now_ns() + SLOTS_EVERY_MS * MS
+                    yield from self._slots(session, c.view.cluster)
+                settled = c.local.server is Server.PRIMARY or (c.facts.streaming and c.local.upstream)
+                before = (c.local.server, c.local.upstream)
+                until_ns = now_ns() + (EVERY_MS if settled or not c.local.upstream else SOON_MS) * MS
+
+                def changed(before: tuple[Server, int] = before) -> bool:
+                    return (c.local.server, c.local.upstream) != before
+
+                yield Wait(until_ns=until_ns, ready=changed)
+        finally:
+            session.close()
+
+    def _look(self, session: sql.Session) -> Task[None]:
+        c = self.c
+        primary = c.local.server is Server.PRIMARY
+        rows = yield from session.query(_PRIMARY if primary else _STANDBY, until_ns=now_ns() + QUERY_MS * MS)
+        lsn, replayed, streaming = rows[0]
+        c.facts = replace(
+            c.facts,
+            lsn=timelines.parse_lsn(lsn) if lsn else 0,
+            replay_lsn=timelines.parse_lsn(replayed) if replayed else 0,
+            streaming=streaming == "t" and not primary,
+        )
+        self._notice_dead_end()
+
+    def _notice_dead_end(self) -> None:
+        """A standby that can't stream because the primary lacks the WAL it needs says so only in its log."""
+        c = self.c
+        now = now_ns()
+        if c.local.server is not Server.STANDBY or not c.local.upstream or c.facts.streaming or c.postmaster is None:
+            self.idle_since_ns = 0
+            return
+        self.idle_since_ns = self.idle_since_ns or now
+        if now - self.idle_since_ns < NOT_STREAMING_MS * MS:
+            return
+        tail = "\n".join(c.postgres.log_tail(c.postmaster))
+        if WAL_GONE in tail:
+            c.log.warning("follow.wal_gone", hint="the primary no longer has the WAL this node needs: it is cloned again")
+            c.change(needs_clone=c.local.upstream)
+        elif any(text in tail for text in OTHER_HISTORY):
+            c.log.warning("follow.other_history", upstream=c.local.upstream)
+            c.change(diverged=c.local.upstream)
+        else:
+            self.idle_since_ns = now
+
+    def _slots(self, session: sql.Session, cluster: ClusterState) -> Task[None]:
+        """A slot for every other member, on standbys too and kept moving there, so that whoever becomes primary has
+        the WAL the others need; bounded by max_slot_wal_keep_size."""
+        c = self.c
+        until_ns = now_ns() + QUERY_MS * MS
+        wanted = [f"pgr_{m.name}" for m in cluster.members if m.name != c.local.me]
+        rows = yield from session.query(
+            "SELECT slot_name, active, wal_status, coalesce(restart_lsn, '0/0') FROM pg_replication_slots"
+            " WHERE slot_type = 'physical' AND NOT temporary AND slot_name LIKE 'pgr\\_%'",
+            until_ns=until_ns,
+        )
+        for name, active, wal_status, _ in rows:
+            if active == "f" and (name not in wanted or wal_status == "lost"):
+                yield from session.query("SELECT pg_drop_replication_slot($1)", (name,), until_ns=until_ns)
+        there = {name for name, _, wal_status, _ in rows if wal_status != "lost"}
+        for name in wanted:
+            if name not in there:
+                yield from session.query("SELECT pg_create_physical_replication_slot($1, true)", (name,), until_ns=until_ns)
+        if c.local.server is Server.STANDBY and c.facts.replay_lsn:
+            for name, active, wal_status, restart in rows:
+                if active == "f" and wal_status != "lost" and timelines.parse_lsn(restart or "0/0") < c.facts.replay_lsn:
+                    lsn = timelines.format_lsn(c.facts.replay_lsn)
+                    yield from session.query("SELECT pg_replication_slot_advance($1, $2)", (name, lsn), until_ns=until_ns)
+
+
+def checkpoint(c: Context, epoch: int) -> Task[None]:
+    """After a promotion, in the background: rewinds of the others need the new timeline in the control file."""
+    session = yield from sql.connect(c.own_conninfo(), now_ns() + 5_000 * MS)
+    try:
+        yield from session.query("CHECKPOINT")
+    finally:
+        session.close()
+    if c.local.epoch == epoch:
+        c.facts = replace(c.facts, checkpointed=epoch)
+        c.log.info("checkpoint.done", epoch=epoch)
+    yield from sleep(0)

@@ -1,0 +1,137 @@
+"""A whole cluster for one test: real processes, real Postgres, a real client, and the check that nothing was lost."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from supervisor.localcluster import LocalCluster, LocalNode, node_environment, private_home, wait_for
+from supervisor.localwriter import Audit, Writer
+
+START_S = 120.0
+"""For anything that starts Postgres, on a machine that does other things as well."""
+SETTLE_S = 60.0
+TAIL_LINES = 60
+
+
+class World(LocalCluster):
+    """`LocalCluster` with what tests ask of it. Ends with `close`, which the fixture calls."""
+
+    def __init__(
+        self, *, nodes: int = 3, profile: str = "default", commit: str = "quorum", home: Path | None = None
+    ) -> None:
+        names = [chr(ord("a") + i) for i in range(nodes)]
+        super().__init__(home or private_home("pgr-test-"), names, profile=profile, commit=commit)
+        self.writers: list[Writer] = []
+        self.extra: list[LocalNode] = []
+        """Nodes beyond the founding members, ended along with them."""
+
+    def wait_writable(self, seconds: float = START_S, standbys: int = 0) -> LocalNode:
+        return super().wait_writable(seconds, standbys)
+
+    def standbys(self) -> list[LocalNode]:
+        primary = self.primary()
+        return [node for node in self.nodes if node is not primary]
+
+    def asked_status(self, node: LocalNode | None = None) -> dict[str, Any]:
+        """As `pgr status --json` prints it."""
+        done = self.pgr("status", "--json", node=node)
+        assert done.returncode == 0, done.stderr
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
+    @contextmanager
+    def writing(self, pause_s: float = 0.001) -> Iterator[Writer]:
+        """A client that writes over the multi-host URI for as long as the block lasts, once its first row is in."""
+        writer = Writer(self.uri(), pause_s=pause_s)
+        self.writers.append(writer)
+        writer.start()
+        self.settles(lambda: bool(writer.acked), "the first write acknowledged", lambda: str(writer.failures[-1:]))
+        try:
+            yield writer
+        finally:
+            writer.stop(30)
+
+    def settles(
+        self, condition: Callable[[], bool], what: str, why: Callable[[], str] | None = None, seconds: float = SETTLE_S
+    ) -> None:
+        if not wait_for(condition, seconds):
+            raise AssertionError(f"not within {seconds} s: {what}; {why() if why else ''} {self.describe()}")
+
+    def writes_again(self, writer: Writer, since_ns: int, seconds: float = SETTLE_S) -> None:
+        self.settles(lambda: writer.acked_since(since_ns) > 0, "a write acknowledged", seconds=seconds)
+
+    def streams(self, node: LocalNode) -> bool:
+        """Does the primary have this node as a streaming replica?"""
+        primary = self.primary()
+        seen = primary.status() if primary else None
+        row = seen.member(node.name) if seen else None
+        return row is not None and row.role == "replica" and row.state == "streaming"
+
+    def wait_streaming(self, *nodes: LocalNode, seconds: float = START_S) -> None:
+        for node in nodes:
+            self.settles(lambda node=node: self.streams(node), f"{node.name} streaming", seconds=seconds)  # type: ignore[misc]  # bound now
+
+    def check_no_loss(self, writer: Writer, *, everywhere: bool = False) -> Audit:
+        """Every acknowledged row is there, no refused one is; ``everywhere``: on each running node, in time."""
+        audit = writer.audit()
+        assert audit.acknowledged > 0
+        assert not audit.lost, (
+            f"{len(audit.lost)} of {audit.acknowledged} acknowledged rows are lost: {audit.lost[:20]}"
+        )
+        assert not audit.phantoms, f"rows that were refused are there: {audit.phantoms[:20]}"
+        for node in self.nodes if everywhere else ():
+            if node.alive():
+                self.settles(lambda node=node: self._has_all(writer, node), f"every row on {node.name}")  # type: ignore[misc]  # bound now
+        return audit
+
+    def _has_all(self, writer: Writer, node: LocalNode) -> bool:
+        try:
+            return not writer.audit(self.node_uri(node)).lost
+        except psycopg.OperationalError:
+            return False
+
+    def query(self, node: LocalNode, sql: str) -> list[tuple[Any, ...]]:
+        with psycopg.connect(self.node_uri(node), autocommit=True) as connection:
+            return connection.execute(sql.encode()).fetchall()
+
+    def logged(self, node: LocalNode, name: str) -> list[dict[str, Any]]:
+        """Events of a node whose name begins so."""
+        return [event for event in node.events() if str(event["event"]).startswith(name)]
+
+    def run_node(self, node: LocalNode, seconds: float = 60) -> tuple[int, str]:
+        """Start a node that is expected to end by itself: exit code and stderr."""
+        done = subprocess.run(
+            node.command(), capture_output=True, text=True, check=False, timeout=seconds, cwd="/",
+            env=node_environment() | node.env, start_new_session=True,
+        )  # fmt: skip
+        return done.returncode, done.stderr
+
+    def close(self, failed: bool = False) -> None:
+        for writer in self.writers:
+            writer.stop_soon()
+        if failed:
+            self.print_logs()
+        for node in [*self.nodes, *self.extra]:
+            node.send(signal.SIGCONT)
+            if node.process is not None:
+                node.kill_all()
+        if failed:
+            print(f"kept: {self.home}", file=sys.stderr)
+        else:
+            self.remove()
+
+    def print_logs(self) -> None:
+        for node in [*self.nodes, *self.extra]:
+            for log in (node.log, node.data / "log" / "postgres.log"):
+                if log.exists():
+                    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL_LINES:]
+                    print(f"\n== {log}", *lines, sep="\n", file=sys.stderr)

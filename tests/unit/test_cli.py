@@ -1,0 +1,473 @@
+"""``pgr`` against a real ROUTER that speaks the admin protocol: exit code, stdout and stderr, whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+
+from consensus.keys import ClusterKey, new_key, read_key
+from consensus.transport import ADMIN_MAGIC
+from fencing.wire import Frame, decode
+from supervisor import admin, cli, reference
+from supervisor.errors import RefusedError, TryAgainError
+from supervisor.status import event_json, to_json, uris
+from tests.unit.snapshots import HISTORY, NOW, snapshot
+
+ROOT = Path(__file__).resolve().parents[2]
+
+Handler = Callable[[Frame], list[bytes]]
+
+
+class Node:
+    """A ROUTER on DIR/run/admin.sock in a thread; ``handler`` turns a request into frames."""
+
+    def __init__(self, data: Path, handler: Handler, run: Path | None = None, key: ClusterKey | None = None) -> None:
+        self.requests: list[Frame] = []
+        self._handler = handler
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
+        self._stop: zmq.Socket[bytes] = context.socket(zmq.PAIR)
+        self._stopped: zmq.Socket[bytes] = context.socket(zmq.PAIR)
+        self._stop.bind(f"inproc://stop.{id(self)}")
+        self._stopped.connect(f"inproc://stop.{id(self)}")
+        self._router: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
+        self._router.linger = 0
+        self._magic = ADMIN_MAGIC if key else b""
+        self.port = 0
+        if key:
+            self._router.curve_server = 1
+            self._router.curve_secretkey, self._router.curve_publickey = key.secret, key.public
+            self.port = self._router.bind_to_random_port("tcp://127.0.0.1")
+        else:
+            run = run or data / "run"
+            run.mkdir(mode=0o700, exist_ok=True)
+            self._router.bind(f"ipc://{run}/admin.sock")
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        poller = zmq.Poller()
+        poller.register(self._router, zmq.POLLIN)
+        poller.register(self._stopped, zmq.POLLIN)
+        while self._stopped not in (ready := dict(poller.poll())):
+            if self._router in ready:
+                identity, data = self._router.recv_multipart()
+                assert data.startswith(self._magic)
+                frame = decode(data[len(self._magic) :])
+                self.requests.append(frame)
+                for answer in self._handler(frame):
+                    self._router.send_multipart([identity, self._magic + answer])
+
+    def close(self) -> None:
+        self._stop.send(b"")
+        self._thread.join(10)
+        for each in (self._router, self._stop, self._stopped):
+            each.close(0)
+
+
+def well(frame: Frame) -> list[bytes]:
+    s, id = snapshot(), frame.id
+    match frame.name:
+        case "status" if frame.body.get("watch"):
+            later = to_json(snapshot("a", term=8), NOW)
+            return [
+                admin.progress(id, "status.changed", "", to_json(s, NOW)),
+                admin.progress("other", "status.changed", "", {}),
+                admin.progress(id, "status.changed", "", later),
+                admin.answer(id, error=TryAgainError("the node is stopping", "watch another member")),
+            ]
+        case "status":
+            return [admin.answer(id, to_json(s, NOW))]
+        case "history":
+            return [admin.answer(id, {"history": [event_json(e) for e in HISTORY]})]
+        case "uri":
+            return [admin.answer(id, dict(uris(s, frame.body["dbname"], frame.body["user"])))]
+        case "switchover" | "failover" if frame.body["to"] == "c":
+            return [
+                admin.answer(id, error=RefusedError("c is not in the sync group", "wait until `pgr status` shows it"))
+            ]
+        case _:
+            result = {"from": "a", "to": "b", "term": 8, "timeline": 3, "gap_ms": 212}
+            return [
+                admin.progress(id, "switchover.demoting", "a: stopping Postgres"),
+                admin.progress(id, "switchover.promoting", "b: promoting"),
+                admin.answer(id, result),
+            ]
+
+
+@pytest.fixture
+def data() -> Iterator[Path]:
+    # Not tmp_path: its name may be too long for a socket.
+    made = Path(tempfile.mkdtemp(prefix="pgr-cli-"))
+    yield made
+    shutil.rmtree(made)
+
+
+@pytest.fixture
+def node(data: Path) -> Iterator[Node]:
+    made = Node(data, well)
+    yield made
+    made.close()
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PGR_DATA", "PGR_CLUSTER_KEY_FILE", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("COLUMNS", "100")
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def pgr(capsys: pytest.CaptureFixture[str]) -> Run:
+    def run(*argv: str) -> tuple[int, str, str]:
+        code = cli.main(argv)
+        return code, *capsys.readouterr()
+
+    return run
+
+
+STATUS = """\
+cluster 3f2a9c01   term 7   leader a   commit quorum 2 of a, b, c   profile default
+
+NAME  ROLE     STATE        TL        LSN            LAG  SYNC     LEASE  NOTES
+a     primary  running       2  0/3000148              -  -       623 ms  -
+b     replica  streaming     2  0/3000148  232 B, 250 ms  quorum       -  pending restart, zone=x, nofailover
+c     -        unreachable   -          -              -  -            -  not heard of
+
+c: c has not been heard of for 3 s
+
+warning: one more failure stops all writes
+
+a is primary of term 7
+"""
+
+
+def stable(text: str) -> str:
+    """The lease runs while we print: to the millisecond it is nobody's business."""
+    return re.sub(r"6[0-9][0-9] ms", "623 ms", text)
+
+
+def test_status(pgr: Run, node: Node, data: Path) -> None:
+    code, out, err = pgr("status", "--data", str(data))
+    assert (code, stable(out), err) == (0, STATUS, "")
+
+
+def test_status_json_is_what_the_node_said(pgr: Run, node: Node, data: Path) -> None:
+    code, out, err = pgr("status", "--data", str(data), "--json")
+    assert (code, json.loads(out), err) == (0, to_json(snapshot(), NOW), "")
+
+
+def test_the_node_may_be_named_before_the_command_or_by_the_environment(
+    pgr: Run, node: Node, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert pgr("--data", str(data), "status")[0] == 0
+    monkeypatch.setenv("PGR_DATA", str(data))
+    assert pgr("status")[0] == 0
+
+
+def test_watch_shows_each_change_until_the_node_stops(pgr: Run, node: Node, data: Path) -> None:
+    code, out, err = pgr("status", "--watch", "--data", str(data))
+    assert code == 75
+    assert stable(out) == STATUS + "\n" + STATUS.replace("term 7 ", "term 8 ") + "\n"
+    assert err == "error: the node is stopping\n\nhint: watch another member\n"
+
+
+def test_watch_json_is_a_line_each(pgr: Run, node: Node, data: Path) -> None:
+    _, out, _ = pgr("status", "-w", "--json", "--data", str(data))
+    assert [json.loads(line)["term"] for line in out.splitlines()] == [7, 8]
+
+
+def test_watch_asks_again_and_gives_up(data: Path, monkeypatch: pytest.MonkeyPatch, pgr: Run) -> None:
+    monkeypatch.setattr(admin, "RENEW_MS", 50)
+    monkeypatch.setattr(admin, "FORGET_MS", 300)
+    made = Node(data, lambda _: [])
+    try:
+        code, out, err = pgr("status", "--watch", "--data", str(data))
+        assert (code, out) == (75, "")
+        assert err == "error: the node has not answered for 0.05 s\n\nhint: see the log of the node, or try again\n"
+        assert len(made.requests) >= 2
+        assert len({frame.id for frame in made.requests}) == 1
+    finally:
+        made.close()
+
+
+def test_switchover_streams_its_steps(pgr: Run, node: Node, data: Path) -> None:
+    assert pgr("switchover", "--to", "b", "--data", str(data)) == (
+        0,
+        "primary: a -> b, write gap: 212 ms\n",
+        "a: stopping Postgres\nb: promoting\n",
+    )
+    assert node.requests[0].body == {"to": "b"}
+    code, out, err = pgr("switchover", "--json", "--data", str(data))
+    assert (code, json.loads(out)["gap_ms"], err) == (0, 212, "a: stopping Postgres\nb: promoting\n")
+    assert node.requests[1].body == {"to": None}
+
+
+def test_failover_says_whether_loss_is_accepted(pgr: Run, node: Node, data: Path) -> None:
+    pgr("failover", "--data", str(data))
+    pgr("failover", "--to", "b", "--accept-data-loss", "--data", str(data))
+    assert [frame.body for frame in node.requests] == [
+        {"to": None, "accept_data_loss": False},
+        {"to": "b", "accept_data_loss": True},
+    ]
+
+
+def test_a_refusal_says_why_and_what_to_do(pgr: Run, node: Node, data: Path) -> None:
+    assert pgr("switchover", "--to", "c", "--data", str(data)) == (
+        78,
+        "",
+        "error: c is not in the sync group\n\nhint: wait until `pgr status` shows it\n",
+    )
+
+
+def test_no_answer_to_an_action_may_mean_it_was_done(data: Path, monkeypatch: pytest.MonkeyPatch, pgr: Run) -> None:
+    monkeypatch.setattr(cli, "ACTION_IDLE_MS", 100)
+    made = Node(data, lambda frame: [admin.progress(frame.id, "x", "asked a to stop")])
+    try:
+        assert pgr("switchover", "--data", str(data)) == (
+            75,
+            "",
+            "asked a to stop\nerror: the node has not answered for 0.1 s\n\n"
+            "hint: look at `pgr status` before trying again: the request may have been carried out\n",
+        )
+    finally:
+        made.close()
+
+
+@pytest.mark.parametrize("junk", [b"", b"{}", b'{"v":2,"name":"x","id":"","body":{}}'])
+def test_an_unreadable_node_is_told_apart(junk: bytes, data: Path, pgr: Run) -> None:
+    made = Node(data, lambda _: [junk])
+    try:
+        code, out, err = pgr("status", "--data", str(data))
+        assert (code, out) == (70, "")
+        assert err.startswith("error: the node sent something unreadable: ")
+        assert err.endswith("\n\nhint: is `pgr` as new as the node? compare with `pgr version`\n")
+    finally:
+        made.close()
+
+
+HISTORY_PAGE = """\
+AT                    KIND      TERM  TL  NODE        LSN     GAP  SALVAGED  REASON
+2026-11-22T19:00:00Z  founding     1   1  b             -       -         -  founded
+2026-11-22T20:00:00Z  failover     7   2  a     0/3000000  640 ms    8.0 kB  b was lost
+"""
+
+
+def test_history(pgr: Run, node: Node, data: Path) -> None:
+    assert pgr("history", "--data", str(data)) == (0, HISTORY_PAGE, "")
+    found = json.loads(pgr("history", "--json", "--data", str(data))[1])
+    assert found == [event_json(e) for e in HISTORY]
+
+
+def test_uri(pgr: Run, node: Node, data: Path) -> None:
+    base = "postgresql://10.0.0.1:5432,10.0.0.2:5432/postgres?connect_timeout=3&target_session_attrs="
+    assert pgr("uri", "--data", str(data)) == (
+        0,
+        f"{base}read-write\n{base}prefer-standby\n",
+        "read-write:\nread-only:\n",
+    )
+    assert pgr("uri", "--read-only", "--data", str(data)) == (0, f"{base}prefer-standby\n", "")
+    assert json.loads(pgr("uri", "--json", "--data", str(data))[1])["read_write"] == f"{base}read-write"
+    assert pgr("uri", "--read-only", "--read-write", "--data", str(data))[0] == 64
+
+
+def test_run_path_points_to_sockets_elsewhere(pgr: Run, data: Path) -> None:
+    elsewhere = Path(tempfile.mkdtemp(prefix="pgr-run-"))
+    made = Node(data, well, run=elsewhere)
+    (data / "run.path").write_text(f"{elsewhere}\n")
+    try:
+        assert pgr("status", "--data", str(data))[0] == 0
+    finally:
+        made.close()
+        shutil.rmtree(elsewhere)
+
+
+def test_a_remote_node(pgr: Run, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, wrong = data / "cluster.key", data / "other.key"
+    for each in (file, wrong):
+        each.touch(mode=0o600)
+        each.write_text(new_key())
+    made = Node(data, well, key=read_key(file))
+    where = ("--node", f"127.0.0.1:{made.port}")
+    try:
+        code, out, err = pgr("status", *where, "--cluster-key", str(file))
+        assert (code, stable(out), err) == (0, STATUS, "")
+        assert pgr(*where, "--cluster-key", str(file), "switchover", "--to", "b")[:2] == (
+            0,
+            "primary: a -> b, write gap: 212 ms\n",
+        )
+        monkeypatch.setattr(admin.Admin.request, "__kwdefaults__", {"idle_ms": 500, "on_progress": lambda _: None})
+        code, out, err = pgr("status", *where, "--cluster-key", str(wrong))
+        assert (code, out) == (75, "")
+        assert err.startswith(f"error: no answer from 127.0.0.1:{made.port}: ")
+    finally:
+        made.close()
+
+
+def test_a_remote_node_needs_an_address_and_a_key(pgr: Run, data: Path) -> None:
+    code, _, err = pgr("status", "--node", "nonsense", "--cluster-key", str(data / "none"))
+    assert code == 64
+    assert "HOST:PORT" in err
+    code, _, err = pgr("status", "--node", "127.0.0.1:1", "--cluster-key", str(data / "none"))
+    assert code == 69
+    assert err.startswith(f"error: cluster key {data}/none does not exist")
+
+
+def test_demo_hands_on_its_options_and_its_exit_code(pgr: Run, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, Any]] = []
+    fake = types.ModuleType("supervisor.demo")
+
+    def run(**options: Any) -> int:
+        seen.append(options)
+        return 75
+
+    vars(fake)["run"] = run
+    monkeypatch.setitem(sys.modules, "supervisor.demo", fake)
+    assert pgr("demo", "--once", "--data", str(data), "--profile", "fast") == (75, "", "")
+    assert seen == [{"once": True, "keep": False, "data": data, "profile": "fast"}]
+
+
+def test_what_is_missing_is_named(pgr: Run, data: Path) -> None:
+    nowhere = data / "nowhere"
+    assert pgr("status", "--data", str(nowhere)) == (
+        69,
+        "",
+        f"error: no such directory: `{nowhere}`\n\n"
+        "hint: give the directory that `pgr-supervise --data` was started with\n",
+    )
+    start = f"hint: start the node: `pgr-supervise --data {data}`\n"
+    assert pgr("status", "--data", str(data)) == (69, "", f"error: no node runs in `{data}`\n\n{start}")
+    made = Node(data, well)
+    made.close()
+    left = data / "run" / "admin.sock"
+    if not left.exists():  # a node that was killed leaves its socket behind
+        import socket
+
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(str(left))
+    assert pgr("status", "--data", str(data)) == (
+        69,
+        "",
+        f"error: no node runs in `{data}`: nobody answers on its admin socket\n\n{start}",
+    )
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root becomes another user")
+def test_another_user_is_told_whom_to_be(node: Node, data: Path) -> None:
+    data.chmod(0o755)
+    script = f"""
+import os, sys
+sys.path.insert(0, {str(ROOT)!r})
+from supervisor import cli
+os.setuid({pwd.getpwnam("nobody").pw_uid})
+sys.exit(cli.main(["status", "--data", {str(data)!r}]))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (69, "")
+    assert done.stderr == (
+        f"error: not allowed to open `{data}/run/admin.sock`\n\n"
+        "hint: run this as the user that owns the node: `sudo -u root pgr ...`\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("argv", "error", "hint"),
+    [
+        (["bogus"], "No such command 'bogus'", "`pgr --help` shows what it takes"),
+        (["status", "--bogus"], "No such option: --bogus", "`pgr status --help` shows what it takes"),
+        (
+            ["status"],
+            "which node? neither `--data` nor `--node` is given",
+            "add `--data DIR` or set PGR_DATA; from another machine: `--node HOST:PORT --cluster-key FILE`",
+        ),
+        (
+            ["status", "--node", "h:1"],
+            "`--node` needs `--cluster-key`",
+            "give the key file that all members share, for example `--cluster-key DIR/cluster.key`",
+        ),
+    ],
+)
+def test_wrong_usage(pgr: Run, argv: list[str], error: str, hint: str) -> None:
+    assert pgr(*argv) == (64, "", f"error: {error}\n\nhint: {hint}\n")
+
+
+def test_too_many_arguments(pgr: Run) -> None:
+    code, out, err = pgr("switchover", "b")
+    assert (code, out) == (64, "")
+    assert err.startswith("error: Got unexpected extra argument")
+
+
+def test_help_alone_goes_to_stdout(pgr: Run) -> None:
+    code, out, err = pgr("--help")
+    assert (code, err) == (0, "")
+    assert out.startswith("Usage: pgr ")
+
+
+def test_key_new(pgr: Run, data: Path) -> None:
+    from consensus.keys import parse_key
+
+    code, out, err = pgr("key", "new")
+    assert (code, err) == (0, "")
+    parse_key(out)
+    file = data / "cluster.key"
+    code, out, err = pgr("key", "new", "--out", str(file))
+    assert (code, out) == (0, "")
+    assert str(file) in err
+    assert file.stat().st_mode & 0o777 == 0o600
+    first = read_key(file)
+    assert pgr("key", "new", "--out", str(file))[0] == 64
+    assert read_key(file) == first
+
+
+def test_version(pgr: Run) -> None:
+    found = cli.installed_version()
+    assert pgr("version") == (0, f"pgr {found}\n", "")
+    assert json.loads(pgr("version", "--json")[1]) == {"version": found}
+
+
+def test_a_terminal_gets_colour_unless_it_declines(
+    pgr: Run, node: Node, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "_on_terminal", lambda: True)
+    coloured = pgr("status", "--data", str(data))[1]
+    assert "\x1b[" in coloured
+    assert stable(re.sub(r"\x1b\[\d*m", "", coloured)) == STATUS, "colour carries no meaning of its own"
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b[" not in pgr("status", "--data", str(data))[1]
+
+
+def test_a_reader_that_leaves_is_no_crash(node: Node, data: Path) -> None:
+    line = (
+        f'"{sys.executable}" -m supervisor.cli status --watch --json --data "{data}" | true; echo "${{PIPESTATUS[0]}}"'
+    )
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60, cwd=ROOT, check=False)
+    assert done.stderr == "" or "the node is stopping" in done.stderr
+    assert done.stdout.strip() in ("141", "75")
+
+
+def test_only_cli_imports_typer() -> None:
+    script = "import sys, supervisor.status, supervisor.healthserver, supervisor.metrics, supervisor.admin\n"
+    script += "import supervisor.render\n"
+    script += "print(sorted({'typer', 'click', 'rich', 'http', 'psycopg', 'sqlite3'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_the_reference_is_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert reference.FILE.read_text() == reference.text(), "run: python -m supervisor.reference"
