@@ -507,7 +507,7 @@ class Node:
 
     def _seen(self, now_ns: int) -> dict[str, Any]:
         return {
-            name: {"seen": json.loads(data), "age_ms": (now_ns - at) // MS}
+            name: {"seen": json.loads(data), "age_ms": 0 if name == self.me else (now_ns - at) // MS}
             for name, (data, at) in sorted(self.observations.items())
         }
 

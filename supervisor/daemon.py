@@ -99,6 +99,8 @@ class Daemon:
         self.http = HealthServer(self.current, config.http.host, config.http.port) if config.http is not None else None
         self.exit_code: int | None = None
         self.hello_at_ns = self.snapshot_at_ns = 0
+        self.greeted = False
+        """The Raft child of now has said hello."""
         self.stop_asked_ns = self.exit_asked_ns = 0
         self.observed: dict[str, Any] = {}
         self.checkpointing = 0
@@ -172,7 +174,7 @@ class Daemon:
         deadlines = [self.snapshot_at_ns, self.offspring.wakeup_ns()]
         if self.http is not None:
             deadlines.append(self.http.deadline_ns() or NEVER)
-        if not self.c.view.alive:
+        if not self.greeted:
             deadlines.append(self.hello_at_ns)
         situation = self._situation(now)
         if situation.writable:
@@ -199,7 +201,7 @@ class Daemon:
         self.admin.receive(now)
         if self.http is not None:
             self.http.handle(now)
-        if not self.c.view.alive and now >= self.hello_at_ns:
+        if not self.greeted and now >= self.hello_at_ns:
             self.hello_at_ns = now + HELLO_EVERY_MS * MS
             self.c.raft.tell("node.hello", {})
 
@@ -230,7 +232,7 @@ class Daemon:
         if name == "raft":
             self.c.view = replace(self.c.view, alive=False)
             self.c.raft.redial()
-            self.hello_at_ns = now
+            self.greeted, self.hello_at_ns = False, now
             if code in FATAL_CODES and not self.c.local.stopping:
                 self.log.error("node.cannot_go_on", child=name, exit_code=code)
                 self._stop_at_once(code)
@@ -296,7 +298,9 @@ class Daemon:
         match frame.name:
             case "child.ready":
                 self.scheduling["raft"] = str(body["scheduling"])
-                self.offspring.ready("raft")
+                if not self.greeted:
+                    self.offspring.ready("raft")
+                self.greeted = True
                 c.view = replace(c.view, incarnation=int(body["incarnation"]))
             case "raft.state":
                 record = body["record"]
@@ -312,6 +316,7 @@ class Daemon:
                 c.view = replace(c.view, cluster=load(body["state"]))
                 c.timings = PROFILES[c.cluster.profile]
                 self.offspring.use_timings(c.timings)
+                self.founding_sentence = ""
                 self._cluster_changed()
             case "lease.changed":
                 c.view = replace(c.view, lease_term=body["term"], lease_until_ns=body["until_ns"])
@@ -447,7 +452,7 @@ class Daemon:
                 self.failures.clear()
             if done.step is Step.PROMOTE and self.c.local.server is Server.PRIMARY and self.checkpointing != done.term:
                 self.checkpointing = done.term
-                self.runner.start(watch.checkpoint(self.c, done.term), self._aside("checkpoint"), "checkpoint")
+                self.runner.start(watch.checkpoint(self.c, done.term), self._informing("checkpoint"), "checkpoint")
             return
         if not isinstance(error, StepFailed | SqlFailure | TaskTimeout | PgrError | OSError | controldata.ControlDataError):
             raise error
@@ -458,7 +463,7 @@ class Daemon:
         self.failures[done] = (count, now_ns() + pause_ms * MS)
         self.log.warning("step.failed", step=done.step.value, error=str(error), failures=count, again_in_ms=pause_ms)
 
-    def _aside(self, name: str) -> Callable[[Outcome[Any]], None]:
+    def _informing(self, name: str) -> Callable[[Outcome[Any]], None]:
         """For work that informs only: a failure is logged and the next opportunity tries again."""
 
         def done(outcome: Outcome[Any]) -> None:
@@ -475,7 +480,7 @@ class Daemon:
             self.watcher = None
         if running and self.watcher is None and now_ns() >= self.failures.get(WATCH, (0, 0))[1]:
             self.failures[WATCH] = (0, now_ns() + 500 * MS)
-            self.watcher = self.runner.start(watch.Watcher(self.c).run(), self._aside("watch"), "watch")
+            self.watcher = self.runner.start(watch.Watcher(self.c).run(), self._informing("watch"), "watch")
 
     # -- what others see -----------------------------------------------------------------------------------------
 

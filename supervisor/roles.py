@@ -146,6 +146,12 @@ class Situation:
         return self.view.cluster.grant if self.view.cluster is not None else None
 
     @property
+    def wanted(self) -> int:
+        """The promise that is still wanted: once the grant of its term is committed, nobody waits for it any more."""
+        granted = self.grant.term if self.grant is not None else 0
+        return self.view.wanted if self.view.wanted > granted else 0
+
+    @property
     def demote_at_ns(self) -> int:
         """Orderly demotion begins here, well before the watchdog's deadline."""
         return self.view.lease_until_ns - (self.timings.lease_ms - self.timings.demote_ms) * MS
@@ -168,7 +174,7 @@ class Situation:
         grant, view = self.grant, self.view
         if grant is None or grant.node == self.local.me or grant.failed or not grant.ancestry:
             return None
-        if grant.term < max(view.record.promised, view.wanted):
+        if grant.term < max(view.record.promised, self.wanted):
             return None
         return grant
 
@@ -228,20 +234,20 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "no-position-yet", Step.NO_POSITION, "a promise is wanted: nothing is writable here, but there is no position yet",
-        lambda s: s.view.wanted not in (0, s.local.frozen, s.local.said_no_position)
+        lambda s: s.wanted not in (0, s.local.frozen, s.local.said_no_position)
         and s.local.server is not Server.STANDBY and not s.writable,
-        lambda s: s.view.wanted,
+        lambda s: s.wanted,
     ),
     Rule(
         "create", Step.CREATE, "this node is to create the cluster's data directory",
         lambda s: s.view.cluster is not None and bool(s.view.cluster.nonce) and s.view.cluster.founder == s.local.me
         and s.local.data is Data.ABSENT and not s.view.cluster.grants
-        and s.local.said_no_position == s.view.wanted,
+        and s.local.said_no_position == s.wanted,
     ),
     Rule(
         "promise", Step.FREEZE, "a promise is wanted: receive no more WAL under an older grant, then say how far it goes",
-        lambda s: s.view.wanted > 0 and s.local.frozen != s.view.wanted and s.local.server is Server.STANDBY,
-        lambda s: s.view.wanted,
+        lambda s: s.wanted > 0 and s.local.frozen != s.wanted and s.local.server is Server.STANDBY,
+        lambda s: s.wanted,
     ),
     Rule(
         "promote", Step.PROMOTE, "the grant of this node is committed: arm the watchdog, then promote",

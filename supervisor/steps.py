@@ -330,11 +330,10 @@ class Steps:
             c.change(failed_promotion=plan.term)
             raise StepFailed(f"Postgres was promoted, but not to timeline {grant.timeline}")
         ancestry = (*(e for e in c.record.history if e.timeline < grant.timeline), EpochStart(grant.term, start, grant.timeline))
-        c.change(server=Server.PRIMARY)
         c.log.info("postgres.promoted", timeline=grant.timeline, lsn=timelines.format_lsn(start), took_ms=(now_ns() - began) // MS)
         yield from c.save_record(ancestry, proof=None)
         yield from self._create_slots(session)
-        self._propose("switched/1", {"term": grant.term, "timeline": grant.timeline, "ancestry": [list(e) for e in ancestry]})
+        c.change(server=Server.PRIMARY)
 
     def _promote_now(self, grant: Grant, began: int) -> Task[None]:
         c = self.c
@@ -373,6 +372,10 @@ class Steps:
     def prove(self, plan: Plan) -> Task[None]:
         """safety.md, promotion 5: a record of this epoch flushed by k of S, then `Opened`."""
         c = self.c
+        ancestry = [list(e) for e in c.record.history]
+        body = {"term": plan.term, "timeline": ancestry[-1][2], "ancestry": ancestry}
+        # The others may follow only once they know where this epoch begins.
+        yield from self.until_logged("switched/1", body, lambda: c.cluster.grant is not None and bool(c.cluster.grant.ancestry))
         session = yield from sql.connect(c.own_conninfo(), now_ns() + QUERY_MS * MS)
         try:
             # Waits until k of the group have it: Postgres itself counts. No deadline: strict means closed until then.

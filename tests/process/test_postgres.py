@@ -421,9 +421,13 @@ def test_a_live_postgres_is_refused_and_a_stale_file_is_not() -> None:
         with pytest.raises(OccupiedError, match="another Postgres"):
             a.postgres.prepare(*a.texts(), 1)
         a.stop(StopMode.IMMEDIATE)
-        # A stale file whose number now belongs to someone else who is alive: here, to this process.
-        (a.pgdata / "postmaster.pid").write_text(f"{os.getpid()}\n{a.pgdata}\n1\n1\n\n\n\n")
-        a.start()
+        # A stale file whose number now belongs to a stranger who is alive and of the same user.
+        with subprocess.Popen(["sleep", "1000"], cwd="/") as stranger:
+            (a.pgdata / "postmaster.pid").write_text(f"{stranger.pid}\n{a.pgdata}\n1\n1\n\n\n\n")
+            try:
+                a.start()
+            finally:
+                stranger.kill()
         assert a.one("SELECT 1") == "1"
 
 
@@ -453,10 +457,16 @@ def test_env_of_a_postmaster_is_clean() -> None:
         assert not [word for word in ("PGR_", "NOTIFY_SOCKET", "PGDATA", "PGOPTIONS") if word in env]
 
 
+@pytest.mark.parametrize(
+    "script",
+    [
+        "trap '' TERM; sleep 1000 & echo $! >&2; wait; wait",
+        "(trap '' TERM; exec sleep 1000) & echo $! >&2; sleep 1000",  # only the helper is deaf
+    ],
+)
 @dropped
-def test_jobs_end_with_their_helpers_when_cancelled() -> None:
+def test_jobs_end_with_their_helpers_when_cancelled(script: str) -> None:
     table, lines, runner = ChildTable(), list[str](), Runner()
-    script = "trap '' TERM; sleep 1000 & echo $! >&2; wait; wait"
     handle = runner.start(run_job(["/bin/sh", "-c", script], table, on_line=lines.append), lambda _: None, "job")
     turn(runner, lambda: bool(lines))
     helper = os.pidfd_open(int(lines[0]))
