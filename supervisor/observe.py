@@ -13,7 +13,8 @@ from fencing.lease import MS, Timings
 from supervisor.roles import Data, Local, Server, Step, View
 from supervisor.status import HistoryEvent, Member, Primary, Snapshot, SyncGroup
 
-STALE_AFTER_MS = 5_000
+STALE_AFTER_MS = 2_000
+"""Four observations missed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -201,22 +201,24 @@ class Rebuild:
             yield from self.steps.stop(plan)
         saved = self._save_wal(grant)
         yield from c.save_record(marker="rewind")
-        c.change(data=Data.BROKEN)
         began = now_ns()
         c.log.info("rewind.begin", source=grant.node, saved_bytes=saved)
+        done = False
         try:
             result = yield from jobs.rewind(
                 c.binaries, c.upstream(grant, dbname="postgres", application=f"pgr_rewind_{c.local.me}"), c.config.pgdata,
                 c.children, keep=(MARK,),
             )  # fmt: skip
             proof = yield from self._end_of_primary(grant)
+            self._install_histories(c.config.pgdata, grant)
+            yield from c.save_record(grant.ancestry, proof=proof, marker="")
+            done = True
         except (jobs.JobFailed, sql.SqlFailure) as error:
-            # The marker stays: this directory is only good for being cloned over.
             c.log.warning("rewind.failed", error=str(error))
             return
-        self._install_histories(c.config.pgdata, grant)
-        yield from c.save_record(grant.ancestry, proof=proof, marker="")
-        c.change(data=Data.READY, diverged=0)
+        finally:
+            # Failed or cancelled: the marker stays, and the directory is only good for being cloned over.
+            c.change(data=Data.READY if done else Data.BROKEN, diverged=0)
         c.log.info("rewind.end", took_ms=(now_ns() - began) // MS, said=list(result.tail[-2:]))
         self._remember("rewound", f"was rewound to {grant.node}, {saved} bytes of WAL saved", {"bytes_salvaged": saved})
 

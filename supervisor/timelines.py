@@ -82,7 +82,7 @@ def burned_text(timeline: int) -> str:
     """The file for a number nobody may use: a history without a parent.
 
     Tried on 15 and 18.6: Postgres skips the number as it promotes, standbys read past it ("not a child of database
-    system timeline"), and a node that is left on this number is refused by our walsender and can be rewound. Left in place at
+    system timeline"), and a node that is left on this number is refused by our walsender and can be rewound. Left at
     a start it makes Postgres wait for WAL of that timeline for ever, so starts remove it. A parent of any number
     would be a claim about WAL; no line claims nothing, and fits 2, below which there is only ours.
     """

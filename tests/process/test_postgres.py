@@ -461,7 +461,7 @@ def test_env_of_a_postmaster_is_clean() -> None:
     "script",
     [
         "trap '' TERM; sleep 1000 & echo $! >&2; wait; wait",
-        "(trap '' TERM; exec sleep 1000) & echo $! >&2; sleep 1000",  # only the helper is deaf
+        """sh -c 'trap "" TERM; echo $$ >&2; exec sleep 1000' & sleep 1000""",  # only the helper is deaf
     ],
 )
 @dropped
