@@ -10,6 +10,7 @@
 | `opened/1` | a record of this epoch is flushed by k of S: clients are let in | the primary |
 | `failed/1` | the grant will not be used: the promotion did not end well, or the primary is down | the leader |
 | `member/1` | a member's addresses | any node, through the leader |
+| `wish/1` | a person asked for a switchover or failover: to whom, and whether data loss is accepted; void with the next grant | the leader |
 | `event/1` | something worth remembering (salvage, clone, ...) | any node, through the leader |
 
 An entry of an unknown kind stops the node: it was written by a newer version.
@@ -92,6 +93,10 @@ class ClusterState:
     system_identifier: str = ""
     initial_timeline: int = 0
     grants: tuple[Grant, ...] = ()
+    wish_to: str = ""
+    """Whom a person wants as the next primary."""
+    wish_loss: bool = False
+    """A person accepts that the next primary may lack acknowledged commits."""
     history: tuple[HistoryEvent, ...] = ()
     settings: str = "{}"
     """Canonical JSON of the founding settings (parameters, client rules)."""
@@ -175,6 +180,10 @@ def apply(state: ClusterState, entry: Entry) -> ClusterState:
             new = Member(*body["member"])
             members = tuple(new if (m.name, m.incarnation) == (new.name, new.incarnation) else m for m in state.members)
             return replace(state, members=members)
+        case "wish/1":
+            state = replace(state, wish_to=str(body["to"]), wish_loss=bool(body["accept_data_loss"]))
+            text = f"was asked for{', accepting data loss' if state.wish_loss else ''}"
+            return _remember(state, body, str(body["kind"]), entry.term, state.wish_to, text)
         case "event/1":
             return _remember(state, body, str(body["kind"]), int(body["term"]), str(body["node"]), str(body["text"]))
         case _:
@@ -204,7 +213,7 @@ def _promoted(state: ClusterState, entry: Entry, body: dict[str, Any]) -> Cluste
     if body["term"] != entry.term or (newest is not None and newest.term >= entry.term):
         return state
     grant = Grant(entry.term, str(body["node"]), Position(*body["upper"]), int(body["timeline"]))
-    state = replace(state, grants=(*state.grants, grant))
+    state = replace(state, grants=(*state.grants, grant), wish_to="", wish_loss=False)
     return _remember(state, body, "promoted", grant.term, grant.node, str(body["reason"]))
 
 

@@ -102,10 +102,13 @@ class Node:
     """Not a value: a machine with one way in (`peer`, `parent`, `tick`) and effects out."""
 
     def __init__(
-        self, identity: Identity, record: NodeRecord, raft: Raft, timings: Timings, token: Callable[[], str], mine: Member
+        self, identity: Identity, record: NodeRecord, raft: Raft, timings: Timings, token: Callable[[], str],
+        wall_clock: Callable[[], str], mine: Member,
     ) -> None:
-        """``raft`` is constructed; ``token`` gives 32 random hex digits; ``mine``: the addresses of this start."""
-        self.identity, self.record, self.raft, self.timings, self.token = identity, record, raft, timings, token
+        """``raft`` is constructed; ``token`` gives 32 random hex digits, ``wall_clock`` the time for people (ISO 8601, UTC);
+        ``mine``: the addresses of this start."""
+        self.identity, self.record, self.raft, self.timings = identity, record, raft, timings
+        self.token, self.wall_clock = token, wall_clock
         self.me, self.mine = identity.name, mine
         self.cluster = _initial_state(identity, raft.log.snapshot)
         self.applied = raft.log.snapshot.index
@@ -113,9 +116,6 @@ class Node:
         self.wanted = 0
         self.answer: PromiseResp | None = None
         """What the parent last said for ``wanted``."""
-        self.preferred: tuple[str, int] = ("", 0)
-        """Switchover target and the term that was asked."""
-        self.accept_loss_until_term = 0
         self.heard: dict[str, int] = {}
         self.observations: dict[str, tuple[str, int]] = {}
         self.observe_at_ns = 0
@@ -288,6 +288,7 @@ class Node:
         if not self.cluster.nonce:
             if self._tip().nonce == "":
                 body = {"node": self.cluster.founder, "nonce": self.token(), "replication_password": self.token()}
+                body["at"] = self.wall_clock()
                 self._raft(Propose("founding/1", canonical(body)), now_ns)
             notes.sentence = f"{self.cluster.founder} is to create the cluster"
             return
@@ -305,13 +306,9 @@ class Node:
         waited_ms = (now_ns - notes.quorum_at_ns) // MS if notes.quorum_at_ns else 0
         alive_ns = self.timings.election_ms * MS
         connected = {self.me} | {n for n, at in self.heard.items() if now_ns - at < alive_ns}
-        preferred, asked_term = self.preferred
         return Situation(
-            self.me, notes.term, self._tip(), notes.promises, frozenset(connected), waited_ms,
-            preferred=preferred if asked_term >= notes.term - 3 else "",
-            accept_data_loss=self.accept_loss_until_term >= notes.term,
-            last_known=self._last_known(),
-        )  # fmt: skip
+            self.me, notes.term, self._tip(), notes.promises, frozenset(connected), waited_ms, last_known=self._last_known()
+        )
 
     def _last_known(self) -> Position | None:
         """The newest position heard of the last primary (asynchronous mode's bound on loss)."""
@@ -332,6 +329,7 @@ class Node:
                 notes.sentence = f"{self.me} {reason}"
                 body = {
                     "term": notes.term, "node": self.me, "upper": list(upper), "timeline": timeline, "reason": reason,
+                    "at": self.wall_clock(),
                 }  # fmt: skip
                 notes.granted_index = self._raft(Propose("promoted/1", canonical(body)), now_ns)
             case HandOver(to, reason):
@@ -452,9 +450,7 @@ class Node:
                     "code": 75, "error": f"there is no primary to move away from: {sentence or 'not open yet'}",
                     "hint": "see `pgr status`; `pgr failover` acts without a primary",
                 }  # fmt: skip
-            self.preferred = (to, self.raft.term)
-            if accept_loss:
-                self.accept_loss_until_term = self.raft.term + 3
+            self._wish(name, to, accept_loss, now_ns)
             return True, {"from": "", "to": to, "term": self.raft.term}
         if to == self.me:
             return False, {"code": 64, "error": f"{to} is the primary already", "hint": "name another member"}
@@ -462,9 +458,14 @@ class Node:
         problem = self._unfit(target, now_ns)
         if problem:
             return False, {"code": 75, "error": problem, "hint": "see `pgr status`; wait until the standby streams again"}
+        self._wish(name, target, False, now_ns)
         notes.handing_over_to = target
-        self.preferred = (target, self.raft.term)
         return True, {"from": self.me, "to": target, "term": self.raft.term}
+
+    def _wish(self, kind: str, to: str, accept_loss: bool, now_ns: int) -> None:
+        """In the log, so that whoever leads next knows it too."""
+        body = {"kind": kind, "to": to, "accept_data_loss": accept_loss, "at": self.wall_clock()}
+        self._raft(Propose("wish/1", canonical(body)), now_ns)
 
     def _unfit(self, target: str, now_ns: int) -> str:
         """Why ``target`` cannot take over without loss or a long gap; empty if it can."""

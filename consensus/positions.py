@@ -67,7 +67,8 @@ def divergence(ancestry: Ancestry, history: Ancestry, lsn: int) -> Attach | Dive
         return Diverged(0, 0, f"epoch {mine.epoch} (timeline {mine.timeline}) is not in the history of the primary")
     at = ancestry.index(mine)
     later = ancestry[at + 1 :]
-    if later and lsn > later[0].start_lsn:
-        switch = later[0].start_lsn
+    # The least of all: an epoch that was granted and never wrote a byte may begin after the one that replaced it.
+    switch = min((e.start_lsn for e in later), default=lsn)
+    if lsn > switch:
         return Diverged(switch, lsn - switch, f"WAL of epoch {mine.epoch} goes on {lsn - switch} bytes after {switch:X}")
     return Attach(ancestry)

@@ -218,7 +218,7 @@ class Host:
             self.child.name, self.identity.incarnation, self.child.raft_address, self.child.postgres_address,
             self.child.http_address,
         )  # fmt: skip
-        node = Node(self.identity, stored.record, raft, timings, lambda: secrets.token_hex(16), mine)
+        node = Node(self.identity, stored.record, raft, timings, lambda: secrets.token_hex(16), logs.utc_now, mine)
         ready = self._resume(node)
         self._readdress(node)
         self.carry_out(node.start(ready, now_ns()))

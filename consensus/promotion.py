@@ -33,10 +33,6 @@ class Situation:
     """Voters heard from in this term, itself included."""
     waited_ms: int
     """Since a read quorum first had promised."""
-    preferred: str = ""
-    """The target of a switchover."""
-    accept_data_loss: bool = False
-    """`pgr failover --accept-data-loss`: the read quorum is waived, not the promises of those who can answer."""
     maximum_lag_bytes: int = 1 << 20
     """Asynchronous mode: how far behind the last known end of the primary's WAL a new primary may be."""
     last_known: Position | None = None
@@ -85,9 +81,9 @@ def required(state: ClusterState) -> tuple[SyncGroup, int]:
 
 
 def quorum_promised(s: Situation) -> bool:
-    """Has a read quorum of promises with positions been reached?"""
+    """Has a read quorum of promises with positions been reached? (`--accept-data-loss` waives it, not the promises.)"""
     group, needed = required(s.state)
-    return len(_positions(s, group)) >= (1 if s.accept_data_loss else needed)
+    return len(_positions(s, group)) >= (1 if s.state.wish_loss else needed)
 
 
 def decide(s: Situation) -> Decision:
@@ -96,7 +92,7 @@ def decide(s: Situation) -> Decision:
         return Wait(f"{s.state.founder} is creating the cluster")
     group, needed = required(s.state)
     positions = _positions(s, group)
-    if s.accept_data_loss:
+    if s.state.wish_loss:
         needed = 1
     if len(positions) < needed:
         return _not_enough(s, group, positions, needed)
@@ -111,7 +107,7 @@ def decide(s: Situation) -> Decision:
     if late:
         return Wait(late)
     why = f"holds epoch {positions[winner].epoch} up to {positions[winner].lsn:X}, {len(positions)} of {needed} needed promises"
-    if s.accept_data_loss:
+    if s.state.wish_loss:
         why += "; data loss was accepted"
     if winner != s.me:
         return HandOver(winner, f"{winner} {why}")
@@ -146,8 +142,8 @@ def _choose(s: Situation, positions: Mapping[str, Position], needed: int) -> str
     fit = [n for n in able if n not in failed] or list(able)
     if not fit:
         return None
-    if s.preferred in fit:
-        return s.preferred
+    if s.state.wish_to in fit:
+        return s.state.wish_to
     return max(fit, key=lambda n: (able[n], n == s.me, n))
 
 
@@ -165,7 +161,7 @@ def _failed_lately(grants: tuple[Grant, ...]) -> frozenset[str]:
 def _too_far_behind(s: Situation, winner: Position) -> str:
     """Asynchronous mode only: why the best candidate may still not be promoted; empty if it may."""
     last = s.last_known
-    if s.state.commit_mode != "async" or last is None or s.accept_data_loss or winner >= last:
+    if s.state.commit_mode != "async" or last is None or s.state.wish_loss or winner >= last:
         return ""
     behind = last.lsn - winner.lsn
     if winner.epoch == last.epoch and behind <= s.maximum_lag_bytes:

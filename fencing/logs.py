@@ -15,6 +15,7 @@ import select
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Literal
 
 from fencing.clock import now_ns
@@ -212,3 +213,8 @@ class Log:
 
     def _render(self, ts_ns: int, level: Level, event: str, fields: Mapping[str, object]) -> str:
         return render(self.fmt, event, fields, ts_ns=ts_ns, level=level, node=self.node, process=self.process)
+
+
+def utc_now() -> str:
+    """The wall clock, ISO 8601 with milliseconds: for people; nothing is decided by it."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -304,6 +304,10 @@ class Daemon:
                 c.view = replace(c.view, incarnation=int(body["incarnation"]))
             case "raft.state":
                 record = body["record"]
+                if (body["term"], body["leader"], body["role"]) != (c.view.term, c.view.leader, c.view.role):
+                    self.log.info("raft.role", term=body["term"], role=body["role"], leader=body["leader"])
+                if body["sentence"] not in ("", c.view.sentence):
+                    self.log.info("promotion.state", term=body["term"], text=body["sentence"])
                 c.view = replace(
                     c.view, alive=True, term=body["term"], leader=body["leader"], role=body["role"],
                     wanted=body["wanted"], granted=body["granted"], hand_over=body["hand_over"], sentence=body["sentence"],

@@ -17,10 +17,11 @@ from consensus.cluster import Grant
 from consensus.record import EpochStart, Position
 from fencing.clock import now_ns
 from fencing.lease import MS
+from fencing.logs import utc_now
 from supervisor import controldata, files, jobs, preflight, sql, timelines
 from supervisor.context import Context, StepFailed
 from supervisor.roles import Data, Plan, Server
-from supervisor.steps import Steps, utc_now
+from supervisor.steps import Steps
 from supervisor.tasks import Task, sleep
 
 MARK = "pgr_node.json"

@@ -138,8 +138,9 @@ class Situation:
 
     @property
     def writable(self) -> bool:
-        """May Postgres here accept a write?"""
-        return self.local.server in (Server.PROMOTING, Server.PRIMARY)
+        """May Postgres here accept a write? One that is stopping may, until it is gone."""
+        local = self.local
+        return local.server in (Server.PROMOTING, Server.PRIMARY) or (local.server is Server.STOPPING and local.epoch > 0)
 
     @property
     def grant(self) -> Grant | None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-from datetime import UTC, datetime
 from typing import Any
 
 from consensus.cluster import Grant
@@ -16,6 +15,7 @@ from consensus.record import EpochStart, Position
 from fencing.clock import now_ns
 from fencing.kill import fence, process_id, verify
 from fencing.lease import MS
+from fencing.logs import utc_now
 from supervisor import controldata, sql, timelines
 from supervisor.context import Context, StepFailed
 from supervisor.postgres import StartFailed, StopMode
@@ -32,11 +32,6 @@ STOP_MS = 60_000
 IMMEDIATE_MS = 150
 QUERY_MS = 2_000
 STARTUP_IDLE = ("RecoveryWalStream", "RecoveryRetrieveRetryInterval")
-
-
-def utc_now() -> str:
-    """For people only: nothing is decided by it."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 class Steps:

@@ -80,6 +80,10 @@ class World(LocalCluster):
         for node in nodes:
             self.settles(lambda node=node: self.streams(node), f"{node.name} streaming", seconds=seconds)  # type: ignore[misc]  # bound now
 
+    def wait_whole(self, seconds: float = START_S) -> LocalNode:
+        """A primary and every other running node streaming from it, whoever that is."""
+        return self.wait_writable(seconds, standbys=sum(node.alive() for node in self.nodes) - 1)
+
     def check_no_loss(self, writer: Writer, *, everywhere: bool = False) -> Audit:
         """Every acknowledged row is there, no refused one is; ``everywhere``: on each running node, in time."""
         audit = writer.audit()

@@ -15,11 +15,9 @@ from typing import NamedTuple
 from consensus.messages import (
     AppendReq,
     AppendResp,
-    Entry,
     HardState,
     PreVoteResp,
     RaftMessage,
-    Snapshot,
     TimeoutNow,
     VoteReq,
     VoteResp,
@@ -93,8 +91,8 @@ def commands(log: Log) -> tuple[Command, ...]:
 class RaftWorld:
     """``core`` is the shipped Raft or a mutant of it."""
 
-    def __init__(self, bound: Bound, core: type[Raft] = Raft, *, forget_vote: bool = False, unsaved: bool = False) -> None:
-        self.bound, self.core, self.forget_vote, self.unsaved = bound, core, forget_vote, unsaved
+    def __init__(self, bound: Bound, core: type[Raft] = Raft, *, forget_vote: bool = False) -> None:
+        self.bound, self.core, self.forget_vote = bound, core, forget_vote
         self.configs = [RaftConfig(name, NAMES, pre_vote=False) for name in NAMES]
         self.locals: Interner[tuple[int, Local]] = Interner()  # each with the node it belongs to
         self.rafts: dict[int, Raft] = {}
@@ -334,10 +332,10 @@ class RaftWorld:
 
     def tell(self, label: int) -> str:
         what, *who = self.labels.values[label]
+        if what == "all":
+            return "\n     ".join(self.tell(int(str(part))) for part in who)
         names = [NAMES[n] for n in who[:2] if isinstance(n, int)]
         match what:
-            case "all":
-                return "\n     ".join(self.tell(int(str(part))) for part in who)
             case "deliver" | "delay":
                 messages = " and ".join(_short(m) for m in self.batches.values[int(str(who[2]))])
                 verb = "arrives" if what == "deliver" else "is delayed"
@@ -359,9 +357,3 @@ def _short(message: RaftMessage) -> str:
             return f"AppendResp(term {term}, {'ok' if ok else 'refused'}, {match})"
         case _:
             return f"{type(message).__name__}(term {message.term})"
-
-
-def snapshot_of(entries: tuple[Entry, ...]) -> Snapshot:
-    """For scripted starts."""
-    data = ",".join(f"{e.term}:{e.data}" for e in entries)
-    return Snapshot(entries[-1].index, entries[-1].term, data) if entries else Snapshot(0, 0, "")

@@ -1,0 +1,317 @@
+"""The table of a node's next steps: every row decides somewhere, and what no row may ever do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import Phase, find, given, settings
+from hypothesis import strategies as st
+from hypothesis.errors import NoSuchExample
+
+from consensus.cluster import ClusterState, Grant, Member, SyncGroup
+from consensus.record import EpochStart, NodeRecord, Position
+from fencing.lease import MS, PROFILES
+from supervisor import roles
+from supervisor.roles import RULES, Data, Local, Plan, Rule, Server, Situation, Step, View, plan
+
+TIMINGS = PROFILES["default"]
+NOW = 1_000_000 * MS
+FIRST = EpochStart(0, 0, 1)
+MEMBERS = tuple(Member(name, 7, f"{name}:1", f"{name}:2", "") for name in "abc")
+FRESH = NOW + TIMINGS.lease_ms * MS
+"""A lease that was earned this instant."""
+DEMOTED = (TIMINGS.lease_ms - TIMINGS.demote_ms) * MS
+"""What is left of a lease when orderly demotion begins."""
+
+
+def granted(term: int, node: str, **changes: Any) -> Grant:
+    grant = Grant(term, node, Position(0, 100), 2, (FIRST, EpochStart(term, 100, 2)), opened=True)
+    return grant._replace(**changes)
+
+
+def agreed(*grants: Grant, **changes: Any) -> ClusterState:
+    group = SyncGroup(("a", "b", "c"), 2)
+    state = ClusterState("1" * 32, MEMBERS, group=group, founder="a", nonce="n", system_identifier="7", grants=grants)
+    return replace(state, **changes)
+
+
+def serving(*, view: dict[str, Any] | None = None, local: dict[str, Any] | None = None) -> Situation:
+    """``a`` is primary of term 5, open, with a fresh lease; and what differs from that."""
+    seen = View(
+        True, 7, 5, "a", "leader", wanted=5, granted=5, record=NodeRecord(5), cluster=agreed(granted(5, "a")),
+        lease_term=5, lease_until_ns=FRESH,
+    )  # fmt: skip
+    here = Local("a", Data.READY, Server.PRIMARY, epoch=5, frozen=5, gate_open=True)
+    return Situation(replace(seen, **view or {}), replace(here, **local or {}), TIMINGS, NOW)
+
+
+def streaming(*, view: dict[str, Any] | None = None, local: dict[str, Any] | None = None) -> Situation:
+    """``b`` streams from ``a``, the primary of term 5."""
+    seen = View(True, 7, 5, "a", wanted=5, record=NodeRecord(5), cluster=agreed(granted(5, "a")))
+    here = Local("b", Data.READY, Server.STANDBY, upstream=5)
+    return Situation(replace(seen, **view or {}), replace(here, **local or {}), TIMINGS, NOW)
+
+
+def decided(situation: Situation) -> Plan:
+    return plan(situation)[0]
+
+
+DOWN: dict[str, Any] = {"server": Server.DOWN, "upstream": 0}
+FOUNDING: dict[str, Any] = {"cluster": agreed(system_identifier=""), "wanted": 1, "record": NodeRecord()}
+UNOPENED = agreed(granted(5, "a", opened=False))
+
+DECIDES: tuple[tuple[str, int, Situation], ...] = (
+    # rule, term of the plan, situation
+    ("authority-lost", 5, serving(view={"lease_until_ns": NOW + DEMOTED})),
+    ("authority-lost", 5, serving(view={"granted": 0})),
+    ("authority-lost", 5, serving(view={"granted": 6})),
+    ("authority-lost", 5, serving(view={"lease_term": 6})),
+    ("authority-lost", 5, serving(view={"lease_until_ns": 0}, local={"server": Server.PROMOTING})),
+    ("authority-lost", 5, serving(view={"alive": False, "lease_until_ns": NOW + roles.LAST_MOMENT_MS * MS})),
+    ("authority-lost", 5, serving(local={"unguarded_since_ns": NOW - TIMINGS.demote_ms * MS})),
+    ("authority-lost", 5, serving(view={"granted": 0}, local={"stopping": True})),
+    ("authority-lost", 5, serving(view={"granted": 0, "hand_over": "b"})),
+    ("leftovers", 0, streaming(local={**DOWN, "clean": False})),
+    ("leftovers", 5, serving(local={"server": Server.DOWN, "clean": False, "crashed": "killed"})),
+    ("leftovers", 0, streaming(local={**DOWN, "clean": False, "stopping": True})),
+    ("leftovers", 0, streaming(view={"alive": False}, local={**DOWN, "clean": False})),
+    ("grant-unused", 5, serving(local={"server": Server.DOWN, "crashed": "killed"})),
+    ("grant-unused", 5, serving(local={"server": Server.DOWN, "crashed": "killed", "stopping": True})),
+    ("promotion-failed", 5, serving(local={"server": Server.PROMOTING, "failed_promotion": 5})),
+    ("promotion-failed", 5, serving(local={"server": Server.STANDBY, "failed_promotion": 5})),
+    ("hand-over", 5, serving(view={"hand_over": "b"})),
+    ("hand-over", 5, serving(view={"hand_over": "b"}, local={"stopping": True})),
+    ("stopping-primary", 0, serving(local={"stopping": True})),
+    ("stopping", 0, streaming(local={"stopping": True})),
+    ("stopping", 0, serving(local={"stopping": True, "asked_to_hand_over": True})),
+    ("stopped", 0, streaming(local={**DOWN, "stopping": True})),
+    ("control-away", 0, streaming(view={"alive": False})),
+    ("control-away", 0, streaming(view={"cluster": None})),
+    ("control-away", 0, serving(view={"alive": False, "lease_until_ns": NOW + DEMOTED - 1})),
+    ("no-position-yet", 6, streaming(view={"wanted": 6}, local=DOWN)),
+    ("no-position-yet", 6, streaming(view={"wanted": 6}, local={"server": Server.STARTING, "upstream": 0})),
+    ("create", 0, serving(view=FOUNDING, local={"data": Data.ABSENT, "said_no_position": 1, **DOWN, "epoch": 0})),
+    ("promise", 6, streaming(view={"wanted": 6})),
+    ("promise", 6, streaming(view={"wanted": 6}, local={"upstream": 0, "diverged": 5, "frozen": 4})),
+    ("promote", 5, serving(local={"server": Server.STANDBY, "epoch": 0, "gate_open": False})),
+    ("promote", 5, serving(local={"server": Server.PROMOTING, "gate_open": False})),
+    ("prove", 5, serving(view={"cluster": UNOPENED}, local={"gate_open": False})),
+    ("open-gate", 5, serving(local={"gate_open": False})),
+    ("serving", 0, serving()),
+    ("clone", 5, streaming(local={**DOWN, "data": Data.ABSENT})),
+    ("clone", 5, streaming(local={**DOWN, "data": Data.BROKEN})),
+    ("clone", 5, streaming(local={"needs_clone": 5})),
+    ("rewind", 5, streaming(local={"upstream": 0, "diverged": 5})),
+    ("rewind", 5, streaming(local={**DOWN, "diverged": 5})),
+    ("start", 0, streaming(local=DOWN)),
+    ("start", 0, streaming(local={**DOWN, "server": Server.STARTING})),
+    ("start", 0, streaming(local={**DOWN, "diverged": 4, "needs_clone": 3})),
+    ("follow", 5, streaming(local={"upstream": 0})),
+    ("follow", 5, streaming(local={"upstream": 4})),
+    ("streaming", 0, streaming()),
+    ("waiting", 0, streaming(view={"cluster": agreed()}, local={"upstream": 0})),
+    ("waiting", 0, streaming(view={"cluster": agreed(granted(5, "a", ancestry=()))}, local={"upstream": 0})),
+    ("waiting", 0, streaming(view={"cluster": agreed(granted(5, "a", failed="x"))}, local={"upstream": 0})),
+    ("waiting", 0, streaming(view={"record": NodeRecord(6)}, local={"upstream": 0})),
+    ("waiting", 0, streaming(view={"wanted": 6}, local={"upstream": 0, "frozen": 6})),
+)
+
+
+@pytest.mark.parametrize(("name", "term", "situation"), DECIDES, ids=[f"{n}-{at}" for at, (n, _, _) in enumerate(DECIDES)])
+def test_the_row_decides(name: str, term: int, situation: Situation) -> None:
+    rule = next(rule for rule in RULES if rule.name == name)
+    assert plan(situation) == (Plan(rule.step, term, name), rule.sentence)
+
+
+def test_every_row_decides_somewhere() -> None:
+    assert {name for name, _, _ in DECIDES} == {rule.name for rule in RULES}
+    assert len({rule.name for rule in RULES}) == len(RULES)
+
+
+@pytest.mark.parametrize("name", [rule.name for rule in RULES[:-1]])
+def test_without_the_row_something_else_would_happen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roles, "RULES", tuple(rule for rule in RULES if rule.name != name))
+    others = [decided(situation) for known, _, situation in DECIDES if known == name]
+    mine = next(rule.step for rule in RULES if rule.name == name)
+    words_only = {"control-away", "serving", "streaming"}  # waiting either way; the row gives the sentence
+    assert any(other.step is not mine for other in others) or name in words_only
+
+
+def test_the_lease_of_a_primary_ends_its_authority_at_the_instant_of_demotion() -> None:
+    assert decided(serving(view={"lease_until_ns": NOW + DEMOTED + 1})).rule == "serving"
+    assert decided(serving(view={"lease_until_ns": NOW + DEMOTED})).rule == "authority-lost"
+
+
+def test_a_child_that_is_being_restarted_gets_the_whole_lease() -> None:
+    last = NOW + roles.LAST_MOMENT_MS * MS
+    away = {"alive": False, "granted": 0}
+    assert decided(serving(view={**away, "lease_until_ns": last + 1})).rule == "control-away"
+    assert decided(serving(view={**away, "lease_until_ns": last})).rule == "authority-lost"
+
+
+# What must hold in every situation
+
+
+def _grants() -> st.SearchStrategy[tuple[Grant, ...]]:
+    """Up to two grants, ascending; with and without a known beginning, open or not, failed or not."""
+    one = st.builds(
+        granted, st.integers(1, 7), st.sampled_from("abc"), opened=st.booleans(), failed=st.sampled_from(["", "x"]),
+        ancestry=st.sampled_from([(), (FIRST, EpochStart(5, 100, 2))]),
+    )  # fmt: skip
+    unique = st.lists(one, max_size=2, unique_by=lambda grant: grant.term)
+    return unique.map(lambda grants: tuple(sorted(grants, key=lambda grant: grant.term)))
+
+
+TERMS = st.sampled_from([0, 4, 5, 6, 7])
+CLUSTERS = st.none() | st.builds(
+    lambda grants, nonce, known: agreed(*grants, nonce=nonce, system_identifier=known),
+    _grants(), st.sampled_from(["", "n"]), st.sampled_from(["", "7"]),
+)  # fmt: skip
+VIEWS = st.builds(
+    View, alive=st.booleans(), incarnation=st.just(7), term=TERMS, leader=st.sampled_from(["", "a", "b"]), wanted=TERMS,
+    granted=TERMS, hand_over=st.sampled_from([None, "b"]), record=st.builds(NodeRecord, TERMS), cluster=CLUSTERS,
+    lease_term=TERMS, lease_until_ns=st.sampled_from([0, NOW - 1, NOW + 10 * MS, NOW + DEMOTED, NOW + DEMOTED + 1, FRESH]),
+)  # fmt: skip
+LOCALS = st.builds(
+    Local, me=st.sampled_from("ab"), data=st.sampled_from(Data), server=st.sampled_from(Server), clean=st.booleans(),
+    epoch=TERMS, upstream=TERMS, said_no_position=TERMS,
+    unguarded_since_ns=st.sampled_from([0, NOW, NOW - TIMINGS.demote_ms * MS]), frozen=TERMS, diverged=TERMS,
+    needs_clone=TERMS, gate_open=st.booleans(), stopping=st.booleans(), asked_to_hand_over=st.booleans(),
+    failed_promotion=TERMS, crashed=st.sampled_from(["", "killed"]),
+)  # fmt: skip
+SITUATIONS = st.builds(Situation, VIEWS, LOCALS, st.just(TIMINGS), st.just(NOW)).filter(
+    lambda s: s.local.epoch > 0 or not s.writable  # both are set by one change, see steps.py
+)
+
+
+def may_write(s: Situation) -> bool:
+    """The authority to be writable, told once more and independently of roles.py."""
+    mine = s.view.lease_term == s.local.epoch
+    guarded = s.local.unguarded_since_ns in (0, NOW)
+    if s.view.alive:
+        return mine and guarded and s.view.granted == s.local.epoch and s.view.lease_until_ns > NOW + DEMOTED
+    return mine and guarded and s.view.lease_until_ns > NOW + roles.LAST_MOMENT_MS * MS
+
+
+def writable_without_authority_is_fenced(s: Situation) -> bool:
+    writable = s.local.server in (Server.PRIMARY, Server.PROMOTING)
+    return not writable or may_write(s) or decided(s).step is Step.FENCE
+
+
+def promotion_takes_a_committed_grant(s: Situation) -> bool:
+    wanted = decided(s)
+    return wanted.step is not Step.PROMOTE or (wanted.term == s.view.granted > 0 and s.view.alive)
+
+
+def nothing_older_than_the_promise_is_followed(s: Situation) -> bool:
+    wanted = decided(s)
+    if wanted.step not in (Step.FOLLOW, Step.CLONE, Step.REWIND):
+        return True
+    grant = s.view.cluster.grant if s.view.cluster is not None else None
+    assert grant is not None
+    floor = max(s.view.record.promised, s.view.wanted)
+    return wanted.term == grant.term >= floor and grant.node != s.local.me and bool(grant.ancestry) and not grant.failed
+
+
+def nothing_starts_beside_what_is_left(s: Situation) -> bool:
+    left = s.local.server is Server.DOWN and not s.local.clean
+    return not left or decided(s).step is Step.FENCE
+
+
+def a_primary_is_left_alone_or_stopped(s: Situation) -> bool:
+    """No step that expects a standby, or an empty place, ever meets a writable Postgres."""
+    allowed = {Step.WAIT, Step.FENCE, Step.HAND_OVER, Step.STOP, Step.PROMOTE, Step.OPEN, Step.OPEN_GATE}
+    return not s.writable or decided(s).step in allowed
+
+
+def the_gate_opens_only_for_a_proven_epoch(s: Situation) -> bool:
+    if decided(s).step is not Step.OPEN_GATE:
+        return True
+    grant = s.view.cluster.grant if s.view.cluster is not None else None
+    return grant is not None and grant.opened and s.local.server is Server.PRIMARY and may_write(s)
+
+
+def nothing_is_created_where_something_was(s: Situation) -> bool:
+    """initdb: only the founder, only without data, only before the first grant."""
+    cluster = s.view.cluster
+    if decided(s).step is not Step.CREATE:
+        return True
+    return cluster is not None and cluster.founder == s.local.me and not cluster.grants and s.local.data is Data.ABSENT
+
+
+PROPERTIES: tuple[Callable[[Situation], bool], ...] = (
+    writable_without_authority_is_fenced,
+    promotion_takes_a_committed_grant,
+    nothing_older_than_the_promise_is_followed,
+    nothing_starts_beside_what_is_left,
+    a_primary_is_left_alone_or_stopped,
+    the_gate_opens_only_for_a_proven_epoch,
+    nothing_is_created_where_something_was,
+)
+
+
+@settings(max_examples=1_500)
+@given(SITUATIONS)
+def test_the_safety_properties_hold_everywhere(situation: Situation) -> None:
+    assert [p.__name__ for p in PROPERTIES if not p(situation)] == []
+
+
+# Their negative controls: the same table, disturbed
+
+
+def last(name: str) -> tuple[Rule, ...]:
+    """The table with this row just before the one that always matches."""
+    moved = next(rule for rule in RULES if rule.name == name)
+    return (*(rule for rule in RULES[:-1] if rule is not moved), moved, RULES[-1])
+
+
+def always(name: str, when: Callable[[Situation], bool]) -> tuple[Rule, ...]:
+    """The table with another condition in this row."""
+    return tuple(replace(rule, when=when) if rule.name == name else rule for rule in RULES)
+
+
+def _newest_grant(s: Situation) -> Grant | None:
+    return s.grant
+
+
+CONTROLS: tuple[tuple[Callable[[Situation], bool], tuple[Rule, ...]], ...] = (
+    (writable_without_authority_is_fenced, last("authority-lost")),
+    (nothing_starts_beside_what_is_left, last("leftovers")),
+    (a_primary_is_left_alone_or_stopped, tuple(rule for rule in RULES if rule.name != "serving")),
+    (promotion_takes_a_committed_grant, always("promote", lambda s: s.local.server is Server.STANDBY)),
+    (promotion_takes_a_committed_grant, last("control-away")),
+    (the_gate_opens_only_for_a_proven_epoch, last("prove")[::-1]),
+    (nothing_is_created_where_something_was, always("create", lambda s: s.local.data is Data.ABSENT)),
+)
+
+
+@pytest.mark.parametrize(("holds", "table"), CONTROLS, ids=[f"{p.__name__}-{at}" for at, (p, _) in enumerate(CONTROLS)])
+def test_a_disturbed_table_is_caught(
+    holds: Callable[[Situation], bool], table: tuple[Rule, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roles, "RULES", table)
+    assert violation(holds) is not None
+
+
+def test_following_whatever_is_newest_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert violation(nothing_older_than_the_promise_is_followed) is None
+    monkeypatch.setattr(Situation, "follows", property(_newest_grant))
+    assert violation(nothing_older_than_the_promise_is_followed) is not None
+
+
+def violation(holds: Callable[[Situation], bool]) -> Situation | None:
+    search = settings(max_examples=5_000, derandomize=True, phases=(Phase.generate,), database=None)
+    try:
+        return find(SITUATIONS, lambda s: not holds(s), settings=search)
+    except NoSuchExample:
+        return None
+
+
+def test_the_table_in_the_design_document_is_this_one() -> None:
+    design = Path(roles.__file__).with_name("DESIGN.md").read_text(encoding="utf-8")
+    between = design.partition("<!-- roles: begin -->\n")[2].partition("<!-- roles: end -->")[0]
+    assert between == roles.markdown(), "run: python -m supervisor.roles, and put its output into supervisor/DESIGN.md"
