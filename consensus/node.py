@@ -35,6 +35,7 @@ from consensus.raft import (
     Received,
     Release,
     Role,
+    StepDown,
     Tick,
 )
 from consensus.record import EpochStart, Identity, NodeRecord, Position
@@ -43,6 +44,8 @@ from fencing.lease import MS, Timings
 
 COMPACT_AFTER_ENTRIES = 256
 OBSERVE_EVERY_MS = 500
+PARENT_SILENT_MS = 3_000
+"""A parent that has said nothing for this long is hung: this node does not campaign, and makes way if it only is a caretaker."""
 
 
 class Send(NamedTuple):
@@ -120,6 +123,7 @@ class Node:
         self.observations: dict[str, tuple[str, int]] = {}
         self.observe_at_ns = 0
         self.turned_at_ns = 0
+        self.parent_heard_ns = raft.now_ns
         self.effects: list[Effect] = []
         self.told: dict[str, Any] = {}
         self.told_cluster: ClusterState | None = None
@@ -138,8 +142,14 @@ class Node:
 
     def tick(self, now_ns: int) -> list[Effect]:
         if now_ns >= self.raft.wakeup_ns:
-            self._raft(Tick(), now_ns)
+            leads = self.raft.role is Role.LEADER
+            if leads or not self._parent_silent(now_ns):
+                self._raft(Tick(), now_ns)
         return self._finish(now_ns)
+
+    def _parent_silent(self, now_ns: int) -> bool:
+        """Only among several: a lone node has nobody to make way for."""
+        return len(self.cluster.members) > 1 and now_ns - self.parent_heard_ns > PARENT_SILENT_MS * MS
 
     def peer(self, src: str, message: PeerMessage, now_ns: int) -> list[Effect]:
         """A message from a member; the host has checked cluster id, incarnation and addressee."""
@@ -178,6 +188,7 @@ class Node:
 
     def parent(self, name: str, request_id: str, body: dict[str, Any], now_ns: int) -> list[Effect]:
         """An order or a fact from the parent over the local bus (catalogue in DESIGN.md)."""
+        self.parent_heard_ns = now_ns
         match name:
             case "node.hello":
                 self.told, self.told_cluster = {}, None
@@ -201,7 +212,8 @@ class Node:
     @property
     def wakeup_ns(self) -> int:
         """When `tick` is due next."""
-        times = [self.raft.wakeup_ns, self.observe_at_ns]
+        silent = self.raft.role is not Role.LEADER and self._parent_silent(self.turned_at_ns)
+        times = [self.observe_at_ns] if silent else [self.raft.wakeup_ns, self.observe_at_ns]
         notes = self.notes
         # Only what `_conduct` will act on, and move on: a time that stays in the past would make the host spin.
         if notes is not None and notes.term == self.raft.term and self._undecided(notes):
@@ -284,6 +296,9 @@ class Node:
 
     def _conduct(self, notes: Campaigning, now_ns: int) -> None:
         if self._granted() is not None or notes.handed_over:
+            return
+        if self._parent_silent(now_ns):
+            self._raft(StepDown(), now_ns)
             return
         if not self.cluster.nonce:
             if self._tip().nonce == "":

@@ -99,6 +99,10 @@ class Release(NamedTuple):
     to: str
 
 
+class StepDown(NamedTuple):
+    """This leader can do nothing for the cluster: make way, without a release (the others wait for its lease to end)."""
+
+
 class Compact(NamedTuple):
     """The host's state machine at the applied index, as canonical JSON: replaces the log up to there."""
 
@@ -106,7 +110,7 @@ class Compact(NamedTuple):
     data: str
 
 
-Event = Received | Tick | Campaign | Beat | Propose | Release | Compact
+Event = Received | Tick | Campaign | Beat | Propose | Release | StepDown | Compact
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +240,9 @@ class Raft:
                 proposed = self._propose(kind, data)
             case Release(to):
                 self._release(to)
+            case StepDown():
+                if self.role is Role.LEADER:
+                    self._follow(self.term, "")
             case Compact(index, data):
                 self._compact(index, data)
         return self._ready(proposed)

@@ -18,7 +18,7 @@ from supervisor.links import Link
 from fencing.logs import Log
 from supervisor.observe import Facts
 from supervisor.postgres import Postgres, Postmaster
-from supervisor.roles import Local, View
+from supervisor.roles import Local, View, followable
 from supervisor.sql import Session
 from supervisor.tasks import Task
 
@@ -53,6 +53,8 @@ class Context:
     floors: dict[str, int] = field(default_factory=dict)
     conf: dict[str, Any] = field(default_factory=dict)
     """What the running server's changing settings are: conninfo, slot, names, gate."""
+    may_receive: bool = False
+    """A WAL receiver may exist or come back: from the moment an upstream is written until it is proven to be gone."""
     clone_progress: tuple[int, int] = (0, 0)
 
     def change(self, **facts: Any) -> None:
@@ -68,6 +70,11 @@ class Context:
     @property
     def record(self) -> NodeRecord:
         return self.view.record
+
+    @property
+    def followed(self) -> Grant | None:
+        """The grant of another node that this one may follow now."""
+        return followable(self.view, self.local.me)
 
     def need_session(self) -> Session:
         if self.session is None or not self.session.open:

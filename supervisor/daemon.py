@@ -48,6 +48,10 @@ HAND_OVER_MS = 15_000
 RELEASE_MS = 1_500
 """After a hand-over the Raft child stays this long for the successor to be elected."""
 STOP_CHILDREN_MS = 1_000
+PRIMARY_START_TIMEOUT_MS = 30_000
+"""From a grant to a promoted Postgres; then it is given up and handed over (safety.md, promotion 5)."""
+OBSERVE_EVERY_MS = 1_000
+"""Also when nothing changed: the Raft child takes a silent parent for a hung one."""
 FATAL_CODES = (ExitCode.USAGE, ExitCode.MISSING, ExitCode.DISK, ExitCode.REFUSED)
 
 
@@ -103,6 +107,9 @@ class Daemon:
         """The Raft child of now has said hello."""
         self.stop_asked_ns = self.exit_asked_ns = 0
         self.observed: dict[str, Any] = {}
+        self.observe_at_ns = 0
+        self.granted = (0, 0)
+        """The grant this node holds, and since when."""
         self.checkpointing = 0
 
     def _context(self) -> Context:
@@ -422,6 +429,7 @@ class Daemon:
         for _ in range(10):
             now = now_ns()
             self._ask_successor(now)
+            self._watch_promotion(now)
             wanted, sentence = plan(self._situation(now))
             if wanted != self.plan or sentence != self.sentence:
                 if wanted.rule != self.plan.rule:
@@ -442,6 +450,17 @@ class Daemon:
                 return
             self.task = self.runner.start(self.actions[wanted.step](wanted), self._finisher(wanted), wanted.step)
             self.runner.run({}, now_ns())
+
+    def _watch_promotion(self, now: int) -> None:
+        """A grant that does not become a primary in time has failed."""
+        c = self.c
+        if c.view.granted != self.granted[0]:
+            self.granted = (c.view.granted, now)
+        term, since = self.granted
+        late = term > 0 and c.local.server is not Server.PRIMARY and now - since > PRIMARY_START_TIMEOUT_MS * MS
+        if late and c.view.alive and c.local.failed_promotion != term and not (c.local.crashed and c.local.epoch == term):
+            self.log.error("promotion.failed", term=term, after_ms=PRIMARY_START_TIMEOUT_MS)
+            c.change(failed_promotion=term)
 
     def _finisher(self, done: Plan) -> Callable[[Outcome[Any]], None]:
         return lambda outcome: self._done(done, outcome)
@@ -493,8 +512,9 @@ class Daemon:
         c = self.c
         c.facts = replace(c.facts, progress=_progress(c))
         seen = observe.observation(c.view, c.local, c.facts, self.plan.step, self.sentence, self.offspring.version)
-        if c.view.alive and seen != self.observed and c.raft.tell("node.observed", seen):
-            self.observed = seen
+        due = seen != self.observed or now >= self.observe_at_ns
+        if c.view.alive and due and c.raft.tell("node.observed", seen):
+            self.observed, self.observe_at_ns = seen, now + OBSERVE_EVERY_MS * MS
             self.snapshot_at_ns = 0
         if now < self.snapshot_at_ns:
             return

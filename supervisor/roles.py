@@ -171,13 +171,16 @@ class Situation:
 
     @property
     def follows(self) -> Grant | None:
-        """The grant of another node that this one may and should follow: its history is known, no promise forbids it."""
-        grant, view = self.grant, self.view
-        if grant is None or grant.node == self.local.me or grant.failed or not grant.ancestry:
-            return None
-        if grant.term < max(view.record.promised, self.wanted):
-            return None
-        return grant
+        """The grant of another node that this one may and should follow."""
+        return followable(self.view, self.local.me)
+
+
+def followable(view: View, me: str) -> Grant | None:
+    """The newest grant, if it is another node's, still holds, its history is known, and no promise forbids it."""
+    grant = view.cluster.grant if view.cluster is not None else None
+    if grant is None or grant.node == me or grant.failed or not grant.ancestry:
+        return None
+    return grant if grant.term >= max(view.record.promised, view.wanted) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,9 +209,9 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "grant-unused", Step.REPORT_FENCED, "this node holds the grant but Postgres is down, verified: give the lease up",
-        lambda s: s.view.alive and s.local.server is Server.DOWN and bool(s.local.crashed)
-        and s.view.granted == s.local.epoch > 0,
-        lambda s: s.local.epoch,
+        lambda s: s.view.alive and s.local.server is Server.DOWN and s.view.granted > 0
+        and ((bool(s.local.crashed) and s.view.granted == s.local.epoch) or s.view.granted == s.local.failed_promotion),
+        lambda s: s.view.granted,
     ),
     Rule(
         "promotion-failed", Step.FENCE, "the promotion did not end well: stop Postgres and hand over",

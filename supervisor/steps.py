@@ -18,14 +18,15 @@ from fencing.lease import MS
 from fencing.logs import utc_now
 from supervisor import controldata, sql, timelines
 from supervisor.context import Context, StepFailed
+from supervisor.firstrun import first_run
 from supervisor.postgres import StartFailed, StopMode
 from supervisor.roles import Plan, Server
 from supervisor.tasks import Task, TaskTimeout, Wait, sleep
 
 FREEZE_MS = 200
 """The WAL receiver must be gone within this; else Postgres is restarted without upstream (safety.md, promotion 1)."""
-PROMOTION_TIMEOUT_MS = 60_000
-"""primary_start_timeout: a promotion that takes longer has failed."""
+CONSISTENCY_MS = 250
+"""After a start: how often it is looked whether a fresh copy lacks WAL of its source."""
 HAND_OVER_CHECKPOINT_MS = 5_000
 FAST_STOP_MS = 10_000
 STOP_MS = 60_000
@@ -55,6 +56,7 @@ class Steps:
             prepared = c.postgres.prepare(owned, c.hba(), c.ident(), self._newest_own_timeline())
             if prepared.removed_lines:
                 c.log.warning("settings.removed", lines=list(prepared.removed_lines))
+            c.may_receive = False
             c.postmaster = c.postgres.start()
             c.process = process_id(c.postmaster.pid)
             c.change(
@@ -65,10 +67,14 @@ class Steps:
             c.watchdog.tell("deadman.watch", body)
             c.log.info("postgres.starting", pid=c.postmaster.pid)
         postmaster = c.need_postmaster()
-        try:
-            yield from c.postgres.wait_ready(postmaster)
-        except StartFailed as error:
-            raise StepFailed(str(error)) from error
+        while True:
+            try:
+                yield from c.postgres.wait_ready(postmaster, now_ns() + CONSISTENCY_MS * MS)
+                break
+            except StartFailed as error:
+                raise StepFailed(str(error)) from error
+            except TimeoutError:
+                self._help_to_consistency()
         session = yield from sql.connect(c.own_conninfo(), now_ns() + 5_000 * MS)
         rows = yield from session.query(
             "SELECT (SELECT setting FROM pg_settings WHERE name = 'wal_segment_size'), current_setting('server_version'),"
@@ -83,6 +89,31 @@ class Steps:
         c.facts = _with(c.facts, version=(version or "").split(" ", maxsplit=1)[0], streaming=False)
         c.change(server=Server.STANDBY)
         c.log.info("postgres.started", pid=postmaster.pid)
+
+    def _help_to_consistency(self) -> None:
+        """A fresh copy (cloned or rewound) may need WAL that only its source has before it can be asked anything.
+
+        What it holds came from that primary, so attaching to the very same grant needs no divergence check. Under
+        another grant the check cannot be made without a session: then the copy is made anew.
+        """
+        c = self.c
+        proof, grant, lock = c.record.proof, c.followed, c.postgres.lock_file()
+        if proof is None or grant is None or lock is None or lock.status != "standby" or c.local.upstream == grant.term:
+            return
+        if proof.epoch == grant.term and c.record.history == grant.ancestry:
+            self._attach(grant)
+        else:
+            c.log.warning("start.inconsistent", hint="the copy's source is primary no more; it is copied again")
+            c.change(needs_clone=grant.term)
+
+    def _attach(self, grant: Grant) -> None:
+        c = self.c
+        c.may_receive = True
+        owned = c.write_settings(conninfo=c.upstream(grant), slot=f"pgr_{c.local.me}", names=c.idle_names())
+        c.postgres.write_settings(owned, c.hba(), c.ident())
+        c.change(upstream=grant.term, frozen=0)
+        c.need_postmaster().reload()
+        c.log.info("follow.attached", primary=grant.node, term=grant.term)
 
     def _look_at_control_data(self) -> Task[None]:
         c = self.c
@@ -179,7 +210,7 @@ class Steps:
 
     def report_fenced(self, plan: Plan) -> Task[None]:
         c = self.c
-        c.raft.tell("node.fenced", {"term": plan.term, "reason": c.local.crashed, "clean": False, "at": utc_now()})
+        c.raft.tell("node.fenced", {"term": plan.term, "reason": c.local.crashed or "the promotion failed", "clean": False, "at": utc_now()})
         until_ns = now_ns() + 100 * MS
         yield Wait(until_ns=until_ns, ready=lambda: c.view.granted != plan.term)
 
@@ -214,10 +245,10 @@ class Steps:
         c = self.c
         session, postmaster = c.need_session(), c.need_postmaster()
         until_ns = now_ns() + FREEZE_MS * MS
-        was_attached = c.local.upstream > 0 or bool(c.conf.get("conninfo")) or bool(_receivers(c))
         c.change(upstream=0)
-        if not was_attached:
+        if not c.may_receive and not _receivers(c):
             return
+        c.may_receive = True
         try:
             owned = c.write_settings(names=c.idle_names())
             c.postgres.write_settings(owned, c.hba(), c.ident())
@@ -233,9 +264,10 @@ class Steps:
                     yield from _terminate(pid, until_ns)
                 # The second look comes after a full round trip, and after startup had the signal.
                 yield from session.query("SELECT 1", until_ns=until_ns)
-                calm = 0 if receivers else calm + 1
+                calm = 0 if receivers or _too_young(c) else calm + 1
                 if now_ns() >= until_ns:
                     raise TaskTimeout("the WAL receiver is not gone")
+            c.may_receive = False
         except (TimeoutError, sql.SqlTimeout) as error:
             c.log.warning("freeze.slow", after_ms=FREEZE_MS, error=str(error))
             postmaster.stop(StopMode.IMMEDIATE)
@@ -308,17 +340,13 @@ class Steps:
         c = self.c
         began = now_ns()
         grant = self._own_grant(plan.term)
-        session, postmaster = c.need_session(), c.need_postmaster()
+        session = c.need_session()
         if c.local.server is Server.STANDBY:
             yield from self._promote_now(grant, began)
-        until_ns = began + PROMOTION_TIMEOUT_MS * MS
         while True:
             rows = yield from session.query("SELECT pg_is_in_recovery()", until_ns=now_ns() + QUERY_MS * MS)
             if rows[0][0] == "f":
                 break
-            if now_ns() >= until_ns or not postmaster.alive():
-                c.change(failed_promotion=plan.term)
-                raise StepFailed("the promotion did not end in time")
             yield from sleep(3 * MS)
         start = _switch_lsn(c, grant.timeline)
         if start is None:
@@ -333,7 +361,7 @@ class Steps:
     def _promote_now(self, grant: Grant, began: int) -> Task[None]:
         c = self.c
         session, postmaster = c.need_session(), c.need_postmaster()
-        if c.process is None or c.local.upstream or _receivers(c):
+        if c.process is None or c.local.upstream or c.may_receive or _receivers(c):
             raise StepFailed("not frozen")
         body = {
             "term": grant.term, "pid": c.process.pid, "start_ticks": c.process.start_ticks,
@@ -367,6 +395,7 @@ class Steps:
     def prove(self, plan: Plan) -> Task[None]:
         """safety.md, promotion 5: a record of this epoch flushed by k of S, then `Opened`."""
         c = self.c
+        yield from first_run(c)
         ancestry = [list(e) for e in c.record.history]
         body = {"term": plan.term, "timeline": ancestry[-1][2], "ancestry": ancestry}
         # The others may follow only once they know where this epoch begins.
@@ -449,12 +478,7 @@ class Steps:
                 c.change(diverged=plan.term)
             case Attach(history):
                 yield from c.save_record(history)
-                conninfo = c.upstream(grant)
-                owned = c.write_settings(conninfo=conninfo, slot=f"pgr_{c.local.me}", names=c.idle_names())
-                c.postgres.write_settings(owned, c.hba(), c.ident())
-                c.change(upstream=plan.term, frozen=0)
-                c.need_postmaster().reload()
-                c.log.info("follow.attached", primary=grant.node, term=grant.term)
+                self._attach(grant)
 
 
 def _with(facts: Any, **changes: Any) -> Any:
@@ -464,9 +488,15 @@ def _with(facts: Any, **changes: Any) -> Any:
 
 
 def _receivers(c: Context) -> list[int]:
-    """WAL receivers among the postmaster's children, and children too young to be told apart from one."""
+    """WAL receivers among the postmaster's children."""
     children = c.postmaster.children() if c.postmaster is not None else ()
-    return [child.pid for child in children if "walreceiver" in child.title]
+    return [child.pid for child in children if child.receiver]
+
+
+def _too_young(c: Context) -> bool:
+    """Is there a child that has no title yet? It may become a WAL receiver."""
+    children = c.postmaster.children() if c.postmaster is not None else ()
+    return any(not child.title for child in children)
 
 
 def _terminate(pid: int, until_ns: int) -> Task[None]:

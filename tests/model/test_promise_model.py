@@ -18,7 +18,7 @@ import pytest
 from consensus import positions, promotion
 from consensus.cluster import ClusterState, Member, SyncGroup, apply, canonical
 from consensus.messages import Entry
-from consensus.positions import Attach, NoPosition
+from consensus.positions import Attach, Diverged, NoPosition
 from consensus.promotion import GRACE_MS, Situation, TakeGrant, decide
 from consensus.record import EpochStart, Position
 from tests.model.explore import Interner, Move, Outcome, State, ViolationError, explore
@@ -319,7 +319,6 @@ def test_acknowledged_wal_is_in_every_later_primary(
         ("promise_is_durable", 2, 2, 1),
         ("old_epochs_refused", 2, 2, 0),
         ("check_divergence", 2, 2, 0),
-        ("unused_epochs_dropped", 3, 2, 0),
     ],
 )
 def test_every_rule_is_needed(broken: str, terms: int, records: int, restarts: int) -> None:
@@ -353,3 +352,18 @@ def test_inherited_wal_is_not_acknowledged_before_own_wal() -> None:
     ghost = Ghost(((1, (1,)),), ((1, ()), (2, (1,))))
     hosts = (left, SUCCESSOR._replace(leads=0, committed=False, primary=0), standby)
     assert run_from(hosts, ghost, 4, 2, replace(Rules(), own_epoch_gate=False)).violation
+
+
+def test_an_epoch_that_wrote_nothing_hides_no_divergence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Left in the term history by a primary, it begins after the epoch that replaced it (found by this model)."""
+    rules = replace(Rules(), unused_epochs_dropped=False)
+    assert not run(3, 2, 0, rules).violation
+    monkeypatch.setattr(positions, "divergence", _divergence_from_the_next_epoch)
+    assert "is counted as" in run(3, 2, 0, rules).violation
+
+
+def _divergence_from_the_next_epoch(ancestry: positions.Ancestry, history: positions.Ancestry, lsn: int) -> Attach | Diverged:
+    mine = [e for e in history if e.start_lsn < lsn][-1]
+    later = ancestry[ancestry.index(mine) + 1 :] if mine in ancestry else ()
+    gone = mine not in ancestry or (later and lsn > later[0].start_lsn)
+    return Diverged(0, 0, "") if gone else Attach(ancestry)

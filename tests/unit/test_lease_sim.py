@@ -131,7 +131,7 @@ class Simulation:
             if self.now == disturb_at:
                 disturb_at += self.random.randrange(100, 1_500) * MS
                 self.disturb()
-            elif self.now == mail_at:
+            elif self.mail and self.now == mail_at:
                 _, _, dst, src, message = heapq.heappop(self.mail)
                 machine = self.machines[dst]
                 if machine.frozen_until > self.now:  # it stays in the socket

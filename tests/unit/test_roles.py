@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import Phase, find, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.errors import NoSuchExample
 
 from consensus.cluster import ClusterState, Grant, Member, SyncGroup
 from consensus.record import EpochStart, NodeRecord, Position
@@ -60,6 +60,8 @@ def decided(situation: Situation) -> Plan:
     return plan(situation)[0]
 
 
+SITUATIONS_TRIED = 4_000
+
 DOWN: dict[str, Any] = {"server": Server.DOWN, "upstream": 0}
 FOUNDING: dict[str, Any] = {"cluster": agreed(system_identifier=""), "wanted": 1, "record": NodeRecord()}
 UNOPENED = agreed(granted(5, "a", opened=False))
@@ -74,6 +76,7 @@ DECIDES: tuple[tuple[str, int, Situation], ...] = (
     ("authority-lost", 5, serving(view={"alive": False, "lease_until_ns": NOW + roles.LAST_MOMENT_MS * MS})),
     ("authority-lost", 5, serving(local={"unguarded_since_ns": NOW - TIMINGS.demote_ms * MS})),
     ("authority-lost", 5, serving(view={"granted": 0}, local={"stopping": True})),
+    ("authority-lost", 5, serving(view={"granted": 0}, local={"server": Server.STOPPING})),
     ("authority-lost", 5, serving(view={"granted": 0, "hand_over": "b"})),
     ("leftovers", 0, streaming(local={**DOWN, "clean": False})),
     ("leftovers", 5, serving(local={"server": Server.DOWN, "clean": False, "crashed": "killed"})),
@@ -84,6 +87,7 @@ DECIDES: tuple[tuple[str, int, Situation], ...] = (
     ("promotion-failed", 5, serving(local={"server": Server.PROMOTING, "failed_promotion": 5})),
     ("promotion-failed", 5, serving(local={"server": Server.STANDBY, "failed_promotion": 5})),
     ("hand-over", 5, serving(view={"hand_over": "b"})),
+    ("hand-over", 5, serving(view={"hand_over": "b"}, local={"server": Server.STOPPING})),
     ("hand-over", 5, serving(view={"hand_over": "b"}, local={"stopping": True})),
     ("stopping-primary", 0, serving(local={"stopping": True})),
     ("stopping", 0, streaming(local={"stopping": True})),
@@ -113,15 +117,17 @@ DECIDES: tuple[tuple[str, int, Situation], ...] = (
     ("follow", 5, streaming(local={"upstream": 0})),
     ("follow", 5, streaming(local={"upstream": 4})),
     ("streaming", 0, streaming()),
-    ("waiting", 0, streaming(view={"cluster": agreed()}, local={"upstream": 0})),
+    ("waiting", 0, streaming(view={"cluster": agreed()}, local={"upstream": 0, "frozen": 5})),
     ("waiting", 0, streaming(view={"cluster": agreed(granted(5, "a", ancestry=()))}, local={"upstream": 0})),
-    ("waiting", 0, streaming(view={"cluster": agreed(granted(5, "a", failed="x"))}, local={"upstream": 0})),
+    ("waiting", 0, streaming(view={"cluster": agreed(granted(5, "a", failed="killed"))}, local={"upstream": 0})),
     ("waiting", 0, streaming(view={"record": NodeRecord(6)}, local={"upstream": 0})),
     ("waiting", 0, streaming(view={"wanted": 6}, local={"upstream": 0, "frozen": 6})),
 )
 
+IDS = [f"{name}-{at}" for at, (name, _, _) in enumerate(DECIDES)]
 
-@pytest.mark.parametrize(("name", "term", "situation"), DECIDES, ids=[f"{n}-{at}" for at, (n, _, _) in enumerate(DECIDES)])
+
+@pytest.mark.parametrize(("name", "term", "situation"), DECIDES, ids=IDS)
 def test_the_row_decides(name: str, term: int, situation: Situation) -> None:
     rule = next(rule for rule in RULES if rule.name == name)
     assert plan(situation) == (Plan(rule.step, term, name), rule.sentence)
@@ -156,36 +162,52 @@ def test_a_child_that_is_being_restarted_gets_the_whole_lease() -> None:
 # What must hold in every situation
 
 
-def _grants() -> st.SearchStrategy[tuple[Grant, ...]]:
-    """Up to two grants, ascending; with and without a known beginning, open or not, failed or not."""
-    one = st.builds(
-        granted, st.integers(1, 7), st.sampled_from("abc"), opened=st.booleans(), failed=st.sampled_from(["", "x"]),
-        ancestry=st.sampled_from([(), (FIRST, EpochStart(5, 100, 2))]),
+TERMS = (0, 4, 5, 6, 7)
+LEASES = (0, NOW - 1, NOW + 10 * MS, NOW + DEMOTED, NOW + DEMOTED + 1, FRESH, FRESH)
+UNGUARDED = (0, 0, NOW, NOW - TIMINGS.demote_ms * MS)
+Choose = Callable[[Sequence[Any]], Any]
+"""One of several: drawn by hypothesis, or by a seeded generator where speed counts."""
+
+
+def some_grants(one: Choose, term: int) -> tuple[Grant, ...]:
+    """None, one or two, ascending; with and without a known beginning, open or not, failed or not."""
+    terms = one([(), (term,), (4, term + 1), (term - 1,)])
+    return tuple(
+        granted(
+            term, one("abc"), opened=one([True, False]), failed=one(["", "", "x"]),
+            ancestry=one([(FIRST, EpochStart(5, 100, 2)), ()]),
+        )
+        for term in terms
     )  # fmt: skip
-    unique = st.lists(one, max_size=2, unique_by=lambda grant: grant.term)
-    return unique.map(lambda grants: tuple(sorted(grants, key=lambda grant: grant.term)))
 
 
-TERMS = st.sampled_from([0, 4, 5, 6, 7])
-CLUSTERS = st.none() | st.builds(
-    lambda grants, nonce, known: agreed(*grants, nonce=nonce, system_identifier=known),
-    _grants(), st.sampled_from(["", "n"]), st.sampled_from(["", "7"]),
-)  # fmt: skip
-VIEWS = st.builds(
-    View, alive=st.booleans(), incarnation=st.just(7), term=TERMS, leader=st.sampled_from(["", "a", "b"]), wanted=TERMS,
-    granted=TERMS, hand_over=st.sampled_from([None, "b"]), record=st.builds(NodeRecord, TERMS), cluster=CLUSTERS,
-    lease_term=TERMS, lease_until_ns=st.sampled_from([0, NOW - 1, NOW + 10 * MS, NOW + DEMOTED, NOW + DEMOTED + 1, FRESH]),
-)  # fmt: skip
-LOCALS = st.builds(
-    Local, me=st.sampled_from("ab"), data=st.sampled_from(Data), server=st.sampled_from(Server), clean=st.booleans(),
-    epoch=TERMS, upstream=TERMS, said_no_position=TERMS,
-    unguarded_since_ns=st.sampled_from([0, NOW, NOW - TIMINGS.demote_ms * MS]), frozen=TERMS, diverged=TERMS,
-    needs_clone=TERMS, gate_open=st.booleans(), stopping=st.booleans(), asked_to_hand_over=st.booleans(),
-    failed_promotion=TERMS, crashed=st.sampled_from(["", "killed"]),
-)  # fmt: skip
-SITUATIONS = st.builds(Situation, VIEWS, LOCALS, st.just(TIMINGS), st.just(NOW)).filter(
-    lambda s: s.local.epoch > 0 or not s.writable  # both are set by one change, see steps.py
-)
+def some_situation(one: Choose) -> Situation:
+    """Any combination of what is agreed and what is here, likely or not."""
+    no, yes = [False, True]
+    term = one([5, 6])
+    terms = (term, term, term, *TERMS)  # what is likely often enough, and everything else
+    cluster = None if one([no, no, no, yes]) else agreed(*some_grants(one, term), nonce=one(["", "n"]))
+    view = View(
+        alive=one([yes, yes, no]), incarnation=7, term=one(terms), leader=one(["", "a", "b"]), wanted=one(terms),
+        granted=one(terms), hand_over=one([None, None, "b"]), record=NodeRecord(one(terms)), cluster=cluster,
+        lease_term=one(terms), lease_until_ns=one(LEASES),
+    )  # fmt: skip
+    server = one(list(Server))
+    writable = server in (Server.PRIMARY, Server.PROMOTING)
+    local = Local(
+        me=one("ab"), data=one(list(Data)), server=server, clean=one([yes, no]),
+        epoch=one([term, term, 4, 5] if writable else terms),  # set by the same change as PROMOTING, see steps.py
+        upstream=one(terms), said_no_position=one(terms), unguarded_since_ns=one(UNGUARDED), frozen=one(terms),
+        diverged=one(terms), needs_clone=one(terms), gate_open=one([no, yes]),
+        stopping=one([no, no, yes]), asked_to_hand_over=one([no, yes]), failed_promotion=one(TERMS),
+        crashed=one(["", "killed"]),
+    )  # fmt: skip
+    return Situation(view, local, TIMINGS, NOW)
+
+
+@st.composite
+def situations(draw: st.DrawFn) -> Situation:
+    return some_situation(lambda options: draw(st.sampled_from(options)))
 
 
 def may_write(s: Situation) -> bool:
@@ -198,8 +220,9 @@ def may_write(s: Situation) -> bool:
 
 
 def writable_without_authority_is_fenced(s: Situation) -> bool:
-    writable = s.local.server in (Server.PRIMARY, Server.PROMOTING)
-    return not writable or may_write(s) or decided(s).step is Step.FENCE
+    running = s.local.server in (Server.PRIMARY, Server.PROMOTING)
+    ending = s.local.server is Server.STOPPING and s.local.epoch > 0
+    return not (running or ending) or may_write(s) or decided(s).step is Step.FENCE
 
 
 def promotion_takes_a_committed_grant(s: Situation) -> bool:
@@ -225,7 +248,8 @@ def nothing_starts_beside_what_is_left(s: Situation) -> bool:
 def a_primary_is_left_alone_or_stopped(s: Situation) -> bool:
     """No step that expects a standby, or an empty place, ever meets a writable Postgres."""
     allowed = {Step.WAIT, Step.FENCE, Step.HAND_OVER, Step.STOP, Step.PROMOTE, Step.OPEN, Step.OPEN_GATE}
-    return not s.writable or decided(s).step in allowed
+    running = s.local.server in (Server.PRIMARY, Server.PROMOTING)
+    return not running or decided(s).step in allowed
 
 
 def the_gate_opens_only_for_a_proven_epoch(s: Situation) -> bool:
@@ -254,10 +278,14 @@ PROPERTIES: tuple[Callable[[Situation], bool], ...] = (
 )
 
 
-@settings(max_examples=1_500)
-@given(SITUATIONS)
+@settings(max_examples=300)
+@given(situations())
 def test_the_safety_properties_hold_everywhere(situation: Situation) -> None:
     assert [p.__name__ for p in PROPERTIES if not p(situation)] == []
+
+
+def test_and_in_many_more_situations_than_hypothesis_has_time_for() -> None:
+    assert {p.__name__: violation(p) for p in PROPERTIES} == {p.__name__: None for p in PROPERTIES}
 
 
 # Their negative controls: the same table, disturbed
@@ -267,6 +295,11 @@ def last(name: str) -> tuple[Rule, ...]:
     """The table with this row just before the one that always matches."""
     moved = next(rule for rule in RULES if rule.name == name)
     return (*(rule for rule in RULES[:-1] if rule is not moved), moved, RULES[-1])
+
+
+def first(name: str) -> tuple[Rule, ...]:
+    moved = next(rule for rule in RULES if rule.name == name)
+    return (moved, *(rule for rule in RULES if rule is not moved))
 
 
 def always(name: str, when: Callable[[Situation], bool]) -> tuple[Rule, ...]:
@@ -281,10 +314,10 @@ def _newest_grant(s: Situation) -> Grant | None:
 CONTROLS: tuple[tuple[Callable[[Situation], bool], tuple[Rule, ...]], ...] = (
     (writable_without_authority_is_fenced, last("authority-lost")),
     (nothing_starts_beside_what_is_left, last("leftovers")),
-    (a_primary_is_left_alone_or_stopped, tuple(rule for rule in RULES if rule.name != "serving")),
+    (a_primary_is_left_alone_or_stopped, first("clone")),
     (promotion_takes_a_committed_grant, always("promote", lambda s: s.local.server is Server.STANDBY)),
     (promotion_takes_a_committed_grant, last("control-away")),
-    (the_gate_opens_only_for_a_proven_epoch, last("prove")[::-1]),
+    (the_gate_opens_only_for_a_proven_epoch, always("open-gate", lambda s: s.local.server is Server.PRIMARY)),
     (nothing_is_created_where_something_was, always("create", lambda s: s.local.data is Data.ABSENT)),
 )
 
@@ -298,17 +331,14 @@ def test_a_disturbed_table_is_caught(
 
 
 def test_following_whatever_is_newest_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert violation(nothing_older_than_the_promise_is_followed) is None
     monkeypatch.setattr(Situation, "follows", property(_newest_grant))
     assert violation(nothing_older_than_the_promise_is_followed) is not None
 
 
 def violation(holds: Callable[[Situation], bool]) -> Situation | None:
-    search = settings(max_examples=5_000, derandomize=True, phases=(Phase.generate,), database=None)
-    try:
-        return find(SITUATIONS, lambda s: not holds(s), settings=search)
-    except NoSuchExample:
-        return None
+    """The first of many random situations, always the same ones, in which the property does not hold."""
+    one = Random(1).choice
+    return next((s for s in (some_situation(one) for _ in range(SITUATIONS_TRIED)) if not holds(s)), None)
 
 
 def test_the_table_in_the_design_document_is_this_one() -> None:
