@@ -32,6 +32,8 @@ FAST_STOP_MS = 10_000
 STOP_MS = 60_000
 IMMEDIATE_MS = 150
 QUERY_MS = 2_000
+STARVED = "waiting for WAL to become available"
+"""What startup logs when it has read all of pg_wal; before consistency nothing else tells."""
 STARTUP_IDLE = ("RecoveryWalStream", "RecoveryRetrieveRetryInterval")
 
 
@@ -97,12 +99,12 @@ class Steps:
         another grant the check cannot be made without a session: then the copy is made anew.
         """
         c = self.c
-        proof, grant, lock = c.record.proof, c.followed, c.postgres.lock_file()
-        if proof is None or grant is None or lock is None or lock.status != "standby" or c.local.upstream == grant.term:
+        proof, grant = c.record.proof, c.followed
+        if proof is None or grant is None or c.local.upstream == grant.term:
             return
         if proof.epoch == grant.term and c.record.history == grant.ancestry:
             self._attach(grant)
-        else:
+        elif any(STARVED in line for line in c.postgres.log_tail(c.need_postmaster())):
             c.log.warning("start.inconsistent", hint="the copy's source is primary no more; it is copied again")
             c.change(needs_clone=grant.term)
 

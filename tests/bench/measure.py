@@ -15,11 +15,11 @@ from typing import NamedTuple
 import psycopg
 
 from fencing.clock import now_ns
-from supervisor.localcluster import SECOND, LocalNode, processes, wait_for
+from supervisor.localcluster import SECOND, LocalNode, private_home, processes, wait_for
 from supervisor.localwriter import Writer
 from tests.bench.bare import BareCluster
 from tests.bench.figures import Figure, Report, cpu_s, load, memory_kb
-from tests.cluster.world import World
+from tests.cluster.world import Gone, World, postgres_pids
 from tests.pgbare import pg_bin
 
 SETTLE_S = 0.5
@@ -41,7 +41,7 @@ def say(text: str) -> None:
 
 @contextmanager
 def cluster(options: Options) -> Iterator[World]:
-    world = World(profile=options.profile)
+    world = World(profile=options.profile, home=private_home("pgr-bench-"))
     try:
         world.start()
         world.wait_writable(standbys=2)
@@ -103,6 +103,7 @@ def failover(options: Options) -> Report:
             back.values.append((now_ns() - started_ns) / 1e9)
             say(f"{run + 1}/{options.runs}: gap {gap.values[-1]:.3f} s, back {back.values[-1]:.3f} s, load {load()}")
         writer.stop(30)
+        the_primary(world)
         report = report_of("failover", options, [gap, back], (writer, world.uri()))
     if options.bare:
         with BareCluster() as bare:
@@ -126,11 +127,13 @@ def postmaster(options: Options) -> Report:
         for run in range(options.runs):
             primary = the_primary(world)
             let_write(writer)
-            killed_ns = now_ns()
+            gone = Gone(postgres_pids(primary))
             os.kill(primary.pid_of("postmaster"), signal.SIGKILL)
-            gap.values.append(gap_of(writer, killed_ns))
+            gone.join(30)  # until then its backends may still acknowledge
+            gap.values.append(gap_of(writer, gone.at_ns))
             say(f"{run + 1}/{options.runs}: gap {gap.values[-1]:.3f} s, load {load()}")
         writer.stop(30)
+        the_primary(world)
         return report_of("postmaster", options, [gap], (writer, world.uri()))
 
 
@@ -147,6 +150,7 @@ def switchover(options: Options) -> Report:
             gap.values.append(gap_of(writer, asked_ns))
             say(f"{run + 1}/{options.runs}: gap {gap.values[-1]:.3f} s, load {load()}")
         writer.stop(30)
+        the_primary(world)
         report = report_of("switchover", options, [gap], (writer, world.uri()))
     if options.bare:
         with BareCluster() as bare:
@@ -237,7 +241,7 @@ def own_pids(node: LocalNode) -> list[int]:
 def coldstart(options: Options) -> Report:
     start = Figure("empty to writable, 2 streaming", "s", [], goal=4)
     for run in range(options.runs):
-        world = World(profile=options.profile)
+        world = World(profile=options.profile, home=private_home("pgr-bench-"))
         try:
             began_ns = now_ns()
             world.start()

@@ -3,53 +3,17 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
-import threading
 
 import pytest
 
 from fencing.clock import now_ns
-from supervisor.localcluster import SECOND, LocalNode
-from tests.cluster.world import World
+from supervisor.localcluster import SECOND
+from tests.cluster.world import Gone, World, postgres_pids
 
 pytestmark = pytest.mark.cluster
 
 KILLS = {"quick": 2, "ci": 4, "all": 10}[os.environ.get("PGR_TEST_LEVEL", "quick")]
-
-
-class Gone(threading.Thread):
-    """Notes when the last of some processes has ended."""
-
-    def __init__(self, pids: list[int]) -> None:
-        super().__init__(daemon=True)
-        self.at_ns = 0
-        self._left = [os.pidfd_open(pid) for pid in pids]
-        self.start()
-
-    def run(self) -> None:
-        poll = select.poll()
-        for fd in self._left:
-            poll.register(fd, select.POLLIN)
-        while self._left:
-            for fd, _ in poll.poll():
-                poll.unregister(fd)
-                os.close(fd)
-                self._left.remove(fd)
-        self.at_ns = now_ns()
-
-
-def postgres_pids(node: LocalNode) -> list[int]:
-    """The postmaster and everything that works in PGDATA."""
-    found = []
-    for pid in node.pids():
-        try:
-            if os.readlink(f"/proc/{pid}/cwd") == str(node.data / "pgdata"):
-                found.append(pid)
-        except FileNotFoundError:
-            continue
-    assert node.pid_of("postmaster") in found
-    return found
 
 
 @pytest.mark.timeout(120 + 60 * KILLS)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import select
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +16,7 @@ from typing import Any
 
 import psycopg
 
+from fencing.clock import now_ns
 from supervisor.localcluster import LocalCluster, LocalNode, node_environment, private_home, wait_for
 from supervisor.localwriter import Audit, Writer
 
@@ -20,6 +24,40 @@ START_S = 120.0
 """For anything that starts Postgres, on a machine that does other things as well."""
 SETTLE_S = 60.0
 TAIL_LINES = 60
+
+
+class Gone(threading.Thread):
+    """Notes when the last of some processes has ended."""
+
+    def __init__(self, pids: list[int]) -> None:
+        super().__init__(daemon=True)
+        self.at_ns = 0
+        self._left = [os.pidfd_open(pid) for pid in pids]
+        self.start()
+
+    def run(self) -> None:
+        poll = select.poll()
+        for fd in self._left:
+            poll.register(fd, select.POLLIN)
+        while self._left:
+            for fd, _ in poll.poll():
+                poll.unregister(fd)
+                os.close(fd)
+                self._left.remove(fd)
+        self.at_ns = now_ns()
+
+
+def postgres_pids(node: LocalNode) -> list[int]:
+    """The postmaster and everything that works in PGDATA."""
+    found = []
+    for pid in node.pids():
+        try:
+            if os.readlink(f"/proc/{pid}/cwd") == str(node.data / "pgdata"):
+                found.append(pid)
+        except FileNotFoundError:
+            continue
+    assert node.pid_of("postmaster") in found
+    return found
 
 
 class World(LocalCluster):

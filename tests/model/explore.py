@@ -70,7 +70,7 @@ def explore(
     *,
     states_max: int,
 ) -> Outcome:
-    """Every state that can be reached from ``start``. ``successors`` raises `ViolationError` (its ``label`` is the step).
+    """Every state that can be reached from ``start``. ``successors`` raises `ViolationError(text, step)`.
 
     Raises AssertionError if ``states_max`` does not suffice: a search that was cut short proves nothing.
     """

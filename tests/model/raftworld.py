@@ -1,9 +1,10 @@
 """Three real Raft cores, their disks and a small network, as states for `explore`.
 
-The network is a rendezvous (research/raft.md 3.3): what a node sets off of itself (a campaign, a heartbeat, ...) reaches
-one peer; the two answer each other until a message is lost or nothing is left to say; the rest is lost. K messages (one
-at a time) may be set aside instead and arrive at any later time, after newer ones too. A restart keeps what `Ready` told the host to persist and nothing else, so a crash between save and send is a
-restart with the messages of that step never delivered. Time stands still: promises never bind, safety must not need them.
+The network is a rendezvous (research/raft.md 3.3): what a node sets off of itself (a campaign, a heartbeat, ...)
+reaches one peer; the two answer each other until a message is lost or nothing is left to say; the rest is lost. K
+messages (one at a time) may be set aside instead and arrive at any later time, after newer ones too. A restart keeps
+what `Ready` told the host to persist and nothing else, so a crash between save and send is a restart with the messages
+of that step never delivered. Time stands still: promises never bind, safety must not need them.
 """
 
 from __future__ import annotations
@@ -16,13 +17,23 @@ from consensus.messages import (
     AppendReq,
     AppendResp,
     HardState,
-    PreVoteResp,
     RaftMessage,
-    TimeoutNow,
     VoteReq,
-    VoteResp,
 )
-from consensus.raft import Beat, Campaign, Compact, Event, Log, Propose, Raft, RaftConfig, Ready, Received, Release, Role
+from consensus.raft import (
+    Beat,
+    Campaign,
+    Compact,
+    Event,
+    Log,
+    Propose,
+    Raft,
+    RaftConfig,
+    Ready,
+    Received,
+    Release,
+    Role,
+)
 from tests.model.explore import Interner, Move, State, ViolationError
 
 NAMES = ("a", "b", "c")
@@ -137,12 +148,15 @@ class RaftWorld:
             hard = raft.hard_state  # consensus/node.py: a grant is on disk as committed before anybody acts on it
         new = Disk(hard, Log(snapshot, tuple(e for e in entries if e.index > snapshot.index)))
         if new.log != raft.log or new.hard._replace(commit=0) != raft.hard_state._replace(commit=0):
-            raise ViolationError(f"the disk of {raft.config.me} would hold {new}, the core believes {raft.log} {raft.hard_state}")
+            raise ViolationError(
+                f"the disk of {raft.config.me} would hold {new}, the core believes {raft.log} {raft.hard_state}"
+            )
         return new
 
     def _step(self, local: int, events: tuple[Event, ...]) -> Step:
         i, (_, disk) = self.locals.values[local]
-        raft, out = self.rafts[local].clone(), {}
+        raft = self.rafts[local].clone()
+        out: dict[int, list[RaftMessage]] = {}
         for event in events:
             ready = raft.step(event, 0)
             disk = self._carried_out(disk, raft, ready)
@@ -190,8 +204,9 @@ class RaftWorld:
         if begun is None:
             return
         yield Move(label, begun)
-        for peer, batch in first.out:
-            now, src, dst, story = begun, i, peer, (label,)
+        for peer, first_batch in first.out:
+            now, src, dst, batch = begun, i, peer, first_batch
+            story: tuple[int, ...] = (label,)
             while batch:
                 if self.budgets.values[now[BUDGET]][2] and not now[DELAYED]:
                     aside = (*now[:DELAYED], batch * 9 + src * 3 + dst, now[GHOST], self._spent(now[BUDGET], 2))
@@ -226,7 +241,7 @@ class RaftWorld:
 
     def _spent(self, budget: int, which: int) -> int:
         left = self.budgets.values[budget]
-        return self.budgets(left[:which] + (left[which] - 1,) + left[which + 1 :])
+        return self.budgets((*left[:which], left[which] - 1, *left[which + 1 :]))
 
     def _own_moves(self, i: int, state: State) -> list[tuple[int, Step, int]]:
         """What node i may do of itself. Cached: it depends on its own state and the budget only."""
@@ -294,8 +309,8 @@ class RaftWorld:
             before = ghost.votes[i][term]
             if before not in ("", raft.vote):
                 raise ViolationError(f"vote durability: {name} votes for {before} and for {raft.vote} in term {term}")
-            mine = ghost.votes[i][:term] + (raft.vote,) + ghost.votes[i][term + 1 :]
-            ghost = ghost._replace(votes=ghost.votes[:i] + (mine,) + ghost.votes[i + 1 :])
+            mine = (*ghost.votes[i][:term], raft.vote, *ghost.votes[i][term + 1 :])
+            ghost = ghost._replace(votes=(*ghost.votes[:i], mine, *ghost.votes[i + 1 :]))
         log = commands(raft.log)
         if raft.role is Role.LEADER and ghost.leaders[term] != i:
             if ghost.leaders[term] >= 0:
@@ -306,13 +321,15 @@ class RaftWorld:
                         f"leader completeness: {name} leads term {term} without entry {index + 1} {command}, "
                         f"committed in term {at_term}; it has {log}"
                     )
-            ghost = ghost._replace(leaders=ghost.leaders[:term] + (i,) + ghost.leaders[term + 1 :])
+            ghost = ghost._replace(leaders=(*ghost.leaders[:term], i, *ghost.leaders[term + 1 :]))
         done = log[: raft.commit]
         if len(done) < raft.commit:
             raise ViolationError(f"{name} holds {raft.commit} entries for committed and has {len(log)}")
         for index, (mine_, (theirs, _)) in enumerate(zip(done, ghost.committed, strict=False)):
             if mine_ != theirs:
-                raise ViolationError(f"state machine safety: {name} commits {mine_} at {index + 1}, {theirs} was committed")
+                raise ViolationError(
+                    f"state machine safety: {name} commits {mine_} at {index + 1}, {theirs} was committed"
+                )
         more = tuple((command, term) for command in done[len(ghost.committed) :])
         return ghost._replace(committed=ghost.committed + more)
 

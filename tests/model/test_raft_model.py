@@ -1,4 +1,4 @@
-"""The shipped Raft core, exhaustively within a small bound; and mutants of it, which must be caught (research/raft.md 3.3)."""
+"""The shipped Raft core, exhaustively within a small bound; and mutants of it, which must be caught."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_shipped(bound: Bound, capsys: pytest.CaptureFixture[str]) -> None:
 class VotesForAnyLog(Raft):
     __slots__ = ()
 
-    def _up_to_date(self, last_index: int, last_term: int) -> bool:  # noqa: ARG002
+    def _up_to_date(self, last_index: int, last_term: int) -> bool:
         return True
 
 

@@ -1,4 +1,4 @@
-"""The replicated state: what each entry does, that a repeated or outdated one does nothing, that it survives a snapshot."""
+"""The replicated state: what each entry does, that a repeated or late one does nothing, that it survives a snapshot."""
 
 from __future__ import annotations
 
@@ -6,7 +6,18 @@ from typing import Any
 
 import pytest
 
-from consensus.cluster import FEATURE_LEVEL, ClusterState, SyncGroup, UnknownEntryError, apply, canonical, dump, found, load, sync_group
+from consensus.cluster import (
+    FEATURE_LEVEL,
+    ClusterState,
+    SyncGroup,
+    UnknownEntryError,
+    apply,
+    canonical,
+    dump,
+    found,
+    load,
+    sync_group,
+)
 from consensus.messages import Entry
 from consensus.record import EpochStart
 
@@ -23,7 +34,9 @@ def entry(kind: str, body: dict[str, Any], term: int = 1, index: int = 1) -> Ent
 
 
 def promoted(term: int, node: str, timeline: int) -> Entry:
-    return entry("promoted/1", {"term": term, "node": node, "upper": [0, 9], "timeline": timeline, "reason": "why"}, term)
+    return entry(
+        "promoted/1", {"term": term, "node": node, "upper": [0, 9], "timeline": timeline, "reason": "why"}, term
+    )
 
 
 def story() -> list[Entry]:
@@ -32,6 +45,7 @@ def story() -> list[Entry]:
         entry("switched/1", {"term": 1, "ancestry": [[0, 0, 1], [1, 9, 2]]}), entry("opened/1", {"term": 1}),
         entry("failed/1", {"term": 1, "reason": "crash"}), promoted(4, "b", 3),
         entry("member/1", {"member": ["c", 3, "c:9", "c:2", "c:3"]}),
+        entry("wish/1", {"kind": "switchover", "to": "c", "accept_data_loss": True}, 4),
         entry("event/1", {"kind": "salvage", "term": 4, "node": "a", "text": "saved", "fields": {"bytes": 5}}),
     ]  # fmt: skip
 
@@ -45,7 +59,12 @@ def after(entries: list[Entry]) -> ClusterState:
 
 def test_the_founding() -> None:
     state = found(CHARTER, "00")
-    assert (state.group, state.founder, state.profile, state.was_opened) == (SyncGroup(("a", "b", "c"), 2), "a", "fast", False)
+    assert (state.group, state.founder, state.profile, state.was_opened) == (
+        SyncGroup(("a", "b", "c"), 2),
+        "a",
+        "fast",
+        False,
+    )
     state = after(story()[:3])
     assert (state.nonce, state.system_identifier, state.initial_timeline) == ("n1", "77", 1)
     assert "secret" not in repr(state)
@@ -60,7 +79,12 @@ def test_a_second_founding_and_a_foreign_nonce_change_nothing() -> None:
 def test_grants() -> None:
     state = after(story())
     old, new = state.grants
-    assert (old.node, old.opened, old.failed, old.ancestry) == ("a", True, "crash", (EpochStart(0, 0, 1), EpochStart(1, 9, 2)))
+    assert (old.node, old.opened, old.failed, old.ancestry) == (
+        "a",
+        True,
+        "crash",
+        (EpochStart(0, 0, 1), EpochStart(1, 9, 2)),
+    )
     assert (new.node, new.term, new.opened, new.failed) == ("b", 4, False, "")
     assert state.grant == new
     assert state.was_opened
@@ -68,11 +92,11 @@ def test_grants() -> None:
     assert state.burned_timelines(old.ancestry) == (3,)
 
 
-@pytest.mark.parametrize("n", range(10))
+@pytest.mark.parametrize("n", range(11))
 def test_every_entry_twice_is_every_entry_once(n: int) -> None:
     """Except for a line of history that somebody asked for twice."""
     entries = story()
-    if entries[n].kind == "event/1":
+    if entries[n].kind in ("event/1", "wish/1"):
         return
     assert after([*entries[: n + 1], entries[n], *entries[n + 1 :]]) == after(entries)
 
@@ -80,11 +104,18 @@ def test_every_entry_twice_is_every_entry_once(n: int) -> None:
 def test_what_concerns_an_older_grant_or_term_changes_nothing() -> None:
     state = after(story())
     for late in (
-        entry("opened/1", {"term": 1}), entry("failed/1", {"term": 1, "reason": "late"}), promoted(4, "c", 9), promoted(3, "c", 9),
+        entry("opened/1", {"term": 1}), entry("failed/1", {"term": 1, "reason": "late"}), promoted(4, "c", 9), promoted(3, "c", 9),  # noqa: E501
         entry("switched/1", {"term": 1, "ancestry": []}), entry("promoted/1", {"term": 9, "node": "c"}, 8),
         entry("member/1", {"member": ["c", 99, "c:8", "c:2", "c:3"]}),
     ):  # fmt: skip
         assert apply(state, late) == state, late
+
+
+def test_a_wish_ends_with_the_next_grant() -> None:
+    state = after(story())
+    assert (state.wish_to, state.wish_loss) == ("c", True)
+    state = apply(state, promoted(5, "c", 4))
+    assert (state.wish_to, state.wish_loss) == ("", False)
 
 
 def test_members_keep_their_place_when_addresses_change() -> None:
@@ -96,7 +127,7 @@ def test_members_keep_their_place_when_addresses_change() -> None:
     assert state.member("x") is None
 
 
-@pytest.mark.parametrize("n", range(11))
+@pytest.mark.parametrize("n", range(12))
 def test_dump_and_load(n: int) -> None:
     state = after(story()[:n])
     assert load(dump(state)) == state
@@ -111,6 +142,8 @@ def test_a_newer_version_stops_the_node() -> None:
         load(newer)
 
 
-@pytest.mark.parametrize(("n", "mode", "k"), [(1, "quorum", 1), (2, "quorum", 2), (3, "quorum", 2), (5, "quorum", 3), (5, "async", 1)])
+@pytest.mark.parametrize(
+    ("n", "mode", "k"), [(1, "quorum", 1), (2, "quorum", 2), (3, "quorum", 2), (5, "quorum", 3), (5, "async", 1)]
+)
 def test_the_default_group(n: int, mode: str, k: int) -> None:
     assert sync_group(tuple("abcde"[:n]), mode).k == k

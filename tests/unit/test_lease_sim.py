@@ -36,7 +36,7 @@ class Machine:
     raft: Raft
     rate: float
     offset_ns: int
-    hard: HardState = HardState()
+    hard: HardState = HardState()  # noqa: RUF009
     log: Log = field(default_factory=Log)
     frozen_until: int = 0
     lease_until: int = 0
@@ -54,7 +54,8 @@ class Simulation:
         self.random, self.core, self.restart_waits = random.Random(seed), core, restart_waits
         t = TIMINGS
         self.configs = [
-            RaftConfig(n, NAMES, t.heartbeat_ms * MS, t.election_ms * MS, t.jitter_ms * MS, t.lease_ms * MS) for n in NAMES
+            RaftConfig(n, NAMES, t.heartbeat_ms * MS, t.election_ms * MS, t.jitter_ms * MS, t.lease_ms * MS)
+            for n in NAMES
         ]
         self.now, self.count = 0, 0
         self.mail: list[tuple[int, int, int, str, RaftMessage]] = []
@@ -92,7 +93,7 @@ class Simulation:
             if j != i and other.lease_until:
                 gone = other.lease_until + int(TIMINGS.kill_bound_ms * MS / other.rate)
                 assert gone <= self.now, (
-                    f"{NAMES[i]} has a lease at {self.now / MS:.1f} ms, Postgres of {NAMES[j]} may write until {gone / MS:.1f}"
+                    f"{NAMES[i]} has a lease at {self.now / MS:.1f} ms, Postgres of {NAMES[j]} may write until {gone / MS:.1f}"  # noqa: E501
                 )
 
     def restart(self, i: int) -> None:
@@ -124,7 +125,9 @@ class Simulation:
         disturb_at = 1_000 * MS
         end = seconds * 1_000 * MS
         while self.now < end:
-            due = [(max(m.true(m.raft.wakeup_ns) + 1, m.frozen_until, self.now), i) for i, m in enumerate(self.machines)]
+            due = [
+                (max(m.true(m.raft.wakeup_ns) + 1, m.frozen_until, self.now), i) for i, m in enumerate(self.machines)
+            ]
             at, i = min(due)
             mail_at = self.mail[0][0] if self.mail else end
             self.now = min(at, mail_at, disturb_at)
@@ -159,6 +162,8 @@ def _breaks(core: type[Raft], *, restart_waits: bool) -> bool:
     return False
 
 
-@pytest.mark.parametrize(("core", "waits"), [(LeaseFromTheReply, True), (Raft, False)], ids=["from the reply", "no wait"])
-def test_the_simulation_notices(core: type[Raft], waits: bool) -> None:  # noqa: FBT001
+@pytest.mark.parametrize(
+    ("core", "waits"), [(LeaseFromTheReply, True), (Raft, False)], ids=["from the reply", "no wait"]
+)
+def test_the_simulation_notices(core: type[Raft], waits: bool) -> None:
     assert _breaks(core, restart_waits=waits)

@@ -24,10 +24,10 @@ T = PROFILES["default"]
 
 @dataclass
 class Disk:
-    hard: HardState = HardState()
-    snapshot: Snapshot = Snapshot(0, 0, "")
+    hard: HardState = HardState()  # noqa: RUF009
+    snapshot: Snapshot = Snapshot(0, 0, "")  # noqa: RUF009
     entries: tuple[Entry, ...] = ()
-    record: NodeRecord = NodeRecord()
+    record: NodeRecord = NodeRecord()  # noqa: RUF009
 
     def save(self, effect: Save) -> None:
         w = effect.write
@@ -53,6 +53,7 @@ class Member_:
     position: tuple[int, int] = (0, 100)
     up: bool = True
     said: tuple[int, int, int] = (0, 0, 0)
+    seen: dict[str, Any] = field(default_factory=dict)
 
 
 class Cluster:
@@ -72,9 +73,22 @@ class Cluster:
         config = RaftConfig(
             name, self.names, T.heartbeat_ms * MS, T.election_ms * MS, T.jitter_ms * MS, T.lease_ms * MS
         )  # fmt: skip
-        raft = Raft(config, disk.hard, Log(disk.snapshot, disk.entries), boot=boot, seed=boot, now_ns=self.now, fresh=fresh)
+        raft = Raft(
+            config, disk.hard, Log(disk.snapshot, disk.entries), boot=boot, seed=ord(name), now_ns=self.now, fresh=fresh
+        )
         mine = Member(name, 1, f"{name}:1", f"{name}:2", f"{name}:3")
-        return Member_(Node(Identity(name, 1, "00", self.charter), disk.record, raft, T, self.token, lambda: "2026-01-01T00:00:00Z", mine), disk)
+        return Member_(
+            Node(
+                Identity(name, 1, "00", self.charter),
+                disk.record,
+                raft,
+                T,
+                self.token,
+                lambda: "2026-01-01T00:00:00Z",
+                mine,
+            ),
+            disk,
+        )
 
     def token(self) -> str:
         self.tokens += 1
@@ -98,6 +112,8 @@ class Cluster:
                     m.answers.append(body)
                 case TellLease(_, until_ns):
                     m.lease_ns = until_ns
+                case _:
+                    pass
             assert at < 10_000
 
     def durable_before(self, m: Member_, message: object) -> None:
@@ -119,12 +135,18 @@ class Cluster:
         for name, m in self.members.items():
             if not m.up:
                 continue
+            if self.now // MS % 1000 == 0:  # a parent that says nothing is taken for hung
+                self.tell(name, "node.observed", m.seen)
             wanted = m.state.get("wanted", 0)
             # Never frozen under its own grant; that is what the switchover and the fence are for.
             if wanted and not m.state["granted"] and m.said != (wanted, *m.position):
                 m.said = (wanted, *m.position)
                 epoch, lsn = m.position
-                self.tell(name, "node.frozen", {"term": wanted, "epoch": epoch, "lsn": lsn, "reason": "" if epoch >= 0 else "down"})
+                self.tell(
+                    name,
+                    "node.frozen",
+                    {"term": wanted, "epoch": epoch, "lsn": lsn, "reason": "" if epoch >= 0 else "down"},
+                )
             if m.cluster.get("nonce") and not m.cluster["system_identifier"] and m.cluster["founder"] == name:
                 body = {"nonce": m.cluster["nonce"], "system_identifier": "77", "timeline": 1, "at": ""}
                 self.tell(name, "node.propose", {"kind": "initialized/1", "body": body})
@@ -150,7 +172,9 @@ class Cluster:
         began = self.now
         while not what():
             self.turn()
-            assert self.now - began < limit_ms * MS, {n: (m.state, m.cluster.get("grants")) for n, m in self.members.items()}
+            assert self.now - began < limit_ms * MS, {
+                n: (m.state, m.cluster.get("grants")) for n, m in self.members.items()
+            }
         return (self.now - began) // MS
 
     def primary(self) -> str:
@@ -164,7 +188,11 @@ class Cluster:
         term = m.state["granted"]
         at = m.position[1]
         timeline = m.cluster["grants"][-1][3]
-        self.tell(name, "node.propose", {"kind": "switched/1", "body": {"term": term, "ancestry": [[0, 0, 1], [term, at, timeline]]}})
+        self.tell(
+            name,
+            "node.propose",
+            {"kind": "switched/1", "body": {"term": term, "ancestry": [[0, 0, 1], [term, at, timeline]]}},
+        )
         self.tell(name, "node.propose", {"kind": "opened/1", "body": {"term": term}})
         self.until(lambda: all(x.cluster["grants"][-1][5] for x in self.members.values() if x.up))
         for other in self.members.values():
@@ -218,7 +246,9 @@ def test_no_promotion_without_a_read_quorum_and_the_reason_is_told() -> None:
     cluster.open()
     cluster.members["a"].up = False
     cluster.members["b"].position = (-1, 0)
-    cluster.until(lambda: any("b has no position (down)" in m.state.get("sentence", "") for m in cluster.members.values()))
+    cluster.until(
+        lambda: any("b has no position (down)" in m.state.get("sentence", "") for m in cluster.members.values())
+    )
     for _ in range(3000):
         cluster.turn()
         assert cluster.primary() == ""
@@ -230,7 +260,12 @@ def _streaming(cluster: Cluster, primary: str) -> None:
     term = cluster.members[primary].state["granted"]
     for name in cluster.names:
         if name != primary:
-            seen = {"state": "streaming", "epoch_of_upstream": term, "epoch": term, "lsn": 150}
+            seen = cluster.members[name].seen = {
+                "state": "streaming",
+                "epoch_of_upstream": term,
+                "epoch": term,
+                "lsn": 150,
+            }
             cluster.tell(name, "node.observed", seen)
     cluster.until(lambda: len(cluster.members[primary].node.observations) >= 2)
 

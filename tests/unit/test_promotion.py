@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -18,16 +19,22 @@ ABC = ("a", "b", "c")
 OPENED = Grant(3, "a", Position(0, 0), 2, (), opened=True)
 
 
-def state(names: tuple[str, ...] = ABC, k: int = 2, grants: tuple[Grant, ...] = (OPENED,), mode: str = "quorum") -> ClusterState:
+def state(
+    names: tuple[str, ...] = ABC, k: int = 2, grants: tuple[Grant, ...] = (OPENED,), mode: str = "quorum"
+) -> ClusterState:
     members = tuple(Member(n, 1, "", "", "") for n in names)
     return ClusterState(
-        "00", members, mode, group=SyncGroup(names, k), founder="a", nonce="n", system_identifier="7", initial_timeline=1, grants=grants
+        "00", members, mode, group=SyncGroup(names, k), founder="a", nonce="n", system_identifier="7", initial_timeline=1, grants=grants  # noqa: E501
     )  # fmt: skip
 
 
-def ask(promises: dict[str, tuple[int, int] | None], *, me: str = "b", waited: int = GRACE_MS, **more: Any) -> TakeGrant | HandOver | Wait:
+def ask(
+    promises: dict[str, tuple[int, int] | None], *, me: str = "b", waited: int = GRACE_MS, **more: Any
+) -> TakeGrant | HandOver | Wait:
     known = {n: Position(*p) if p else NoPosition("down") for n, p in promises.items()}
-    situation = Situation(me, 9, more.pop("state", state()), known, frozenset(more.pop("connected", ABC)), waited, **more)
+    wish = {"wish_to": more.pop("preferred", ""), "wish_loss": more.pop("accept_data_loss", False)}
+    wished = replace(more.pop("state", state()), **wish)
+    situation = Situation(me, 9, wished, known, frozenset(more.pop("connected", ABC)), waited, **more)
     return decide(situation)
 
 
@@ -72,7 +79,9 @@ def test_the_rest_gets_a_moment_if_it_is_connected() -> None:
 def test_before_the_first_opening_only_the_founder_counts() -> None:
     young = state(grants=(OPENED._replace(opened=False),))
     assert isinstance(ask({"b": (3, 50), "c": (3, 50)}, state=young), Wait)
-    assert ask({"a": (3, 10), "b": (3, 50)}, state=young) == HandOver("a", "a holds epoch 3 up to A, 1 of 1 needed promises")
+    assert ask({"a": (3, 10), "b": (3, 50)}, state=young) == HandOver(
+        "a", "a holds epoch 3 up to A, 1 of 1 needed promises"
+    )
 
 
 def test_nothing_before_there_is_data() -> None:
@@ -111,9 +120,9 @@ def test_data_loss_is_accepted_only_in_so_many_words() -> None:
 
 
 @pytest.mark.parametrize(("lsn", "epoch", "promoted"), [(100, 3, True), (50, 3, False), (200, 2, False)])
-def test_asynchronous_mode_bounds_the_loss(lsn: int, epoch: int, promoted: bool) -> None:  # noqa: FBT001
+def test_asynchronous_mode_bounds_the_loss(lsn: int, epoch: int, promoted: bool) -> None:
     decision = ask(
-        {"b": (epoch, lsn), "c": (epoch, lsn)}, state=state(k=1, mode="async"), last_known=Position(3, 110), maximum_lag_bytes=10
+        {"b": (epoch, lsn), "c": (epoch, lsn)}, state=state(k=1, mode="async"), last_known=Position(3, 110), maximum_lag_bytes=10  # noqa: E501
     )  # fmt: skip
     assert isinstance(decision, TakeGrant) == promoted
     if not promoted:
@@ -131,7 +140,11 @@ def test_a_winner_holds_whatever_k_of_s_could_have_acknowledged(n: int, data: st
     promised = data.draw(st.sets(st.sampled_from(names)))
     mode = state(names, k)
     decision = ask(
-        {m: truth[m] for m in promised}, me=names[0], state=mode, connected=names, preferred=data.draw(st.sampled_from(names))
+        {m: truth[m] for m in promised},
+        me=names[0],
+        state=mode,
+        connected=names,
+        preferred=data.draw(st.sampled_from(names)),
     )
     known = {m: Position(*truth[m]) for m in promised}
     situation = Situation(names[0], 9, mode, known, frozenset(names), 0)

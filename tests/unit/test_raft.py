@@ -31,7 +31,7 @@ def config(me: str = "a", voters: tuple[str, ...] = VOTERS) -> RaftConfig:
 
 
 def node(
-    me: str = "a", hard: HardState = HardState(), log: Log = Log(), *, now: int = 0, fresh: bool = True, voters: tuple[str, ...] = VOTERS,
+    me: str = "a", hard: HardState = HardState(), log: Log = Log(), *, now: int = 0, fresh: bool = True, voters: tuple[str, ...] = VOTERS,  # noqa: B008, E501
 ) -> Raft:  # fmt: skip
     return Raft(config(me, voters), hard, log, boot=7, seed=1, now_ns=now * MS, fresh=fresh)
 
@@ -44,7 +44,9 @@ def sent(ready: Ready, dst: str) -> list[RaftMessage]:
     return [m for name, m in (*ready.now, *ready.after) if name == dst]
 
 
-def append(term: int = 1, prev: tuple[int, int] = (0, 0), entries: tuple[Entry, ...] = (), commit: int = 0, nr: int = 1) -> AppendReq:
+def append(
+    term: int = 1, prev: tuple[int, int] = (0, 0), entries: tuple[Entry, ...] = (), commit: int = 0, nr: int = 1
+) -> AppendReq:
     return AppendReq(term, 9, nr, prev[0], prev[1], entries, commit)
 
 
@@ -87,11 +89,15 @@ def test_one_vote_per_term_is_saved_before_the_answer() -> None:
     assert ready.after == (("a", VoteResp(1, granted=True)),)
     assert ready.hard == HardState(1, "a", 0, 0)
     assert sent(receive(raft, "b", VoteReq(1, 5, 1, "", 0), 2), "b") == [VoteResp(1, granted=False)]
-    assert sent(receive(raft, "a", VoteReq(1, 0, 0, "", 0), 3), "a") == [VoteResp(1, granted=True)], "a repeated question"
+    assert sent(receive(raft, "a", VoteReq(1, 0, 0, "", 0), 3), "a") == [VoteResp(1, granted=True)], (
+        "a repeated question"
+    )
 
 
-@pytest.mark.parametrize(("index", "term", "granted"), [(2, 1, True), (3, 1, True), (1, 2, True), (1, 1, False), (9, 0, False)])
-def test_vote_only_for_a_log_that_is_not_older(index: int, term: int, granted: bool) -> None:  # noqa: FBT001
+@pytest.mark.parametrize(
+    ("index", "term", "granted"), [(2, 1, True), (3, 1, True), (1, 2, True), (1, 1, False), (9, 0, False)]
+)
+def test_vote_only_for_a_log_that_is_not_older(index: int, term: int, granted: bool) -> None:
     log = Log(entries=(NOOP, Entry(2, 1, "x/1", "")))
     raft = node("c", HardState(1), log)
     assert sent(receive(raft, "a", VoteReq(2, index, term, "", 0), 1), "a") == [VoteResp(2, granted)]
@@ -144,7 +150,9 @@ def test_a_release_frees_whoever_promised_to_this_leader_in_this_term() -> None:
 def test_a_restarted_voter_believes_a_release_of_its_own_term_only() -> None:
     for term, granted in ((3, True), (2, False)):
         raft = node("b", HardState(3, "a"), fresh=False)
-        assert sent(receive(raft, "c", VoteReq(4, 9, 9, "a", term), 20), "c")[0] == VoteResp(4 if granted else 3, granted)
+        assert sent(receive(raft, "c", VoteReq(4, 9, 9, "a", term), 20), "c")[0] == VoteResp(
+            4 if granted else 3, granted
+        )
 
 
 def test_a_leader_is_bound_to_itself() -> None:

@@ -1,0 +1,275 @@
+"""What a node says of itself, and the picture made of what all of them said."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from consensus.cluster import ClusterState, Grant, HistoryEvent, Member, SyncGroup, canonical
+from consensus.record import EpochStart, NodeRecord, Position
+from fencing.lease import MS, PROFILES
+from supervisor import observe
+from supervisor.observe import STALE_AFTER_MS, Facts, observation, role_of, snapshot, state_of
+from supervisor.roles import Data, Local, Server, Step, View
+from supervisor.status import Snapshot, serves_writes
+
+TIMINGS = PROFILES["default"]
+NOW = 1_000_000 * MS
+FIRST = EpochStart(0, 0, 1)
+ANCESTRY = (FIRST, EpochStart(5, 100, 2))
+GRANT = Grant(5, "a", Position(0, 100), 2, ANCESTRY, opened=True)
+
+
+def agreed(names: str = "abc", **changes: Any) -> ClusterState:
+    members = tuple(Member(n, 0x1122334455667788, f"{n}:1", f"{n}.example:5432", f"{n}:8008") for n in names)
+    group = SyncGroup(tuple(names), len(names) // 2 + 1)
+    state = ClusterState("1" * 32, members, group=group, founder="a", nonce="n", system_identifier="7", grants=(GRANT,))
+    return replace(state, **changes)
+
+
+def primary(**changes: Any) -> Local:
+    return replace(Local("a", Data.READY, Server.PRIMARY, epoch=5, gate_open=True), **changes)
+
+
+def standby(**changes: Any) -> Local:
+    return replace(Local("b", Data.READY, Server.STANDBY, upstream=5), **changes)
+
+
+# The words
+
+
+@pytest.mark.parametrize(
+    ("local", "word"),
+    [
+        (primary(), "primary"),
+        (primary(server=Server.PROMOTING), "promoting"),
+        (primary(server=Server.STOPPING), "demoting"),
+        (primary(server=Server.DOWN), "waiting"),
+        (standby(), "replica"),
+        (standby(server=Server.STOPPING), "replica"),
+        (standby(server=Server.STARTING), "starting"),
+        (standby(server=Server.DOWN), "waiting"),
+    ],
+)
+def test_the_word_for_the_role(local: Local, word: str) -> None:
+    assert role_of(local) == word
+
+
+@pytest.mark.parametrize(
+    ("local", "facts", "running", "word"),
+    [
+        (primary(), Facts(), Step.WAIT, "running"),
+        (primary(server=Server.PROMOTING), Facts(), Step.PROMOTE, "running"),
+        (primary(server=Server.STOPPING), Facts(), Step.HAND_OVER, "stopping"),
+        (primary(server=Server.DOWN), Facts(), Step.WAIT, "stopped"),
+        (standby(), Facts(streaming=True), Step.WAIT, "streaming"),
+        (standby(), Facts(), Step.WAIT, "running"),
+        (standby(upstream=0), Facts(streaming=True), Step.FREEZE, "running"),
+        (standby(server=Server.STARTING), Facts(), Step.START, "starting"),
+        (standby(server=Server.DOWN, data=Data.ABSENT), Facts(), Step.WAIT, "no data"),
+        (standby(server=Server.DOWN, data=Data.BROKEN), Facts(), Step.WAIT, "no data"),
+        (standby(server=Server.DOWN, data=Data.ABSENT), Facts(), Step.CLONE, "cloning"),
+        (standby(), Facts(streaming=True), Step.CLONE, "cloning"),
+        (standby(server=Server.DOWN), Facts(), Step.REWIND, "rewinding"),
+        (standby(server=Server.DOWN, data=Data.ABSENT), Facts(), Step.CREATE, "creating"),
+    ],
+)
+def test_the_word_for_what_postgres_does(local: Local, facts: Facts, running: Step, word: str) -> None:
+    assert state_of(local, facts, running) == word
+
+
+def test_every_server_and_every_step_has_a_word() -> None:
+    for server in Server:
+        for data in Data:
+            for step in Step:
+                local = standby(server=server, data=data)
+                assert role_of(local)
+                assert state_of(local, Facts(), step)
+
+
+# What a node says of itself
+
+
+def say(local: Local, facts: Facts, reason: str = "") -> dict[str, Any]:
+    return observation(View(True, record=NodeRecord(5, ANCESTRY)), local, facts, Step.WAIT, reason, "0.1.0")
+
+
+def test_a_primary_says_the_epoch_it_writes() -> None:
+    said = say(primary(), Facts(lsn=90, checkpointed=5))
+    expected = {"role": "primary", "epoch": 5, "timeline": 2, "lsn": 90, "checkpointed": 5}
+    assert {key: said[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize(("lsn", "epoch", "timeline"), [(0, -1, 0), (99, 0, 1), (100, 0, 1), (101, 5, 2)])
+def test_a_standby_says_the_newest_epoch_it_holds_a_byte_of(lsn: int, epoch: int, timeline: int) -> None:
+    said = say(standby(), Facts(lsn=lsn))
+    assert (said["epoch"], said["timeline"], said["epoch_of_upstream"]) == (epoch, timeline, 5)
+
+
+def test_progress_goes_before_the_sentence_of_the_plan() -> None:
+    assert say(standby(), Facts(progress="cloning, 1 of 2 MB"), reason="standby")["reason"] == "cloning, 1 of 2 MB"
+    assert say(standby(), Facts(), reason="standby")["reason"] == "standby"
+
+
+def test_it_travels_as_json() -> None:
+    assert canonical(say(standby(), Facts(1, 2, True, 3, "18.6")))
+
+
+# The picture
+
+
+def told(name: str, age_ms: int = 0, **changes: Any) -> dict[str, Any]:
+    """What the leader passes on of one member: streaming, and as far as the primary."""
+    local = primary() if name == "a" else standby(me=name)
+    return {"seen": say(local, Facts(1000, 1000, name != "a", version="18.6")) | changes, "age_ms": age_ms}
+
+
+def picture(
+    local: Local | None = None,
+    cluster: ClusterState | None = None,
+    members: Mapping[str, Mapping[str, Any]] | None = None,
+    **seen: Any,
+) -> Snapshot:
+    everyone = {name: told(name) for name in "abc"} if members is None else members
+    view = View(True, 7, 5, "a", cluster=cluster or agreed(), lease_term=5, lease_until_ns=NOW + 700 * MS)
+    return snapshot(
+        replace(view, **seen), local or primary(), Facts(), everyone, TIMINGS, state="running", sentence="fine",
+        now_ns=NOW, scheduling={"raft": "SCHED_RR 10"}, pgr_version="0.1.0",
+    )  # fmt: skip
+
+
+def test_all_is_well() -> None:
+    made = picture()
+    assert [(m.name, m.role, m.state, m.lag_bytes, m.sync) for m in made.members] == [
+        ("a", "primary", "running", 0, ""),
+        ("b", "replica", "streaming", 0, "quorum"),
+        ("c", "replica", "streaming", 0, "quorum"),
+    ]
+    assert made.warnings == ()
+    assert not made.unprotected
+    assert made.primary is not None
+    assert (made.primary.name, made.primary.term, made.primary.timeline, made.primary.opened) == ("a", 5, 2, True)
+    assert serves_writes(made, NOW)
+    first = made.members[0]
+    assert (first.host, first.pg_port, first.http, first.incarnation) == ("a.example", 5432, "a:8008", "55667788")
+
+
+@pytest.mark.parametrize(
+    ("local", "seen"),
+    [(standby(), {}), (primary(), {"lease_term": 4}), (primary(server=Server.STOPPING), {}), (primary(epoch=4), {})],
+)
+def test_only_the_primary_of_the_lease_shows_a_lease(local: Local, seen: dict[str, Any]) -> None:
+    made = picture(local, **seen)
+    assert made.lease_until_ns == 0
+    assert not serves_writes(made, NOW)
+
+
+def test_a_closed_gate_serves_no_writes() -> None:
+    assert not serves_writes(picture(primary(gate_open=False)), NOW)
+
+
+def test_a_grant_that_has_failed_names_no_primary() -> None:
+    made = picture(standby(), agreed(grants=(GRANT._replace(failed="killed"),)))
+    assert made.primary is None
+    assert picture(standby(), agreed(grants=())).primary is None
+
+
+def test_before_anything_is_known() -> None:
+    made = snapshot(
+        View(), Local("a"), Facts(), {}, TIMINGS, state="no data", sentence="waiting for b", now_ns=NOW, scheduling={},
+        pgr_version="",
+    )  # fmt: skip
+    assert (made.members, made.primary, made.explanation, made.role) == ((), None, "waiting for b", "waiting")
+
+
+@pytest.mark.parametrize(
+    ("age_ms", "state"), [(0, "streaming"), (STALE_AFTER_MS - 1, "streaming"), (STALE_AFTER_MS, "unreachable")]
+)
+def test_what_is_stale_counts_as_unreachable(age_ms: int, state: str) -> None:
+    row = picture(members={"a": told("a"), "b": told("b", age_ms), "c": told("c")}).member("b")
+    assert row is not None
+    assert (row.state, row.connected, row.age_ms) == (state, state == "streaming", age_ms)
+    assert row.lsn == 1000, "the last known is better than nothing, and its age is told"
+
+
+def test_a_member_never_heard_of_has_no_numbers() -> None:
+    row = picture(members={"a": told("a")}).member("c")
+    assert row is not None
+    assert (row.role, row.state, row.epoch) == ("", "unreachable", -1)
+    assert (row.lsn, row.replay_lsn, row.lag_bytes, row.age_ms) == (None, None, None, None)
+
+
+def test_this_node_is_never_unreachable_to_itself() -> None:
+    row = picture(standby(), members={"a": told("a"), "b": told("b", 10 * STALE_AFTER_MS)}).member("b")
+    assert row is not None
+    assert (row.state, row.connected) == ("streaming", True)
+
+
+def test_lag_is_that_of_replay_behind_the_newest_wal_heard_of() -> None:
+    b, c = told("b", lsn=4000, replay_lsn=3000), told("c", lsn=4500, replay_lsn=0)
+    members = {"a": told("a", lsn=5000), "b": b, "c": c}
+    assert [m.lag_bytes for m in picture(members=members).members] == [0, 2000, 500]
+    assert [m.replay_lsn for m in picture(members=members).members] == [1000, 3000, None]
+
+
+# The warnings
+
+
+@pytest.mark.parametrize(
+    ("cluster", "missing", "warning"),
+    [
+        (agreed("a"), "", "a single node: nothing takes over when it fails"),
+        (agreed("abcd"), "", "4 members survive no more failures than 3 would"),
+        (agreed(commit_mode="async", group=SyncGroup(("a", "b", "c"), 1)), "", "asynchronous: a failover may lose"),
+        (agreed(), "c", "unreachable: c"),
+        (agreed(), "c", "no spare standby: writes wait if one more node is lost"),
+        (agreed(), "bc", "unreachable: b, c"),
+        (agreed(), "bc", "writes wait: 2 of the sync group must flush them, 1 can"),
+        (agreed("abcde"), "cde", "writes wait: 3 of the sync group must flush them, 2 can"),
+    ],
+)
+def test_what_is_warned_of(cluster: ClusterState, missing: str, warning: str) -> None:
+    names = [m.name for m in cluster.members]
+    members = {name: told(name, 10 * STALE_AFTER_MS if name in missing else 0) for name in names}
+    assert any(text.startswith(warning) for text in picture(cluster=cluster, members=members).warnings)
+
+
+def test_a_standby_that_does_not_stream_flushes_nothing() -> None:
+    members = {"a": told("a"), "b": told("b", state="running"), "c": told("c", state="rewinding")}
+    assert picture(members=members).warnings == ("writes wait: 2 of the sync group must flush them, 1 can",)
+
+
+def test_without_a_primary_nobody_waits_for_writes() -> None:
+    made = picture(standby(), agreed(grants=()), {"b": told("b")})
+    assert made.warnings == ("unreachable: a, c",)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "unprotected"),
+    [(agreed(), False), (agreed("ab"), True), (agreed("a"), True), (agreed(group=SyncGroup(("a", "b", "c"), 1)), True)],
+)
+def test_what_is_unprotected(cluster: ClusterState, unprotected: bool) -> None:
+    assert picture(cluster=cluster).unprotected is unprotected
+
+
+# The history
+
+
+def test_events_get_the_timeline_and_its_beginning_from_their_grant() -> None:
+    events = (
+        HistoryEvent("t0", "founding", 0, "a", "is chosen", "{}"),
+        HistoryEvent("t1", "opened", 5, "a", "is open to clients", canonical({"gap_ms": 640})),
+        HistoryEvent("t2", "rewound", 5, "c", "was rewound", canonical({"bytes_salvaged": 4096})),
+    )
+    first, opened, rewound = picture(cluster=agreed(history=events)).history
+    assert (first.timeline, first.lsn) == (0, None)
+    assert (opened.kind, opened.timeline, opened.lsn, opened.gap_ms) == ("opened", 2, 100, 640)
+    assert (rewound.bytes_salvaged, rewound.node, rewound.reason) == (4096, "c", "was rewound")
+
+
+def test_a_lease_that_is_over_has_nothing_left() -> None:
+    assert observe.lease_left_ms(View(lease_until_ns=NOW + 5 * MS), NOW) == 5
+    assert observe.lease_left_ms(View(lease_until_ns=NOW), NOW + 1) == 0
