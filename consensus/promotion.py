@@ -142,7 +142,9 @@ def _choose(s: Situation, positions: Mapping[str, Position], needed: int) -> str
     fit = [n for n in able if n not in failed] or list(able)
     if not fit:
         return None
-    if s.state.wish_to in fit:
+    best = max(able[n] for n in fit)
+    # With quorum commit every fit node holds all that was acknowledged; without it only the best one may.
+    if s.state.wish_to in fit and (s.state.commit_mode != "async" or s.state.wish_loss or able[s.state.wish_to] == best):
         return s.state.wish_to
     return max(fit, key=lambda n: (able[n], n == s.me, n))
 

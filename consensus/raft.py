@@ -211,7 +211,11 @@ class Raft:
         self._begin()
 
     def resume(self) -> Ready:
-        """Go on as leader of the current term after a restart of this process within its lease (safety.md "Resume")."""
+        """Go on as leader of the current term after a restart of this process within its lease (safety.md "Resume").
+
+        What is checked here is necessary, not sufficient: a candidate that lost has voted for itself too. The host must
+        know that this node *won* the term, from its own committed grant of it.
+        """
         if self.released >= self.term or self.vote != self.config.me:
             raise RaftBugError(f"cannot resume: released {self.released}, vote {self.vote!r}, term {self.term}")
         self._begin()

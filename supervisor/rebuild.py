@@ -251,7 +251,7 @@ class Rebuild:
         else:
             at = grant.ancestry.index(common[-1])
             later = grant.ancestry[at + 1 :]
-            first, timeline = (later[0].start_lsn if later else 0), common[-1].timeline
+            first, timeline = min((e.start_lsn for e in later), default=0), common[-1].timeline
         target = self._salvage_place("wal")
         saved = 0
         size = c.wal_segment_bytes

@@ -354,7 +354,9 @@ class Steps:
         if start is None:
             c.change(failed_promotion=plan.term)
             raise StepFailed(f"Postgres was promoted, but not to timeline {grant.timeline}")
-        ancestry = (*(e for e in c.record.history if e.timeline < grant.timeline), EpochStart(grant.term, start, grant.timeline))
+        # Only epochs of which this node holds WAL: one it attached to and never received from is not its ancestor.
+        older = (e for e in c.record.history if e.timeline < grant.timeline and e.start_lsn < start)
+        ancestry = (*older, EpochStart(grant.term, start, grant.timeline))
         c.log.info("postgres.promoted", timeline=grant.timeline, lsn=timelines.format_lsn(start), took_ms=(now_ns() - began) // MS)
         yield from c.save_record(ancestry, proof=None)
         yield from self._create_slots(session)

@@ -177,7 +177,7 @@ class RaftWorld:
         return self.steps[key]
 
     def may_resume(self, local: int) -> bool:
-        """As the host decides it: the disk shows this node's own grant of the newest term as committed, and no release."""
+        """As the host decides: the disk shows this node's own grant of the newest term as committed, and no release."""
         i, (_, (hard, log)) = self.locals.values[local]
         if hard.vote != NAMES[i] or hard.released >= hard.term:
             return False

@@ -345,7 +345,7 @@ class World:
         return me._replace(wal=wal, history=primary.history, upstream=primary.primary)
 
     def _acknowledged(self, ghost: Ghost, primary: Host, flushed: Wal, story: str) -> Ghost:
-        """What the primary tells its clients once one standby (k = 2) has flushed that much; Postgres compares LSNs only."""
+        """What the primary tells its clients once one standby (k = 2) has flushed that much. Postgres compares LSNs."""
         done, epoch = primary.wal[: len(flushed)], primary.primary
         if flushed[: len(done)] != done:
             raise ViolationError(f"{flushed} is counted as {done}", self.labels(story))
