@@ -14,7 +14,7 @@
 | `event/1` | something worth remembering (salvage, clone, ...) | any node, through the leader |
 
 An entry of an unknown kind stops the node: it was written by a newer version.
-"""
+"""  # noqa: E501  (a table)
 
 from __future__ import annotations
 
@@ -194,8 +194,9 @@ def _founding(state: ClusterState, body: dict[str, Any]) -> ClusterState:
     if state.system_identifier or state.nonce:
         return state
     state = replace(
-        state, founder=str(body["node"]), nonce=str(body["nonce"]), replication_password=str(body["replication_password"])
-    )
+        state, founder=str(body["node"]), nonce=str(body["nonce"]),
+        replication_password=str(body["replication_password"]),
+    )  # fmt: skip
     return _remember(state, body, "founding", 0, str(body["node"]), "is chosen to create the cluster")
 
 
@@ -251,7 +252,8 @@ def load(data: str) -> ClusterState:
     body["members"] = tuple(Member(*m) for m in body["members"])
     body["group"] = SyncGroup(tuple(body["group"][0]), body["group"][1])
     body["grants"] = tuple(
-        Grant(g[0], g[1], Position(*g[2]), g[3], tuple(EpochStart(*e) for e in g[4]), g[5], g[6]) for g in body["grants"]
+        Grant(g[0], g[1], Position(*g[2]), g[3], tuple(EpochStart(*e) for e in g[4]), g[5], g[6])
+        for g in body["grants"]
     )
     body["history"] = tuple(HistoryEvent(*h) for h in body["history"])
     return ClusterState(**body)

@@ -3,7 +3,8 @@
 Every node of `--peers`, not a majority, has to answer that it is empty, or exactly one has a data directory to adopt;
 one silent peer means wait, and say who. The lowest name writes the *charter*: a random cluster id, all names,
 incarnations and addresses, and who is to create the data. Each node stores it before it may vote. The charter is
-repeated to whoever it names until it is acknowledged, by every node that has it; so a founder that dies half way costs time, nothing else.
+repeated to whoever it names until it is acknowledged, by every node that has it; so a founder that dies half way costs
+time, nothing else.
 A node that is named with another incarnation has lost its state: it is told so and stops (78).
 """
 
@@ -92,22 +93,26 @@ def consider(mine: Greeting, heard: Mapping[str, Greeting], options: Founding) -
     silent = tuple(p for p in mine.peers if p != mine.name and p not in heard)
     for other in heard.values():
         if other.peers != mine.peers:
-            return Waiting(silent, f"{other.name} lists the peers {', '.join(other.peers)}, this node {', '.join(mine.peers)}")
+            theirs, ours = ", ".join(other.peers), ", ".join(mine.peers)
+            return Waiting(silent, f"{other.name} lists the peers {theirs}, this node {ours}")
     if silent:
         return Waiting(silent)
     everyone = [mine, *(heard[p] for p in mine.peers if p != mine.name)]
     adopting = [g.name for g in everyone if g.adopts]
     if len(adopting) > 1:
-        return Waiting((), f"more than one node brings a data directory: {', '.join(adopting)}; only one can be adopted")
+        names = ", ".join(adopting)
+        return Waiting((), f"more than one node brings a data directory: {names}; only one can be adopted")
     members = [[g.name, g.incarnation, g.raft, g.postgres, g.http] for g in everyone]
     return Charter(
-        canonical({
-            "members": sorted(members),
-            "founder": adopting[0] if adopting else mine.name,
-            "commit": options.commit,
-            "profile": options.profile,
-            "settings": json.loads(options.settings),
-        })  # fmt: skip
+        canonical(
+            {
+                "members": sorted(members),
+                "founder": adopting[0] if adopting else mine.name,
+                "commit": options.commit,
+                "profile": options.profile,
+                "settings": json.loads(options.settings),
+            }
+        )
     )
 
 

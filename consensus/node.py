@@ -45,7 +45,8 @@ from fencing.lease import MS, Timings
 COMPACT_AFTER_ENTRIES = 256
 OBSERVE_EVERY_MS = 500
 PARENT_SILENT_MS = 3_000
-"""A parent that has said nothing for this long is hung: this node does not campaign, and makes way if it only is a caretaker."""
+"""A parent that has said nothing for this long is hung: this node does not campaign, and makes way if it only is a
+caretaker."""
 
 
 class Send(NamedTuple):
@@ -108,8 +109,8 @@ class Node:
         self, identity: Identity, record: NodeRecord, raft: Raft, timings: Timings, token: Callable[[], str],
         wall_clock: Callable[[], str], mine: Member,
     ) -> None:
-        """``raft`` is constructed; ``token`` gives 32 random hex digits, ``wall_clock`` the time for people (ISO 8601, UTC);
-        ``mine``: the addresses of this start."""
+        """``raft`` is constructed; ``token`` gives 32 random hex digits, ``wall_clock`` the time for people (ISO 8601,
+        UTC); ``mine``: the addresses of this start."""
         self.identity, self.record, self.raft, self.timings = identity, record, raft, timings
         self.token, self.wall_clock = token, wall_clock
         self.me, self.mine = identity.name, mine
@@ -322,8 +323,9 @@ class Node:
         alive_ns = self.timings.election_ms * MS
         connected = {self.me} | {n for n, at in self.heard.items() if now_ns - at < alive_ns}
         return Situation(
-            self.me, notes.term, self._tip(), notes.promises, frozenset(connected), waited_ms, last_known=self._last_known()
-        )
+            self.me, notes.term, self._tip(), notes.promises, frozenset(connected), waited_ms,
+            last_known=self._last_known(),
+        )  # fmt: skip
 
     def _last_known(self) -> Position | None:
         """The newest position heard of the last primary (asynchronous mode's bound on loss)."""
@@ -369,7 +371,7 @@ class Node:
             self.effects.append(Send(self.raft.leader, self.answer))
 
     def _frozen(self, body: dict[str, Any]) -> None:
-        """The parent says: nothing here is writable, no WAL is received under an older grant, and this is the position."""
+        """The parent says: nothing here is writable, no WAL comes in under an older grant, and this is the position."""
         term, epoch = int(body["term"]), int(body["epoch"])
         if term != self.wanted or term != self.raft.term:
             return
@@ -397,7 +399,7 @@ class Node:
     # -- the end of a reign --------------------------------------------------------------------------------------
 
     def _fenced(self, body: dict[str, Any], now_ns: int) -> None:
-        """The parent has verified that Postgres here can accept no write, while this node held the grant of ``term``."""
+        """The parent has verified that Postgres here can accept no write, while this node held this term's grant."""
         notes = self.notes
         grant = self._granted()
         if notes is None or grant is None or int(body["term"]) != self.raft.term or notes.handed_over:
@@ -472,7 +474,8 @@ class Node:
         target = to or self._best_follower(now_ns)
         problem = self._unfit(target, now_ns)
         if problem:
-            return False, {"code": 75, "error": problem, "hint": "see `pgr status`; wait until the standby streams again"}
+            hint = "see `pgr status`; wait until the standby streams again"
+            return False, {"code": 75, "error": problem, "hint": hint}
         self._wish(name, target, False, now_ns)
         notes.handing_over_to = target
         return True, {"from": self.me, "to": target, "term": self.raft.term}

@@ -34,7 +34,9 @@ class Diverged:
     reason: str
 
 
-def position_of(history: Ancestry, flushed_lsn: int, newest_timeline: int, proof: Position | None) -> Position | NoPosition:
+def position_of(
+    history: Ancestry, flushed_lsn: int, newest_timeline: int, proof: Position | None
+) -> Position | NoPosition:
     """The position of a node whose WAL no longer grows.
 
     ``newest_timeline`` is read from the files of pg_wal; ``proof`` is what a clone must have passed.
@@ -45,7 +47,8 @@ def position_of(history: Ancestry, flushed_lsn: int, newest_timeline: int, proof
     newest = counted[-1]
     if newest.timeline != newest_timeline:
         return NoPosition(
-            f"the newest WAL is on timeline {newest_timeline}, the term history says {newest.timeline} (epoch {newest.epoch})"
+            f"the newest WAL is on timeline {newest_timeline}, the term history says {newest.timeline} "
+            f"(epoch {newest.epoch})"
         )
     position = Position(newest.epoch, flushed_lsn)
     if proof is not None and position < proof:
@@ -70,5 +73,6 @@ def divergence(ancestry: Ancestry, history: Ancestry, lsn: int) -> Attach | Dive
     # The least of all: an epoch that was granted and never wrote a byte may begin after the one that replaced it.
     switch = min((e.start_lsn for e in later), default=lsn)
     if lsn > switch:
-        return Diverged(switch, lsn - switch, f"WAL of epoch {mine.epoch} goes on {lsn - switch} bytes after {switch:X}")
+        lost = lsn - switch
+        return Diverged(switch, lost, f"WAL of epoch {mine.epoch} goes on {lost} bytes after {switch:X}")
     return Attach(ancestry)

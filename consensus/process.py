@@ -5,7 +5,6 @@ Persist, then send, then tell: `Host.carry_out` goes through the effects in the 
 
 from __future__ import annotations
 
-import os
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -103,7 +102,8 @@ def run(config: Mapping[str, Any]) -> int:
         log.error("raft.refused", error=str(error), hint=error.hint)
         return EXIT_REFUSED
     except StorageError as error:
-        log.error("raft.storage_failed", error=str(error), hint=f"make room or repair {child.raft_dir}, then start again")
+        hint = f"make room or repair {child.raft_dir}, then start again"
+        log.error("raft.storage_failed", error=str(error), hint=hint)
         return error.exit_code
     except (ListenError, KeyFileError) as error:
         log.error("raft.cannot_listen", error=str(error))
@@ -142,8 +142,8 @@ class Host:
                 raise RefusedToStartError(
                     f"the Raft directory {child.raft_dir} is empty, but this node has data of a cluster: its votes and "
                     "promises are lost, so it must not take part as the node it was",
-                    "re-admission of a node that lost its Raft directory is not in this version yet; restore the directory "
-                    "from before, or keep the node stopped (the others go on without it)",
+                    "re-admission of a node that lost its Raft directory is not in this version yet; restore the "
+                    "directory from before, or keep the node stopped (the others go on without it)",
                 )
             known = Identity(child.name, secrets.randbits(62) + 1)
             self.store.save(Write(identity=known))
@@ -375,7 +375,8 @@ class Host:
                 case PeerDisconnected(name):
                     self.log.info("peer.disconnected", peer=name)
                 case HandshakeFailed(name, reason):
-                    self.log.warning("peer.handshake_failed", peer=name, reason=reason, hint="do both have the same cluster key?")
+                    hint = "do both have the same cluster key?"
+                    self.log.warning("peer.handshake_failed", peer=name, reason=reason, hint=hint)
                 case PeerUnresolved(name, reason):
                     self.log.warning("peer.unresolved", peer=name, reason=reason)
                 case InboundRejected(address, reason, times):
@@ -436,7 +437,8 @@ class Host:
                 return ""
 
     def _say_silent(self, waiting: Waiting, said: str) -> str:
-        text = waiting.problem or ("waiting for " + ", ".join(waiting.silent) if waiting.silent else "waiting for the charter")
+        whom = ", ".join(waiting.silent) or "the charter"
+        text = waiting.problem or f"waiting for {whom}"
         quiet = self.log if text != said else self.log.once_per("founding", SAY_WHO_IS_SILENT_S)
         quiet.info("founding.waiting", silent=list(waiting.silent), problem=waiting.problem)
         if text != said:
@@ -462,8 +464,8 @@ class Host:
         if body["kind"] == "stranger":
             raise RefusedToStartError(
                 f"{envelope.src} says: {body['reason']}",
-                "re-admission of a wiped node is not in this version yet; restore its Raft directory from before, or keep "
-                "the node stopped (the others go on without it)",
+                "re-admission of a wiped node is not in this version yet; restore its Raft directory from before, or "
+                "keep the node stopped (the others go on without it)",
             )
         charter = str(body["charter"])
         if not standing(charter, self.child.name, self.identity.incarnation):

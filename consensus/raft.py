@@ -100,7 +100,7 @@ class Release(NamedTuple):
 
 
 class StepDown(NamedTuple):
-    """This leader can do nothing for the cluster: make way, without a release (the others wait for its lease to end)."""
+    """This leader can do nothing for the cluster: make way, without a release (the others wait out its lease)."""
 
 
 class Compact(NamedTuple):
@@ -306,7 +306,9 @@ class Raft:
         if self.was_restored:
             committed = new.between(new.snapshot.index + 1, self.commit)
         # A higher commit alone is only a hint on disk: it is saved with whatever is saved next.
-        must_save = hard._replace(commit=0) != self.saved._replace(commit=0) or bool(entries) or truncate_from or snapshot
+        must_save = (
+            hard._replace(commit=0) != self.saved._replace(commit=0) or bool(entries) or truncate_from or snapshot
+        )
         ready = Ready(
             hard if must_save else None, truncate_from, entries, snapshot,
             tuple(self.out_now), tuple(self.out_after), self.was_restored, committed, proposed,

@@ -30,7 +30,7 @@ class NodeRecord(NamedTuple):
     history: tuple[EpochStart, ...] = ()
     """Oldest first. An entry counts only once more than its start_lsn is flushed."""
     proof: Position | None = None
-    """After a clone: no position until the copy has flushed past this one (read on the primary after the copy began)."""
+    """After a clone or rewind: no position until it has flushed past this one (read on the primary after it began)."""
     marker: str = ""
     """``rewind`` or ``clone`` while one is running or was interrupted: the data directory must be cloned again."""
 

@@ -41,7 +41,8 @@ class Timings:
         if (self.lease_ms * 100 + self.kill_bound_ms * low) * high > self.election_ms * 100 * low:
             found.append(
                 f"lease_ms {self.lease_ms} and kill_bound_ms {self.kill_bound_ms} do not fit under election_ms "
-                f"{self.election_ms}: lease / (1 - rho) + kill bound must not exceed election / (1 + rho), rho = {RHO_PERCENT} %"
+                f"{self.election_ms}: lease / (1 - rho) + kill bound must not exceed election / (1 + rho), "
+                f"rho = {RHO_PERCENT} %"
             )
         if not 2 * self.heartbeat_ms < self.demote_ms < self.lease_ms:
             found.append("demote_ms must lie between two heartbeats and lease_ms")

@@ -92,7 +92,8 @@ class AdminServer:
 
     def _uri(self, frame: wire.Frame) -> bytes:
         try:
-            uris = status.uris(self.snapshot, str(frame.body.get("dbname") or "postgres"), str(frame.body.get("user") or ""))
+            dbname, user = str(frame.body.get("dbname") or "postgres"), str(frame.body.get("user") or "")
+            uris = status.uris(self.snapshot, dbname, user)
         except ValueError as error:
             return answer(frame.id, error=TryAgainError(str(error), "see `pgr status`"))
         return answer(frame.id, uris)
@@ -100,7 +101,8 @@ class AdminServer:
     def _act(self, client: bytes, frame: wire.Frame, now_ns: int, remote: bool) -> None:
         grant = self.c.view.cluster.grant if self.c.view.cluster is not None else None
         events = len(self.snapshot.history)
-        self.actions[frame.id] = Action(client, remote, frame.name, now_ns, events, grant.term if grant else 0, said_ns=now_ns)
+        term = grant.term if grant else 0
+        self.actions[frame.id] = Action(client, remote, frame.name, now_ns, events, term, said_ns=now_ns)
         if not self.c.view.alive:
             self._end(frame.id, error=TryAgainError("the control plane of this node is being restarted", "try again"))
             return
@@ -116,7 +118,8 @@ class AdminServer:
             self._end(frame.id, error=kind(str(frame.body.get("error")), str(frame.body.get("hint"))))
             return True
         action.accepted = {k: frame.body.get(k) for k in ("from", "to")}
-        text = f"{action.name} accepted: from {action.accepted['from'] or 'nobody'} to {action.accepted['to'] or 'the best'}"
+        old, new = action.accepted["from"] or "nobody", action.accepted["to"] or "the best"
+        text = f"{action.name} accepted: from {old} to {new}"
         self._send(action.client, progress(frame.id, "accepted", text, action.accepted), action.remote)
         return True
 
@@ -152,14 +155,15 @@ class AdminServer:
             }  # fmt: skip
             self._end(request_id, result=result)
         elif now_ns - action.since_ns > ACTION_TIMEOUT_MS * MS:
-            error = TryAgainError(f"not done after {ACTION_TIMEOUT_MS // 1000} s: {self.snapshot.explanation}", "see `pgr status`")
-            self._end(request_id, error=error)
+            text = f"not done after {ACTION_TIMEOUT_MS // 1000} s: {self.snapshot.explanation}"
+            self._end(request_id, error=TryAgainError(text, "see `pgr status`"))
         elif now_ns - action.said_ns > SAY_SOMETHING_MS * MS:
             action.said_ns = now_ns
             self._send(action.client, progress(request_id, "waiting", self.snapshot.explanation), action.remote)
 
     def close(self) -> None:
-        error = TryAgainError("this node is stopping", "ask another member: pgr --node HOST:PORT --cluster-key FILE ...")
+        hint = "ask another member: pgr --node HOST:PORT --cluster-key FILE ..."
+        error = TryAgainError("this node is stopping", hint)
         for request_id in list(self.actions):
             self._end(request_id, error=error)
         for request_id, (client, remote, _) in self.watchers.items():

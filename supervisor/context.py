@@ -10,12 +10,12 @@ from consensus.cluster import ClusterState, Grant
 from consensus.record import EpochStart, NodeRecord, Position
 from fencing.kill import ProcessId
 from fencing.lease import Timings
+from fencing.logs import Log
 from supervisor import settings
 from supervisor.binaries import Binaries
 from supervisor.children import ChildTable
 from supervisor.config import Config
 from supervisor.links import Link
-from fencing.logs import Log
 from supervisor.observe import Facts
 from supervisor.postgres import Postgres, Postmaster
 from supervisor.roles import Local, View, followable
@@ -90,7 +90,7 @@ class Context:
         self,
         history: tuple[EpochStart, ...] | None = None,
         *,
-        proof: Position | None | str = "",
+        proof: Position | str | None = "",
         marker: str | None = None,
     ) -> Task[None]:
         """Have the Raft child write the node's record; on disk when this returns. ``proof`` "": unchanged."""

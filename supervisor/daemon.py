@@ -115,7 +115,9 @@ class Daemon:
     def _context(self) -> Context:
         config = self.config
         account = os.geteuid()
-        postgres = Postgres(self.binaries, config.pgdata, config.run, config.postgres_log, self._spawn_postgres, self.children)
+        postgres = Postgres(
+            self.binaries, config.pgdata, config.run, config.postgres_log, self._spawn_postgres, self.children
+        )
         try:
             postgres.refuse_if_occupied()
         except OccupiedError:
@@ -137,7 +139,8 @@ class Daemon:
         from fencing.kill import fence
 
         report = fence(self.config.pgdata, None, now_ns() + 5_000 * MS)
-        self.log.warning("postgres.leftover_ended", expected=False, killed=report.killed, survivors=list(report.survivors))
+        survivors = list(report.survivors)
+        self.log.warning("postgres.leftover_ended", expected=False, killed=report.killed, survivors=survivors)
         postgres.refuse_if_occupied()
 
     def _spawn_postgres(self, argv: Sequence[str], env: Mapping[str, str], log_path: Path) -> int:
@@ -231,7 +234,8 @@ class Daemon:
             "peers": {p.name: list(p.address) for p in config.peers},
             "key_file": str(config.cluster_key or ""), "profile": config.profile, "commit": config.commit,
             "settings": canonical(settings), "data_incarnation": int(mark.get("incarnation", 0)), "adopts": adopts,
-            "salvage": config.salvage_dir.exists() and any(config.salvage_dir.iterdir()), "log_format": config.log_format,
+            "salvage": config.salvage_dir.exists() and any(config.salvage_dir.iterdir()),
+            "log_format": config.log_format,
         }  # fmt: skip
 
     def _child_ended(self, name: str, code: int) -> None:
@@ -292,9 +296,10 @@ class Daemon:
         postmaster = self.c.postmaster
         if postmaster is None or postmaster.alive():
             return
-        if self.task is not None and self.plan.step in (Step.FENCE, Step.HAND_OVER, Step.STOP, Step.REWIND, Step.CLONE):
-            if self.c.local.server is Server.STOPPING or self.plan.step is Step.FENCE:
-                return  # that step waits for it
+        stopping = self.plan.step in (Step.FENCE, Step.HAND_OVER, Step.STOP, Step.REWIND, Step.CLONE)
+        awaited = self.c.local.server is Server.STOPPING or self.plan.step is Step.FENCE
+        if self.task is not None and stopping and awaited:
+            return  # that step waits for it
         code = self.children.poll(postmaster.pid)
         self.steps.postmaster_ended(f"postmaster ended with {code}")
 
@@ -317,7 +322,8 @@ class Daemon:
                     self.log.info("promotion.state", term=body["term"], text=body["sentence"])
                 c.view = replace(
                     c.view, alive=True, term=body["term"], leader=body["leader"], role=body["role"],
-                    wanted=body["wanted"], granted=body["granted"], hand_over=body["hand_over"], sentence=body["sentence"],
+                    wanted=body["wanted"], granted=body["granted"], hand_over=body["hand_over"],
+                    sentence=body["sentence"],
                     record=NodeRecord(
                         body["promised"], tuple(EpochStart(*e) for e in record["history"]),
                         Position(*record["proof"]) if record["proof"] is not None else None, record["marker"],
@@ -458,7 +464,8 @@ class Daemon:
             self.granted = (c.view.granted, now)
         term, since = self.granted
         late = term > 0 and c.local.server is not Server.PRIMARY and now - since > PRIMARY_START_TIMEOUT_MS * MS
-        if late and c.view.alive and c.local.failed_promotion != term and not (c.local.crashed and c.local.epoch == term):
+        reported = c.local.failed_promotion == term or (bool(c.local.crashed) and c.local.epoch == term)
+        if late and c.view.alive and not reported:
             self.log.error("promotion.failed", term=term, after_ms=PRIMARY_START_TIMEOUT_MS)
             c.change(failed_promotion=term)
 
@@ -477,7 +484,8 @@ class Daemon:
                 self.checkpointing = done.term
                 self.runner.start(watch.checkpoint(self.c, done.term), self._informing("checkpoint"), "checkpoint")
             return
-        if not isinstance(error, StepFailed | SqlFailure | TaskTimeout | PgrError | OSError | controldata.ControlDataError):
+        passing = StepFailed | SqlFailure | TaskTimeout | PgrError | OSError | controldata.ControlDataError
+        if not isinstance(error, passing):
             raise error
         if isinstance(error, PgrError) and error.exit_code in FATAL_CODES:
             raise error

@@ -13,14 +13,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from fencing.logs import Log
 from supervisor.config import Config, Facts, load
 from supervisor.errors import ExitCode, PgrError, UsageError, exit_for, explain
-from fencing.logs import Log
 from supervisor.options import OPTIONS, find_file
 
 
 class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]
+    def error(self, message: str) -> None:  # type: ignore[override]  # it never returns in argparse either
         """argparse would exit with 2; wrong usage is 64 here."""
         raise UsageError(message, "pgr-supervise --help lists the flags")
 

@@ -75,7 +75,8 @@ def _run(c: Context, script: Path, database: str, superuser: str) -> Task[None]:
     c.log.info("init_sql.begin", file=str(script))
     try:
         result = yield from jobs.run_job(
-            [c.binaries.path("psql"), "-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", conninfo, "-f", str(script)], c.children
+            [c.binaries.path("psql"), "-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", conninfo, "-f", str(script)],
+            c.children,
         )
     except jobs.JobFailed as error:
         raise StepFailed(f"init script {script} failed: {error}") from error

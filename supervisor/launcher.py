@@ -31,9 +31,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple, NoReturn
 
 from fencing.clock import now_ns
+from fencing.logs import Log
 from supervisor.errors import BugError, MissingError, PgrError, TryAgainError, exit_for, explain
 from supervisor.init import adopts_orphans, default_signals, die_with_parent, set_title
-from fencing.logs import Log
 
 POSTGRES: Final = "postgres"
 _MESSAGE_BYTES: Final = 128 * 1024
@@ -404,7 +404,7 @@ def _become_program(status_w: int, go_r: int, parent_pid: int, args: dict[str, A
         _ordinary_limits()
         what = "exec"
         argv = args["argv"]
-        os.execvpe(argv[0], argv, _clean_environment() if args.get("env") is None else args["env"])  # noqa: S606
+        os.execvpe(argv[0], argv, _clean_environment() if args.get("env") is None else args["env"])  # noqa: S606  # no shell on purpose
     except OSError as exc:
         _fail(status_w, what, exc)
     os._exit(1)

@@ -19,8 +19,6 @@ from fencing.lease import MS
 from fencing.logs import Log
 from supervisor.tasks import Task, TaskTimeout, Wait
 
-ANSWERS_KEPT_MAX = 100
-
 
 class Link:
     """One DEALER with the identity ``parent``."""

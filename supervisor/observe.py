@@ -68,16 +68,19 @@ def state_of(local: Local, facts: Facts, running: Step) -> str:
     return {Server.DOWN: "stopped", Server.STARTING: "starting", Server.STOPPING: "stopping"}[local.server]
 
 
-def observation(view: View, local: Local, facts: Facts, running: Step, sentence: str, pgr_version: str) -> dict[str, Any]:
+def observation(
+    view: View, local: Local, facts: Facts, running: Step, sentence: str, pgr_version: str
+) -> dict[str, Any]:
     """The body of `node.observed`."""
     primary = local.server is Server.PRIMARY
-    epoch = local.epoch if primary else max((e.epoch for e in view.record.history if e.start_lsn < facts.lsn), default=-1)
+    held = max((e.epoch for e in view.record.history if e.start_lsn < facts.lsn), default=-1)
+    epoch = local.epoch if primary else held
     timeline = next((e.timeline for e in reversed(view.record.history) if e.epoch == epoch), 0)
     return {
         "role": role_of(local), "state": state_of(local, facts, running), "epoch": epoch, "timeline": timeline,
         "lsn": facts.lsn, "replay_lsn": facts.replay_lsn, "epoch_of_upstream": local.upstream,
-        "checkpointed": facts.checkpointed, "version": facts.version, "since": facts.since, "reason": facts.progress or sentence,
-        "pgr_version": pgr_version,
+        "checkpointed": facts.checkpointed, "version": facts.version, "since": facts.since,
+        "reason": facts.progress or sentence, "pgr_version": pgr_version,
     }  # fmt: skip
 
 
@@ -97,7 +100,8 @@ def snapshot(
     """Everything the surfaces render. ``members``: name -> {seen, age_ms}, as the leader last told."""
     cluster = view.cluster or ClusterState()
     grant = cluster.grant
-    primary = Primary(grant.node, grant.term, grant.timeline, grant.opened) if grant is not None and not grant.failed else None
+    holds = grant is not None and not grant.failed
+    primary = Primary(grant.node, grant.term, grant.timeline, grant.opened) if grant is not None and holds else None
     group = SyncGroup(cluster.group.members, cluster.group.k)
     newest = max((int(m["seen"].get("lsn", 0)) for m in members.values()), default=0)
     rows = tuple(_member(m, members.get(m.name), group, primary, newest, local.me) for m in cluster.members)
@@ -177,7 +181,8 @@ def _warnings(cluster: ClusterState, rows: tuple[Member, ...], primary: Primary 
     if missing:
         found.append(f"unreachable: {', '.join(missing)}")
     if cluster.group.k > 1 and primary is not None:
-        live = [r for r in rows if r.name in cluster.group.members and (r.state == "streaming" or r.name == primary.name)]
+        group = [r for r in rows if r.name in cluster.group.members]
+        live = [r for r in group if r.state == "streaming" or r.name == primary.name]
         if len(live) < cluster.group.k:
             found.append(f"writes wait: {cluster.group.k} of the sync group must flush them, {len(live)} can")
         elif len(live) == cluster.group.k and len(cluster.group.members) > cluster.group.k:

@@ -52,7 +52,7 @@ class Offspring:
         self.raft.arguments = raft_arguments
 
     def use_timings(self, timings: Timings) -> None:
-        """The log's timings, if they are not those of this node's own configuration: the watchdog starts anew with them."""
+        """The log's timings, if they are not those of this node's configuration: the watchdog starts anew with them."""
         if self.watchdog.arguments["timings"] == asdict(timings):
             return
         self.watchdog.arguments["timings"] = asdict(timings)
@@ -85,7 +85,7 @@ class Offspring:
         return min(self.watchdog.start_at_ns, self.raft.start_at_ns)
 
     def ended(self, now: int) -> list[tuple[str, int]]:
-        """Which have ended, with their return codes; each is started again, at once the first time, then with a pause."""
+        """Which have ended, with their return codes; each is started again, at once at first, then with a pause."""
         if self.launcher.fileno() >= 0 and _dead(self.launcher.fileno()):
             self.log.warning("launcher.ended", expected=False)
             self.launcher.restart()

@@ -1,7 +1,7 @@
 """Steps that make or replace the data directory: create, clone, rewind.
 
 Nothing that may be the only copy is destroyed (invariant 5): what is replaced is moved aside into DIR/salvage, never
-deleted; WAL that a rewind would drop is copied there first; a marker on disk says that a rewind or a clone is under way.
+deleted; WAL that a rewind would drop is copied there first; a marker on disk says that a rewind or clone is under way.
 """
 
 from __future__ import annotations
@@ -155,7 +155,8 @@ class Rebuild:
         return grant
 
     def _end_of_primary(self, grant: Grant) -> Task[Position]:
-        """An LSN read on the primary of the newest grant after the copy began: past it, the copy has all this node ever had."""
+        """An LSN read on the primary of the newest grant after the copy began: past it, the copy has all this node
+        ever had."""
         rows = yield from sql.query_once(
             self.c.upstream(grant, dbname="postgres", application=f"pgr_proof_{self.c.local.me}"),
             "SELECT pg_current_wal_insert_lsn(), pg_is_in_recovery()",
@@ -207,8 +208,8 @@ class Rebuild:
         done = False
         try:
             result = yield from jobs.rewind(
-                c.binaries, c.upstream(grant, dbname="postgres", application=f"pgr_rewind_{c.local.me}"), c.config.pgdata,
-                c.children, keep=(MARK,),
+                c.binaries, c.upstream(grant, dbname="postgres", application=f"pgr_rewind_{c.local.me}"),
+                c.config.pgdata, c.children, keep=(MARK,),
             )  # fmt: skip
             proof = yield from self._end_of_primary(grant)
             self._install_histories(c.config.pgdata, grant)
@@ -224,7 +225,7 @@ class Rebuild:
         self._remember("rewound", f"was rewound to {grant.node}, {saved} bytes of WAL saved", {"bytes_salvaged": saved})
 
     def _until_checkpointed(self, grant: Grant) -> Task[None]:
-        """pg_rewind reads the source's timeline from its control file: before a checkpoint it is the old one (hazard 56)."""
+        """pg_rewind reads the source's timeline from pg_control: before a checkpoint it is the old one (hazard 56)."""
         c = self.c
         conninfo = c.upstream(grant, dbname="postgres", application=f"pgr_rewind_{c.local.me}")
         until_ns = now_ns() + 30_000 * MS
@@ -242,7 +243,7 @@ class Rebuild:
             yield from sleep(20 * MS)
 
     def _save_wal(self, grant: Grant) -> int:
-        """Copy the segments that hold WAL beyond the point where the primary's history left ours. Returns bytes of WAL."""
+        """Copy the segments that hold WAL beyond the point where the primary's history left ours. Returns bytes."""
         c = self.c
         history = c.record.history
         common = [e for e in history if e in grant.ancestry]

@@ -15,7 +15,6 @@ from consensus.cluster import ClusterState, Grant
 from consensus.record import NodeRecord
 from fencing.lease import MS, Timings
 
-
 LAST_MOMENT_MS = 20
 """With the Raft child away: this long before the end of the lease the parent stops Postgres itself."""
 
@@ -140,7 +139,8 @@ class Situation:
     def writable(self) -> bool:
         """May Postgres here accept a write? One that is stopping may, until it is gone."""
         local = self.local
-        return local.server in (Server.PROMOTING, Server.PRIMARY) or (local.server is Server.STOPPING and local.epoch > 0)
+        stopping = local.server is Server.STOPPING and local.epoch > 0
+        return stopping or local.server in (Server.PROMOTING, Server.PRIMARY)
 
     @property
     def grant(self) -> Grant | None:
@@ -165,7 +165,8 @@ class Situation:
             return False
         if self.view.lease_term != self.local.epoch:
             return False
-        if not self.view.alive:  # a child that is being restarted gets the whole lease, less the time to act before the watchdog
+        if not self.view.alive:
+            # A child that is being restarted gets the whole lease, less the time to act before the watchdog.
             return self.now_ns < self.view.lease_until_ns - LAST_MOMENT_MS * MS
         return self.now_ns < self.demote_at_ns and self.view.granted == self.local.epoch
 
@@ -208,7 +209,8 @@ RULES: tuple[Rule, ...] = (
         lambda s: s.local.server is Server.DOWN and not s.local.clean, lambda s: s.local.epoch,
     ),
     Rule(
-        "grant-unused", Step.REPORT_FENCED, "this node holds the grant but Postgres is down, verified: give the lease up",
+        "grant-unused", Step.REPORT_FENCED,
+        "this node holds the grant but Postgres is down, verified: give the lease up",
         lambda s: s.view.alive and s.local.server is Server.DOWN and s.view.granted > 0
         and ((bool(s.local.crashed) and s.view.granted == s.local.epoch) or s.view.granted == s.local.failed_promotion),
         lambda s: s.view.granted,
@@ -233,11 +235,13 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule("stopped", Step.EXIT, "Postgres is down and this node was asked to stop", lambda s: s.local.stopping),
     Rule(
-        "control-away", Step.WAIT, "the Raft child is being restarted; Postgres keeps its role until the lease runs low",
+        "control-away", Step.WAIT,
+        "the Raft child is being restarted; Postgres keeps its role until the lease runs low",
         lambda s: not s.view.alive or s.view.cluster is None,
     ),
     Rule(
-        "no-position-yet", Step.NO_POSITION, "a promise is wanted: nothing is writable here, but there is no position yet",
+        "no-position-yet", Step.NO_POSITION,
+        "a promise is wanted: nothing is writable here, but there is no position yet",
         lambda s: s.wanted not in (0, s.local.frozen, s.local.said_no_position)
         and s.local.server is not Server.STANDBY and not s.writable,
         lambda s: s.wanted,
@@ -249,7 +253,8 @@ RULES: tuple[Rule, ...] = (
         and s.local.said_no_position == s.wanted,
     ),
     Rule(
-        "promise", Step.FREEZE, "a promise is wanted: receive no more WAL under an older grant, then say how far it goes",
+        "promise", Step.FREEZE,
+        "a promise is wanted: receive no more WAL under an older grant, then say how far it goes",
         lambda s: s.wanted > 0 and s.local.frozen != s.wanted and s.local.server is Server.STANDBY,
         lambda s: s.wanted,
     ),

@@ -61,7 +61,7 @@ class SqlConnectionLost(SqlFailure):
 
 def preload() -> None:
     """Import psycopg now (0.2 s of CPU), at a moment when nobody waits, e.g. while Postgres starts."""
-    import psycopg.pq  # noqa: F401
+    import psycopg.pq  # noqa: F401  # for its effect: the module is loaded
 
 
 def connect(conninfo: str, until_ns: int = NEVER) -> Task[Session]:

@@ -79,8 +79,8 @@ class Steps:
                 self._help_to_consistency()
         session = yield from sql.connect(c.own_conninfo(), now_ns() + 5_000 * MS)
         rows = yield from session.query(
-            "SELECT (SELECT setting FROM pg_settings WHERE name = 'wal_segment_size'), current_setting('server_version'),"
-            " pg_is_in_recovery()",
+            "SELECT (SELECT setting FROM pg_settings WHERE name = 'wal_segment_size'),"
+            " current_setting('server_version'), pg_is_in_recovery()",
             until_ns=now_ns() + QUERY_MS * MS,
         )
         segment, version, recovering = rows[0]
@@ -212,7 +212,8 @@ class Steps:
 
     def report_fenced(self, plan: Plan) -> Task[None]:
         c = self.c
-        c.raft.tell("node.fenced", {"term": plan.term, "reason": c.local.crashed or "the promotion failed", "clean": False, "at": utc_now()})
+        reason = c.local.crashed or "the promotion failed"
+        c.raft.tell("node.fenced", {"term": plan.term, "reason": reason, "clean": False, "at": utc_now()})
         until_ns = now_ns() + 100 * MS
         yield Wait(until_ns=until_ns, ready=lambda: c.view.granted != plan.term)
 
@@ -221,7 +222,8 @@ class Steps:
     def no_position(self, plan: Plan) -> Task[None]:
         """Not a vow: only that nothing here is writable and that nobody need wait for an answer."""
         c = self.c
-        why = f"Postgres is {c.local.server.value}" if c.local.data.value == "ready" else f"its data is {c.local.data.value}"
+        server, data = c.local.server.value, c.local.data.value
+        why = f"Postgres is {server}" if data == "ready" else f"its data is {data}"
         c.raft.tell("node.frozen", {"term": plan.term, "epoch": -1, "lsn": 0, "reason": why})
         c.change(said_no_position=plan.term)
         return
@@ -257,7 +259,8 @@ class Steps:
             postmaster.reload()
             yield from self._reloaded("primary_conninfo", "", until_ns)
             yield from session.query(
-                "SELECT pg_wal_replay_resume() FROM (SELECT pg_is_wal_replay_paused() AS p) AS x WHERE p", until_ns=until_ns
+                "SELECT pg_wal_replay_resume() FROM (SELECT pg_is_wal_replay_paused() AS p) AS x WHERE p",
+                until_ns=until_ns,
             )
             calm = 0
             while calm < 2:
@@ -357,7 +360,8 @@ class Steps:
         # Only epochs of which this node holds WAL: one it attached to and never received from is not its ancestor.
         older = (e for e in c.record.history if e.timeline < grant.timeline and e.start_lsn < start)
         ancestry = (*older, EpochStart(grant.term, start, grant.timeline))
-        c.log.info("postgres.promoted", timeline=grant.timeline, lsn=timelines.format_lsn(start), took_ms=(now_ns() - began) // MS)
+        took_ms = (now_ns() - began) // MS
+        c.log.info("postgres.promoted", timeline=grant.timeline, lsn=timelines.format_lsn(start), took_ms=took_ms)
         yield from c.save_record(ancestry, proof=None)
         yield from self._create_slots(session)
         c.change(server=Server.PRIMARY)
@@ -403,7 +407,9 @@ class Steps:
         ancestry = [list(e) for e in c.record.history]
         body = {"term": plan.term, "timeline": ancestry[-1][2], "ancestry": ancestry}
         # The others may follow only once they know where this epoch begins.
-        yield from self.until_logged("switched/1", body, lambda: c.cluster.grant is not None and bool(c.cluster.grant.ancestry))
+        yield from self.until_logged(
+            "switched/1", body, lambda: c.cluster.grant is not None and bool(c.cluster.grant.ancestry)
+        )
         session = yield from sql.connect(c.own_conninfo(), now_ns() + QUERY_MS * MS)
         try:
             # Waits until k of the group have it: Postgres itself counts. No deadline: strict means closed until then.
@@ -435,7 +441,9 @@ class Steps:
             rows = yield from session.query(
                 "SELECT reset_val FROM pg_settings WHERE name = 'default_transaction_read_only'", until_ns=until_ns
             )
-            loaded = yield from session.query("SELECT pg_conf_load_time() > now() - interval '1 second'", until_ns=until_ns)
+            loaded = yield from session.query(
+                "SELECT pg_conf_load_time() > now() - interval '1 second'", until_ns=until_ns
+            )
             if loaded[0][0] == "t" or rows[0][0] == "off":
                 return
             yield from sleep(1 * MS)

@@ -1,4 +1,7 @@
-"""Looking at the running Postgres: position, streaming, slots; and the checkpoint after a promotion. Informs, never decides."""
+"""Looking at the running Postgres: position, streaming, slots; and the checkpoint after a promotion.
+
+Informs, never decides.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +83,8 @@ class Watcher:
             return
         tail = "\n".join(c.postgres.log_tail(c.postmaster))
         if WAL_GONE in tail:
-            c.log.warning("follow.wal_gone", hint="the primary no longer has the WAL this node needs: it is cloned again")
+            hint = "the primary no longer has the WAL this node needs: it is cloned again"
+            c.log.warning("follow.wal_gone", hint=hint)
             c.change(needs_clone=c.local.upstream)
         elif any(text in tail for text in OTHER_HISTORY):
             c.log.warning("follow.other_history", upstream=c.local.upstream)
@@ -105,12 +109,15 @@ class Watcher:
         there = {name for name, _, wal_status, _ in rows if wal_status != "lost"}
         for name in wanted:
             if name not in there:
-                yield from session.query("SELECT pg_create_physical_replication_slot($1, true)", (name,), until_ns=until_ns)
+                create = "SELECT pg_create_physical_replication_slot($1, true)"
+                yield from session.query(create, (name,), until_ns=until_ns)
         if c.local.server is Server.STANDBY and c.facts.replay_lsn:
             for name, active, wal_status, restart in rows:
-                if active == "f" and wal_status != "lost" and timelines.parse_lsn(restart or "0/0") < c.facts.replay_lsn:
+                behind = timelines.parse_lsn(restart or "0/0") < c.facts.replay_lsn
+                if active == "f" and wal_status != "lost" and behind:
                     lsn = timelines.format_lsn(c.facts.replay_lsn)
-                    yield from session.query("SELECT pg_replication_slot_advance($1, $2)", (name, lsn), until_ns=until_ns)
+                    advance = "SELECT pg_replication_slot_advance($1, $2)"
+                    yield from session.query(advance, (name, lsn), until_ns=until_ns)
 
 
 def checkpoint(c: Context, epoch: int) -> Task[None]:

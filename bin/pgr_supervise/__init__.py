@@ -11,7 +11,7 @@ import sys
 
 _here = os.path.dirname(os.path.realpath(__file__))  # noqa: PTH120 - pathlib costs memory and time before the fork
 _app = os.path.join(_here, "app")
-_root = _app if os.path.isdir(_app) else os.path.dirname(os.path.dirname(_here))  # noqa: PTH112, PTH120
+_root = _app if os.path.isdir(_app) else os.path.dirname(os.path.dirname(_here))  # noqa: PTH112, PTH120 - the same
 if _root not in sys.path:
     sys.path.insert(0, _root)
 

@@ -53,7 +53,7 @@ def names_said() -> Iterator[str]:
 
 def catalogue(design: str) -> set[str]:
     """Names in the table of the bus: first column, and what the last one says comes back."""
-    rows = [row for row in table_rows(design) if re.match(r"\| `[a-z]+\.[a-z_]+` \|", row)]
+    rows = [row for row in table_rows(design) if re.match(r"\| `[a-z]+\.(?!py`)[a-z_]+` \|", row)]
     names = {row.split("`")[1] for row in rows}
     return names | {n for row in rows for n in re.findall(r"`([a-z]+\.[a-z_]+)[ `{]", row.rsplit(" | ", 1)[1])}
 

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fencing import logs
+from fencing.logs import Log, render, scrub
 from supervisor.errors import (
     BugError,
     DiskError,
@@ -26,7 +27,6 @@ from supervisor.errors import (
     exit_for,
     explain,
 )
-from fencing.logs import Log, render, scrub
 
 
 @pytest.fixture
