@@ -296,10 +296,11 @@ class Node:
         return effects
 
     def _conduct(self, notes: Campaigning, now_ns: int) -> None:
-        if self._granted() is not None or notes.handed_over:
-            return
         if self._parent_silent(now_ns):
+            # Also as primary: a frozen parent cannot demote, so the lease has to end and the watchdog to act.
             self._raft(StepDown(), now_ns)
+            return
+        if self._granted() is not None or notes.handed_over:
             return
         if not self.cluster.nonce:
             if self._tip().nonce == "":
@@ -374,6 +375,7 @@ class Node:
         """The parent says: nothing here is writable, no WAL comes in under an older grant, and this is the position."""
         term, epoch = int(body["term"]), int(body["epoch"])
         if term != self.wanted or term != self.raft.term:
+            self.told = {}  # the parent acts on an old state: it is told anew
             return
         if epoch >= 0 and self.record.promised < term:
             self.record = self.record._replace(promised=term)
@@ -403,6 +405,7 @@ class Node:
         notes = self.notes
         grant = self._granted()
         if notes is None or grant is None or int(body["term"]) != self.raft.term or notes.handed_over:
+            self.told = {}
             return
         planned = notes.handing_over_to
         if planned is None:
@@ -543,7 +546,7 @@ class Node:
             self._tell("raft.cluster", {"index": self.applied, "state": dump(self.cluster)})
         state = {
             "boot": raft.boot, "term": raft.term, "role": raft.role.value, "leader": raft.leader,
-            "wanted": self.wanted if self.wanted == raft.term and raft.leader else 0,
+            "wanted": self.wanted if self.wanted == raft.term else 0,
             "promised": self.record.promised, "granted": grant.term if grant is not None else 0,
             "hand_over": self.notes.handing_over_to if self.notes is not None else None,
             "sentence": self.notes.sentence if self.notes is not None else "",

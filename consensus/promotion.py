@@ -18,6 +18,9 @@ from consensus.record import Position
 GRACE_MS = 50
 """After a read quorum has promised: this much longer for the others, so that the best may win."""
 
+LOSS_GRACE_MS = 10_000
+"""With data loss accepted, a node that is still reading its WAL may hold more than the one that answered first."""
+
 
 @dataclass(frozen=True, slots=True)
 class Situation:
@@ -97,6 +100,8 @@ def decide(s: Situation) -> Decision:
     if len(positions) < needed:
         return _not_enough(s, group, positions, needed)
     answered = all(name in s.promises for name in s.connected if name in group.members)
+    if s.state.wish_loss and s.waited_ms < LOSS_GRACE_MS and not all(n in positions for n in s.connected & set(group.members)):
+        return Wait("data loss was accepted; waiting a while for every connected node, so that as little as possible is lost")
     if not answered and s.waited_ms < GRACE_MS:
         return Wait("a read quorum has promised; waiting a moment for the others")
     winner = _choose(s, positions, needed)
@@ -106,7 +111,8 @@ def decide(s: Situation) -> Decision:
     late = _too_far_behind(s, positions[winner])
     if late:
         return Wait(late)
-    why = f"holds epoch {positions[winner].epoch} up to {positions[winner].lsn:X}, {len(positions)} of {needed} needed promises"
+    held = positions[winner]
+    why = f"holds epoch {held.epoch} up to {held.lsn:X}, {len(positions)} of {needed} needed promises"
     if s.state.wish_loss:
         why += "; data loss was accepted"
     if winner != s.me:
@@ -129,8 +135,8 @@ def _not_enough(s: Situation, group: SyncGroup, positions: Mapping[str, Position
             notes.append(f"{name} has not answered")
     short = needed - len(positions)
     return Wait(
-        f"no primary: {short} more of these {'is' if short == 1 else 'are'} needed, or an acknowledged commit could be lost: "
-        + ", ".join(notes),
+        f"no primary: {short} more of these {'is' if short == 1 else 'are'} needed, "
+        "or an acknowledged commit could be lost: " + ", ".join(notes),
         missing,
     )
 
@@ -144,8 +150,9 @@ def _choose(s: Situation, positions: Mapping[str, Position], needed: int) -> str
         return None
     best = max(able[n] for n in fit)
     # With quorum commit every fit node holds all that was acknowledged; without it only the best one may.
-    if s.state.wish_to in fit and (s.state.commit_mode != "async" or s.state.wish_loss or able[s.state.wish_to] == best):
-        return s.state.wish_to
+    wished = s.state.wish_to
+    if wished in fit and (s.state.commit_mode != "async" or s.state.wish_loss or able[wished] == best):
+        return wished
     return max(fit, key=lambda n: (able[n], n == s.me, n))
 
 

@@ -55,6 +55,8 @@ class Context:
     """What the running server's changing settings are: conninfo, slot, names, gate."""
     may_receive: bool = False
     """A WAL receiver may exist or come back: from the moment an upstream is written until it is proven to be gone."""
+    attach_offset: int = 0
+    """Size of Postgres's log when the upstream was last set: what it says of it comes later."""
     clone_progress: tuple[int, int] = (0, 0)
 
     def change(self, **facts: Any) -> None:
@@ -74,12 +76,7 @@ class Context:
     @property
     def followed(self) -> Grant | None:
         """The grant of another node that this one may follow now."""
-        return followable(self.view, self.local.me)
-
-    def need_session(self) -> Session:
-        if self.session is None or not self.session.open:
-            raise StepFailed("there is no session with Postgres")
-        return self.session
+        return followable(self.view, self.local)
 
     def need_postmaster(self) -> Postmaster:
         if self.postmaster is None:

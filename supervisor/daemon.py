@@ -29,6 +29,7 @@ from supervisor.context import Context, StepFailed
 from supervisor.errors import ExitCode, PgrError, RefusedError
 from supervisor.healthserver import Current, HealthServer
 from supervisor.init import Signals
+from supervisor.jobs import JobFailed
 from supervisor.launcher import Launcher
 from supervisor.links import Link
 from supervisor.offspring import Offspring
@@ -38,7 +39,7 @@ from supervisor.roles import Data, Local, Plan, Server, Situation, Step, View, p
 from supervisor.settings import REPLICATION_ROLE
 from supervisor.sql import SqlFailure
 from supervisor.steps import Steps
-from supervisor.tasks import NEVER, Handle, Outcome, Runner, Task, TaskTimeout, run_blocking
+from supervisor.tasks import NEVER, Handle, Outcome, Runner, Task, TaskTimeout, run_blocking, sleep
 
 SNAPSHOT_EVERY_MS = 1_000
 HELLO_EVERY_MS = 20
@@ -52,6 +53,12 @@ PRIMARY_START_TIMEOUT_MS = 30_000
 """From a grant to a promoted Postgres; then it is given up and handed over (safety.md, promotion 5)."""
 OBSERVE_EVERY_MS = 1_000
 """Also when nothing changed: the Raft child takes a silent parent for a hung one."""
+REARM_PAUSE_MS = 20
+RAFT_SILENT_MS = 5_000
+"""The Raft child tells something twice a second; one that says nothing for this long is hung and is replaced."""
+URGENT = (Step.FENCE, Step.FREEZE, Step.DETACH, Step.PROMOTE, Step.REPORT_FENCED, Step.OPEN, Step.OPEN_GATE)
+URGENT_PAUSE_MS = 20
+"""Steps on the way to safety or to a primary are tried again at once, not ever more slowly."""
 FATAL_CODES = (ExitCode.USAGE, ExitCode.MISSING, ExitCode.DISK, ExitCode.REFUSED)
 
 
@@ -83,7 +90,7 @@ class Daemon:
             Step.FENCE: self.steps.fence, Step.HAND_OVER: self.steps.hand_over, Step.STOP: self.steps.stop,
             Step.REPORT_FENCED: self.steps.report_fenced, Step.CREATE: self.rebuild.create,
             Step.CLONE: self.rebuild.clone, Step.REWIND: self.rebuild.rewind, Step.START: self.steps.start,
-            Step.FREEZE: self.steps.freeze, Step.NO_POSITION: self.steps.no_position,
+            Step.FREEZE: self.steps.freeze, Step.DETACH: self.steps.detach,
             Step.PROMOTE: self.steps.promote, Step.OPEN: self.steps.prove, Step.OPEN_GATE: self.steps.open_gate,
             Step.FOLLOW: self.steps.follow,
         }  # fmt: skip
@@ -110,6 +117,9 @@ class Daemon:
         self.observe_at_ns = 0
         self.granted = (0, 0)
         """The grant this node holds, and since when."""
+        self.was_primary = 0
+        """The newest grant under which Postgres here was promoted."""
+        self.raft_heard_ns = 0
         self.checkpointing = 0
 
     def _context(self) -> Context:
@@ -188,7 +198,7 @@ class Daemon:
             deadlines.append(self.hello_at_ns)
         situation = self._situation(now)
         if situation.writable:
-            deadlines.append(situation.demote_at_ns if self.c.view.alive else self.c.view.lease_until_ns - 20 * MS)
+            deadlines.append(situation.act_at_ns)
         pause = self.failures.get(self.plan)
         if pause is not None and self.task is None:
             deadlines.append(pause[1])
@@ -202,7 +212,12 @@ class Daemon:
             self._signal(number)
         self.children.reap_all()
         for frame in self.c.raft.facts():
+            self.raft_heard_ns = now
             self._from_raft(frame)
+        if self.c.view.alive and now - self.raft_heard_ns > RAFT_SILENT_MS * MS:
+            self.log.warning("raft.silent", expected=False, after_ms=RAFT_SILENT_MS)
+            self.raft_heard_ns = now
+            self.offspring.kill("raft")
         for frame in self.c.watchdog.facts():
             self._from_watchdog(frame)
         for name, code in self.offspring.ended(now):
@@ -241,7 +256,8 @@ class Daemon:
     def _child_ended(self, name: str, code: int) -> None:
         now = now_ns()
         if name == "raft":
-            self.c.view = replace(self.c.view, alive=False)
+            self.c.view = replace(self.c.view, alive=False, renewed=False)
+            self.c.change(frozen=0, said_no_position=0)  # the next one has to be told
             self.c.raft.redial()
             self.greeted, self.hello_at_ns = False, now
             if code in FATAL_CODES and not self.c.local.stopping:
@@ -249,7 +265,7 @@ class Daemon:
                 self._stop_at_once(code)
         elif name == "watchdog":
             self.c.watchdog.redial()
-            if self._situation(now).writable and not self.c.local.unguarded_since_ns:
+            if not self.c.local.unguarded_since_ns:
                 self.c.change(unguarded_since_ns=now)
             self.c.watchdog.tell("deadman.query", {})
 
@@ -268,11 +284,13 @@ class Daemon:
         """A new watchdog knows nothing: arm it with the lease that runs, or have it watch the standby."""
         process, local = self.c.process, self.c.local
         if self.c.postmaster is None or process is None:
+            self.c.change(unguarded_since_ns=0)
             return
         if self._situation(now_ns()).writable:
             self.runner.start(self._rearm(local.epoch), self._rearmed, "rearm")
         else:
             self.c.watchdog.tell("deadman.watch", {"pid": process.pid, "start_ticks": process.start_ticks})
+            self.c.change(unguarded_since_ns=0)
 
     def _rearm(self, epoch: int) -> Task[bool]:
         process, view = self.c.process, self.c.view
@@ -280,9 +298,16 @@ class Daemon:
             return False
         body = {"term": epoch, "pid": process.pid, "start_ticks": process.start_ticks, "until_ns": view.lease_until_ns}
         answer = yield from self.c.watchdog.ask("deadman.arm", body, 200)
-        return answer.body.get("ok") is True
+        if self.c.process != process:
+            self.c.watchdog.tell("deadman.disarm", {})
+        if answer.body.get("ok") is not True:
+            yield from sleep(REARM_PAUSE_MS * MS)
+            return False
+        return True
 
     def _rearmed(self, outcome: Outcome[bool]) -> None:
+        if not self._situation(now_ns()).writable:
+            return
         if outcome.error is None and outcome.value:
             self.c.change(unguarded_since_ns=0)
             self.log.info("watchdog.rearmed")
@@ -305,7 +330,7 @@ class Daemon:
 
     # -- the Raft child ------------------------------------------------------------------------------------------
 
-    def _from_raft(self, frame: wire.Frame) -> None:
+    def _from_raft(self, frame: wire.Frame) -> None:  # noqa: C901  # one case for each message
         c, body = self.c, frame.body
         match frame.name:
             case "child.ready":
@@ -329,6 +354,7 @@ class Daemon:
                         Position(*record["proof"]) if record["proof"] is not None else None, record["marker"],
                     ),
                 )  # fmt: skip
+                self._inspect_data()
             case "raft.cluster":
                 c.view = replace(c.view, cluster=load(body["state"]))
                 c.timings = PROFILES[c.cluster.profile]
@@ -336,7 +362,7 @@ class Daemon:
                 self.founding_sentence = ""
                 self._cluster_changed()
             case "lease.changed":
-                c.view = replace(c.view, lease_term=body["term"], lease_until_ns=body["until_ns"])
+                c.view = replace(c.view, lease_term=body["term"], lease_until_ns=body["until_ns"], renewed=True)
             case "raft.members":
                 self.members = body["members"]
                 self.snapshot_at_ns = 0
@@ -364,23 +390,41 @@ class Daemon:
         self.snapshot_at_ns = 0
 
     def _inspect_data(self) -> None:
-        """What PGDATA is, once the cluster's state is known; a foreign one stops the node (78)."""
+        """What PGDATA is, once both the log and this node's record are known; a foreign one stops the node (78)."""
         c, pgdata = self.c, self.config.pgdata
-        if c.local.data is not Data.ABSENT or c.local.server is not Server.DOWN or not preflight.has_postgres(pgdata):
+        if c.local.data is not Data.UNKNOWN or not c.view.alive or c.view.cluster is None:
             return
-        mark = read_mark(pgdata)
-        expected = c.cluster.system_identifier
-        if not mark and not expected:
-            return  # to be adopted
-        control = run_blocking(controldata.read(self.binaries, pgdata, self.children), now_ns() + 5_000 * MS)
-        if expected and str(control.system_identifier) != expected:
+        expected, mark = c.cluster.system_identifier, read_mark(pgdata)
+        if not preflight.has_postgres(pgdata):
+            c.change(data=Data.ABSENT)
+            return
+        if not expected:
+            # Either this node is creating it (or bringing it in), or the log here is behind and will say.
+            creating = c.cluster.founder == self.config.name and bool(c.cluster.nonce) and not c.record.history
+            if creating and mark.get("nonce", c.cluster.nonce) == c.cluster.nonce:
+                c.change(data=Data.ABSENT)
+            return
+        if c.record.marker:
+            c.change(data=Data.BROKEN)
+            return
+        try:
+            control = run_blocking(controldata.read(self.binaries, pgdata, self.children), now_ns() + 5_000 * MS)
+        except (controldata.ControlDataError, TaskTimeout) as error:
+            self.log.error("data.broken", error=str(error), hint="it is moved aside and cloned again once there is a primary")
+            c.change(data=Data.BROKEN)
+            return
+        if str(control.system_identifier) != expected:
             raise RefusedError(
                 f"{pgdata} belongs to another cluster: its system identifier is {control.system_identifier}, "
                 f"this cluster's is {expected}",
                 f"move it away ({pgdata}); the node then clones from the primary",
             )
-        if expected and c.record.history:
-            c.change(data=Data.BROKEN if c.record.marker else Data.READY)
+        if not mark:
+            raise RefusedError(
+                f"{pgdata} is a copy of this cluster that this node did not make: nobody knows what it has promised",
+                f"move it away ({pgdata}); the node then clones from the primary",
+            )
+        c.change(data=Data.READY if c.record.history else Data.BROKEN)
 
     # -- signals -------------------------------------------------------------------------------------------------
 
@@ -436,6 +480,8 @@ class Daemon:
             now = now_ns()
             self._ask_successor(now)
             self._watch_promotion(now)
+            if self._situation(now).owes_no_position:
+                self.steps.say_no_position(self.c.view.wanted)
             wanted, sentence = plan(self._situation(now))
             if wanted != self.plan or sentence != self.sentence:
                 if wanted.rule != self.plan.rule:
@@ -463,9 +509,10 @@ class Daemon:
         if c.view.granted != self.granted[0]:
             self.granted = (c.view.granted, now)
         term, since = self.granted
-        late = term > 0 and c.local.server is not Server.PRIMARY and now - since > PRIMARY_START_TIMEOUT_MS * MS
-        reported = c.local.failed_promotion == term or (bool(c.local.crashed) and c.local.epoch == term)
-        if late and c.view.alive and not reported:
+        if term > 0 and c.local.server is Server.PRIMARY and c.local.epoch == term:
+            self.was_primary = term
+        late = term > 0 and self.was_primary != term and now - since > PRIMARY_START_TIMEOUT_MS * MS
+        if late and c.view.alive and c.local.failed_promotion != term:
             self.log.error("promotion.failed", term=term, after_ms=PRIMARY_START_TIMEOUT_MS)
             c.change(failed_promotion=term)
 
@@ -477,22 +524,23 @@ class Daemon:
         error = outcome.error
         if error is None:
             # The same answer again at once means the step did not change what it should: not faster than this.
-            self.failures[done] = (0, now_ns() + RETRY_FIRST_MS * MS)
+            pause_ms = URGENT_PAUSE_MS if done.step in URGENT else RETRY_FIRST_MS
+            self.failures[done] = (0, now_ns() + pause_ms * MS)
             if len(self.failures) > 100:
                 self.failures.clear()
             if done.step is Step.PROMOTE and self.c.local.server is Server.PRIMARY and self.checkpointing != done.term:
                 self.checkpointing = done.term
                 self.runner.start(watch.checkpoint(self.c, done.term), self._informing("checkpoint"), "checkpoint")
             return
-        passing = StepFailed | SqlFailure | TaskTimeout | PgrError | OSError | controldata.ControlDataError
-        if not isinstance(error, passing):
+        if not isinstance(error, EXPECTED):
             raise error
         if isinstance(error, PgrError) and error.exit_code in FATAL_CODES:
             raise error
         count = self.failures.get(done, (0, 0))[0] + 1
-        pause_ms = min(RETRY_MAX_MS, RETRY_FIRST_MS << min(count - 1, 10))
+        pause_ms = URGENT_PAUSE_MS if done.step in URGENT else min(RETRY_MAX_MS, RETRY_FIRST_MS << min(count - 1, 10))
         self.failures[done] = (count, now_ns() + pause_ms * MS)
-        self.log.warning("step.failed", step=done.step.value, error=str(error), failures=count, again_in_ms=pause_ms)
+        quiet = self.log.once_per(f"step.{done}", 1) if done.step in URGENT else self.log
+        quiet.warning("step.failed", step=done.step.value, error=str(error), failures=count, again_in_ms=pause_ms)
 
     def _informing(self, name: str) -> Callable[[Outcome[Any]], None]:
         """For work that informs only: a failure is logged and the next opportunity tries again."""
@@ -567,6 +615,8 @@ class Daemon:
         self.log.info("node.stopped", exit_code=self.exit_code)
 
 
+EXPECTED = (StepFailed, SqlFailure, TaskTimeout, PgrError, JobFailed, OSError, controldata.ControlDataError)
+"""What can go wrong in a step without being a bug."""
 WATCH = Plan(Step.WAIT, 0, "watch")
 
 

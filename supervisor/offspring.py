@@ -106,6 +106,12 @@ class Offspring:
                 self._start(child)
         return found
 
+    def kill(self, name: str) -> None:
+        """End a child that hangs; the next one is started when it is gone."""
+        child = self._child(name)
+        if child.pidfd >= 0:
+            signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
+
     def stop_all(self, within_ms: int) -> None:
         """They were told to exit; who has not done so in time is killed."""
         self.stopping = True

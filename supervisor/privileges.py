@@ -139,7 +139,7 @@ def _check_owner(config: Config, account: Account) -> None:
             continue
         raise RefusedError(
             f"{what} {path} belongs to {name}, and we run as {account.name}",
-            f"run as {name}" + ("" if owner else " (not possible for root)") + f", or: chown -R {account.name} {path}",
+            (f"run as {name}, or: " if owner else "give it to that user: ") + f"chown -R {account.name} {path}",
         )
 
 

@@ -22,7 +22,7 @@ from supervisor import controldata, files, jobs, preflight, sql, timelines
 from supervisor.context import Context, StepFailed
 from supervisor.roles import Data, Plan, Server
 from supervisor.steps import Steps
-from supervisor.tasks import Task, sleep
+from supervisor.tasks import Task, Wait, sleep
 
 MARK = "pgr_node.json"
 """In PGDATA: whose copy this is. Both tools copy the source's, so it is written again before the copy is used."""
@@ -77,7 +77,8 @@ class Rebuild:
         yield from self.steps.until_logged("initialized/1", body, lambda: bool(c.cluster.system_identifier))
         if c.cluster.system_identifier != str(control.system_identifier):
             raise StepFailed("the log has accepted another data directory")
-        yield from c.save_record((EpochStart(0, 0, c.cluster.initial_timeline),), proof=None, marker="")
+        if not c.record.history:
+            yield from c.save_record((EpochStart(0, 0, c.cluster.initial_timeline),), proof=None, marker="")
         if not adopted:
             place.rename(pgdata)
             files.sync_directory(pgdata.parent)
@@ -139,6 +140,7 @@ class Rebuild:
         self._install_histories(self.new, grant)
         # From here until the history is written the directory is not what the record says.
         yield from c.save_record(marker="clone")
+        c.change(data=Data.BROKEN)
         self._aside(c.config.pgdata, "replaced")
         self.new.rename(c.config.pgdata)
         files.sync_directory(c.config.pgdata.parent)
@@ -159,7 +161,7 @@ class Rebuild:
         ever had."""
         rows = yield from sql.query_once(
             self.c.upstream(grant, dbname="postgres", application=f"pgr_proof_{self.c.local.me}"),
-            "SELECT pg_current_wal_insert_lsn(), pg_is_in_recovery()",
+            "SELECT pg_current_wal_flush_lsn(), pg_is_in_recovery()",
             until_ns=now_ns() + 5_000 * MS,
         )
         lsn, recovering = rows[0]
@@ -201,8 +203,9 @@ class Rebuild:
         yield from self._until_checkpointed(grant)
         if c.local.server is not Server.DOWN:
             yield from self.steps.stop(plan)
-        saved = self._save_wal(grant)
+        saved = yield from self._save_wal(grant)
         yield from c.save_record(marker="rewind")
+        c.change(rebuilding=plan.term)
         began = now_ns()
         c.log.info("rewind.begin", source=grant.node, saved_bytes=saved)
         done = False
@@ -220,7 +223,7 @@ class Rebuild:
             return
         finally:
             # Failed or cancelled: the marker stays, and the directory is only good for being cloned over.
-            c.change(data=Data.READY if done else Data.BROKEN, diverged=0)
+            c.change(data=Data.READY if done else Data.BROKEN, diverged=0, rebuilding=0)
         c.log.info("rewind.end", took_ms=(now_ns() - began) // MS, said=list(result.tail[-2:]))
         self._remember("rewound", f"was rewound to {grant.node}, {saved} bytes of WAL saved", {"bytes_salvaged": saved})
 
@@ -242,7 +245,7 @@ class Rebuild:
                 raise StepFailed(f"{grant.node} has not checkpointed since its promotion")
             yield from sleep(20 * MS)
 
-    def _save_wal(self, grant: Grant) -> int:
+    def _save_wal(self, grant: Grant) -> Task[int]:
         """Copy the segments that hold WAL beyond the point where the primary's history left ours. Returns bytes."""
         c = self.c
         history = c.record.history
@@ -262,8 +265,9 @@ class Rebuild:
             if int(name[:8], 16) < timeline or timelines.segment_start(name, size) + size <= first:
                 continue
             target.mkdir(mode=0o700, exist_ok=True)
-            shutil.copy2(c.postgres.wal_dir / name, target / name)
+            _copy_durably(c.postgres.wal_dir / name, target / name)
             saved += size
+            yield Wait(until_ns=now_ns())  # the loop has other things to do between two files
         if saved:
             files.sync_directory(target)
         return saved
@@ -274,3 +278,7 @@ class Rebuild:
         c.raft.tell("node.propose", {"kind": "event/1", "body": body})
 
 
+def _copy_durably(source: Path, target: Path) -> None:
+    shutil.copy2(source, target)
+    with target.open("rb") as file:
+        os.fsync(file.fileno())

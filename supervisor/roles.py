@@ -34,6 +34,8 @@ class Server(StrEnum):
 class Data(StrEnum):
     """What PGDATA is."""
 
+    UNKNOWN = "unknown"
+    """Not looked at yet: that takes what the log and this node's record say."""
     ABSENT = "absent"
     READY = "ready"
     BROKEN = "broken"
@@ -60,6 +62,8 @@ class View:
     cluster: ClusterState | None = None
     lease_term: int = 0
     lease_until_ns: int = 0
+    renewed: bool = False
+    """The Raft child of now has renewed the lease; False right after it was restarted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +71,7 @@ class Local:
     """What is true of this node."""
 
     me: str
-    data: Data = Data.ABSENT
+    data: Data = Data.UNKNOWN
     server: Server = Server.DOWN
     clean: bool = True
     """No process of Postgres is left, verified, while the server is down."""
@@ -81,6 +85,10 @@ class Local:
     """The watchdog is gone since; 0: it guards."""
     frozen: int = 0
     """The term for which the promise has been answered with what the server is now; 0: none."""
+    vowed: int = 0
+    """The highest term this process has promised to, whether the Raft child has said that it is on disk or not."""
+    rebuilding: int = 0
+    """A rewind under this grant has begun to write: it goes on, whatever else is wanted."""
     diverged: int = 0
     """The grant that this node cannot follow without a rewind."""
     needs_clone: int = 0
@@ -110,11 +118,11 @@ class Step(StrEnum):
     REWIND = "rewind"
     START = "start"
     FREEZE = "freeze"
-    NO_POSITION = "no-position"
     PROMOTE = "promote"
     OPEN = "open"
     OPEN_GATE = "open-gate"
     FOLLOW = "follow"
+    DETACH = "detach"
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +155,13 @@ class Situation:
         return self.view.cluster.grant if self.view.cluster is not None else None
 
     @property
+    def owes_no_position(self) -> bool:
+        """A promise is wanted; there is nothing to freeze yet, and its leader should not wait for an answer."""
+        local = self.local
+        waiting = self.wanted not in (0, local.frozen, local.said_no_position)
+        return self.view.alive and waiting and local.server is not Server.STANDBY and not self.writable
+
+    @property
     def wanted(self) -> int:
         """The promise that is still wanted: once the grant of its term is committed, nobody waits for it any more."""
         granted = self.grant.term if self.grant is not None else 0
@@ -163,25 +178,37 @@ class Situation:
         unguarded = self.local.unguarded_since_ns
         if unguarded and self.now_ns - unguarded >= self.timings.demote_ms * MS:
             return False
-        if self.view.lease_term != self.local.epoch:
+        if self.view.lease_term != self.local.epoch or (self.view.alive and self.view.granted != self.local.epoch):
             return False
-        if not self.view.alive:
-            # A child that is being restarted gets the whole lease, less the time to act before the watchdog.
-            return self.now_ns < self.view.lease_until_ns - LAST_MOMENT_MS * MS
-        return self.now_ns < self.demote_at_ns and self.view.granted == self.local.epoch
+        return self.now_ns < self.act_at_ns
+
+    @property
+    def act_at_ns(self) -> int:
+        """When the parent demotes. A Raft child that is being restarted gets the whole lease, less a last moment."""
+        if self.view.alive and self.view.renewed:
+            return self.demote_at_ns
+        return self.view.lease_until_ns - LAST_MOMENT_MS * MS
 
     @property
     def follows(self) -> Grant | None:
         """The grant of another node that this one may and should follow."""
-        return followable(self.view, self.local.me)
+        return followable(self.view, self.local)
 
 
-def followable(view: View, me: str) -> Grant | None:
-    """The newest grant, if it is another node's, still holds, its history is known, and no promise forbids it."""
+def source(view: View, local: Local) -> Grant | None:
+    """The newest grant, if it is another node's, still holds, and its history is known: whom a copy may be made of."""
     grant = view.cluster.grant if view.cluster is not None else None
-    if grant is None or grant.node == me or grant.failed or not grant.ancestry:
+    if grant is None or grant.node == local.me or grant.failed or not grant.ancestry:
         return None
-    return grant if grant.term >= max(view.record.promised, view.wanted) else None
+    return grant
+
+
+def followable(view: View, local: Local) -> Grant | None:
+    """The grant whose primary may be named as upstream: no promise, given or wanted, forbids it."""
+    grant = source(view, local)
+    if grant is None or grant.term < max(view.record.promised, view.wanted, local.vowed):
+        return None
+    return grant
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,17 +267,9 @@ RULES: tuple[Rule, ...] = (
         lambda s: not s.view.alive or s.view.cluster is None,
     ),
     Rule(
-        "no-position-yet", Step.NO_POSITION,
-        "a promise is wanted: nothing is writable here, but there is no position yet",
-        lambda s: s.wanted not in (0, s.local.frozen, s.local.said_no_position)
-        and s.local.server is not Server.STANDBY and not s.writable,
-        lambda s: s.wanted,
-    ),
-    Rule(
         "create", Step.CREATE, "this node is to create the cluster's data directory",
         lambda s: s.view.cluster is not None and bool(s.view.cluster.nonce) and s.view.cluster.founder == s.local.me
-        and s.local.data is Data.ABSENT and not s.view.cluster.grants
-        and s.local.said_no_position == s.wanted,
+        and s.local.data is Data.ABSENT and not s.view.cluster.grants,
     ),
     Rule(
         "promise", Step.FREEZE,
@@ -274,14 +293,23 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule("serving", Step.WAIT, "primary, open to clients", lambda s: s.local.server is Server.PRIMARY),
     Rule(
-        "clone", Step.CLONE, "there is no usable data directory: copy the primary's",
-        lambda s: s.follows is not None
-        and (s.local.data is not Data.READY or s.local.needs_clone == _grant_term(s) > 0),
+        "clone",
+        Step.CLONE,
+        "there is no usable data directory: copy the primary's",
+        lambda s: (
+            source(s.view, s.local) is not None
+            and s.local.data in (Data.ABSENT, Data.BROKEN)
+            and not s.local.rebuilding
+        )
+        or (s.follows is not None and s.local.needs_clone == _grant_term(s) > 0),
         _grant_term,
     ),
     Rule(
-        "rewind", Step.REWIND, "this node holds WAL that the primary does not have: save it, then rewind",
-        lambda s: s.follows is not None and s.local.diverged == _grant_term(s) > 0,
+        "rewind",
+        Step.REWIND,
+        "this node holds WAL that the primary does not have: save it, then rewind",
+        lambda s: (s.follows is not None and s.local.diverged == _grant_term(s) > 0)
+        or s.local.rebuilding == _grant_term(s) > 0,
         _grant_term,
     ),
     Rule(
@@ -292,6 +320,13 @@ RULES: tuple[Rule, ...] = (
         "follow", Step.FOLLOW, "follow the primary, if this node's history is part of the primary's",
         lambda s: s.follows is not None and s.local.server is Server.STANDBY and s.local.upstream != _grant_term(s),
         _grant_term,
+    ),
+    Rule(
+        "vow-forbids",
+        Step.DETACH,
+        "a promise forbids the upstream of this standby: receive no more from it",
+        lambda s: s.local.server is Server.STANDBY and 0 < s.local.upstream < max(s.view.record.promised, s.local.vowed),
+        lambda s: s.local.upstream,
     ),
     Rule(
         "streaming", Step.WAIT, "standby of the primary",

@@ -200,7 +200,10 @@ def conninfo(**options: str | int | None) -> str:
 
 def own_conninfo(socket_dir: str, port: int, dbname: str = "postgres", application_name: str = "pgr") -> str:
     """How the supervisor reaches its own Postgres: by socket as ``pgr``, past the gate, with a safe search path."""
-    options = "-c search_path=pg_catalog -c default_transaction_read_only=off -c statement_timeout=0"
+    options = (
+        "-c search_path=pg_catalog -c default_transaction_read_only=off -c statement_timeout=0"
+        " -c idle_session_timeout=0 -c idle_in_transaction_session_timeout=0 -c lock_timeout=0"
+    )
     return conninfo(
         host=socket_dir,
         port=port,

@@ -20,7 +20,7 @@ from supervisor import controldata, sql, timelines
 from supervisor.context import Context, StepFailed
 from supervisor.firstrun import first_run
 from supervisor.postgres import StartFailed, StopMode
-from supervisor.roles import Plan, Server
+from supervisor.roles import Data, Plan, Server
 from supervisor.tasks import Task, TaskTimeout, Wait, sleep
 
 FREEZE_MS = 200
@@ -32,6 +32,9 @@ FAST_STOP_MS = 10_000
 STOP_MS = 60_000
 IMMEDIATE_MS = 150
 QUERY_MS = 2_000
+CALM_MS = 5
+"""Between two looks that show no WAL receiver: longer than a fork that startup has asked for can take."""
+STARTUP_WAITS = "SELECT (SELECT wait_event FROM pg_stat_activity WHERE backend_type = 'startup')"
 STARVED = "waiting for WAL to become available"
 """What startup logs when it has read all of pg_wal; before consistency nothing else tells."""
 STARTUP_IDLE = ("RecoveryWalStream", "RecoveryRetrieveRetryInterval")
@@ -54,6 +57,8 @@ class Steps:
                 c.change(clean=False)
                 raise StepFailed(f"processes of an earlier Postgres are left: {'; '.join(left)}")
             yield from self._look_at_control_data()
+            if c.record.marker:  # set, but nothing was written since: `data` says that the directory is whole
+                yield from c.save_record(marker="")
             owned = c.write_settings(names=c.idle_names())
             prepared = c.postgres.prepare(owned, c.hba(), c.ident(), self._newest_own_timeline())
             if prepared.removed_lines:
@@ -92,6 +97,13 @@ class Steps:
         c.change(server=Server.STANDBY)
         c.log.info("postgres.started", pid=postmaster.pid)
 
+    def _session(self) -> Task[sql.Session]:
+        """The session of the steps; a new one if it was lost, timed out, or cut off by a cancelled step."""
+        c = self.c
+        if c.session is None or not c.session.open:
+            c.session = yield from sql.connect(c.own_conninfo(), now_ns() + QUERY_MS * MS)
+        return c.session
+
     def _help_to_consistency(self) -> None:
         """A fresh copy (cloned or rewound) may need WAL that only its source has before it can be asked anything.
 
@@ -114,6 +126,7 @@ class Steps:
         owned = c.write_settings(conninfo=c.upstream(grant), slot=f"pgr_{c.local.me}", names=c.idle_names())
         c.postgres.write_settings(owned, c.hba(), c.ident())
         c.change(upstream=grant.term, frozen=0)
+        c.attach_offset = c.config.postgres_log.stat().st_size
         c.need_postmaster().reload()
         c.log.info("follow.attached", primary=grant.node, term=grant.term)
 
@@ -132,6 +145,8 @@ class Steps:
 
     def _has_wal_of(self, timeline: int) -> bool:
         """Did this node's own promotion to ``timeline`` get as far as writing WAL?"""
+        if _switch_lsn(self.c, timeline) is None:
+            return False
         prefix = f"{timeline:08X}"
         return any(n.startswith(prefix) and len(n) == 24 for n in os.listdir(self.c.postgres.wal_dir))
 
@@ -199,11 +214,11 @@ class Steps:
     def hand_over(self, plan: Plan) -> Task[None]:
         """A planned change: as little as possible left to flush, then a clean stop that standbys receive to the end."""
         c = self.c
-        session = c.need_session()
         try:
+            session = yield from self._session()
             yield from session.query("CHECKPOINT", until_ns=now_ns() + HAND_OVER_CHECKPOINT_MS * MS)
-        except sql.SqlTimeout:
-            c.log.warning("handover.checkpoint_slow", after_ms=HAND_OVER_CHECKPOINT_MS)
+        except sql.SqlFailure as error:  # only makes the stop longer
+            c.log.warning("handover.no_checkpoint", error=str(error))
         clean = yield from self._stop_cleanly(FAST_STOP_MS)
         if c.local.clean:
             body = {"term": plan.term, "reason": "switchover", "clean": clean, "at": utc_now()}
@@ -219,15 +234,16 @@ class Steps:
 
     # -- promises ------------------------------------------------------------------------------------------------
 
-    def no_position(self, plan: Plan) -> Task[None]:
+    def say_no_position(self, term: int) -> None:
         """Not a vow: only that nothing here is writable and that nobody need wait for an answer."""
         c = self.c
-        server, data = c.local.server.value, c.local.data.value
-        why = f"Postgres is {server}" if data == "ready" else f"its data is {data}"
-        c.raft.tell("node.frozen", {"term": plan.term, "epoch": -1, "lsn": 0, "reason": why})
-        c.change(said_no_position=plan.term)
-        return
-        yield Wait()
+        why = f"Postgres is {c.local.server.value}" if c.local.data is Data.READY else f"its data is {c.local.data.value}"
+        if c.raft.tell("node.frozen", {"term": term, "epoch": -1, "lsn": 0, "reason": why}):
+            c.change(said_no_position=term)
+
+    def detach(self, _: Plan) -> Task[None]:
+        """A standby whose upstream a promise forbids."""
+        yield from self._detach()
 
     def freeze(self, plan: Plan) -> Task[None]:
         """The vow of safety.md: no more WAL is received or acknowledged, and this is how far it goes."""
@@ -240,14 +256,16 @@ class Steps:
             body |= {"epoch": -1, "lsn": 0, "reason": found.reason}
         else:
             body |= {"epoch": found.epoch, "lsn": found.lsn}
-        c.raft.tell("node.frozen", body)
+            c.change(vowed=max(c.local.vowed, plan.term))
+        if not c.raft.tell("node.frozen", body):
+            raise StepFailed("the Raft child does not take the answer")
         c.change(frozen=plan.term)
         c.log.info("promise.given", took_ms=(now_ns() - began) // MS, **body)
 
     def _detach(self) -> Task[None]:
         """Empty primary_conninfo, and evidence that no WAL receiver is left or can come back."""
         c = self.c
-        session, postmaster = c.need_session(), c.need_postmaster()
+        session, postmaster = (yield from self._session()), c.need_postmaster()
         until_ns = now_ns() + FREEZE_MS * MS
         c.change(upstream=0)
         if not c.may_receive and not _receivers(c):
@@ -264,14 +282,16 @@ class Steps:
             )
             calm = 0
             while calm < 2:
-                receivers = _receivers(c)
-                for pid in receivers:
+                for pid in _receivers(c):
                     yield from _terminate(pid, until_ns)
-                # The second look comes after a full round trip, and after startup had the signal.
-                yield from session.query("SELECT 1", until_ns=until_ns)
-                calm = 0 if receivers or _too_young(c) else calm + 1
+                # A startup process that has just asked for a receiver, with the old conninfo, waits for its stream.
+                rows = yield from session.query(STARTUP_WAITS, until_ns=until_ns)
+                restless = rows[0][0] == "RecoveryWalStream" or bool(_receivers(c)) or _too_young(c)
+                calm = 0 if restless else calm + 1
                 if now_ns() >= until_ns:
                     raise TaskTimeout("the WAL receiver is not gone")
+                if calm < 2:
+                    yield from sleep(CALM_MS * MS)
             c.may_receive = False
         except (TimeoutError, sql.SqlTimeout) as error:
             c.log.warning("freeze.slow", after_ms=FREEZE_MS, error=str(error))
@@ -281,7 +301,7 @@ class Steps:
 
     def _reloaded(self, name: str, value: str, until_ns: int) -> Task[None]:
         """Until our own session has the new value: then the postmaster has signalled all of its children."""
-        session = self.c.need_session()
+        session = yield from self._session()
         while True:
             rows = yield from session.query("SELECT current_setting($1)", (name,), until_ns=until_ns)
             if rows[0][0] == value:
@@ -303,7 +323,8 @@ class Steps:
 
     def _lsns(self) -> Task[tuple[int, int, bool]]:
         """(received and flushed, replayed, startup waits for more); 0 where Postgres says NULL."""
-        rows = yield from self.c.need_session().query(
+        session = yield from self._session()
+        rows = yield from session.query(
             "SELECT pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn(), pg_is_in_recovery(),"
             " (SELECT wait_event FROM pg_stat_activity WHERE backend_type = 'startup')",
             until_ns=now_ns() + QUERY_MS * MS,
@@ -324,7 +345,10 @@ class Steps:
         if timeline is None:
             return NoPosition(f"there is no WAL file that holds {timelines.format_lsn(lsn)}")
         yield from self._complete_own_history(timeline)
-        return position_of(c.record.history, lsn, timeline, c.record.proof)
+        found = position_of(c.record.history, lsn, timeline, c.record.proof)
+        if isinstance(found, Position) and c.record.proof is not None:
+            yield from c.save_record(proof=None)  # passed
+        return found
 
     def _complete_own_history(self, timeline: int) -> Task[None]:
         """This node promoted to ``timeline`` by its own grant and went down before that was written: its history
@@ -345,7 +369,7 @@ class Steps:
         c = self.c
         began = now_ns()
         grant = self._own_grant(plan.term)
-        session = c.need_session()
+        session = yield from self._session()
         if c.local.server is Server.STANDBY:
             yield from self._promote_now(grant, began)
         while True:
@@ -368,7 +392,7 @@ class Steps:
 
     def _promote_now(self, grant: Grant, began: int) -> Task[None]:
         c = self.c
-        session, postmaster = c.need_session(), c.need_postmaster()
+        session, postmaster = (yield from self._session()), c.need_postmaster()
         if c.process is None or c.local.upstream or c.may_receive or _receivers(c):
             raise StepFailed("not frozen")
         body = {
@@ -388,6 +412,8 @@ class Steps:
         c.postgres.install_histories(timelines.install_list(c.record.history, own, grant.timeline))
         # Still leader of this term, with enough of the lease left to finish what is about to begin?
         left_ms = (c.view.lease_until_ns - now_ns()) // MS
+        if c.local.unguarded_since_ns:
+            raise StepFailed("the watchdog has just gone")
         if c.view.granted != grant.term or c.view.lease_term != grant.term or left_ms < c.timings.heartbeat_ms:
             raise StepFailed(f"the lease is too short to promote ({left_ms} ms left)")
         c.change(server=Server.PROMOTING, epoch=grant.term)
@@ -426,27 +452,16 @@ class Steps:
 
     def open_gate(self, plan: Plan) -> Task[None]:
         c = self.c
+        session = yield from self._session()
+        loaded = yield from session.query("SELECT pg_conf_load_time()", until_ns=now_ns() + QUERY_MS * MS)
         owned = c.write_settings(names=c.primary_names(plan.term), gate=False)
         c.postgres.write_settings(owned, c.hba(), c.ident())
         c.need_postmaster().reload()
-        yield from self._gate_seen_open()
+        # Our own sessions override the gate, so it is the reload itself that is waited for.
+        while (yield from session.query("SELECT pg_conf_load_time()", until_ns=now_ns() + QUERY_MS * MS)) == loaded:
+            yield from sleep(1 * MS)
         c.change(gate_open=True)
         c.log.info("gate.open", term=plan.term)
-
-    def _gate_seen_open(self) -> Task[None]:
-        """New sessions begin read-write. Our own conninfo overrides the gate, so the file's value is what counts."""
-        session = self.c.need_session()
-        until_ns = now_ns() + QUERY_MS * MS
-        while True:
-            rows = yield from session.query(
-                "SELECT reset_val FROM pg_settings WHERE name = 'default_transaction_read_only'", until_ns=until_ns
-            )
-            loaded = yield from session.query(
-                "SELECT pg_conf_load_time() > now() - interval '1 second'", until_ns=until_ns
-            )
-            if loaded[0][0] == "t" or rows[0][0] == "off":
-                return
-            yield from sleep(1 * MS)
 
     def _propose(self, kind: str, body: dict[str, Any]) -> None:
         self.c.raft.tell("node.propose", {"kind": kind, "body": body | {"at": utc_now()}})
@@ -532,7 +547,7 @@ def _switch_lsn(c: Context, timeline: int) -> int | None:
     """Where ``timeline`` begins, from its history file; None if this node has no real one."""
     try:
         text = (c.postgres.wal_dir / timelines.history_name(timeline)).read_text(encoding="ascii")
-    except FileNotFoundError:
+        switches = timelines.parse_history(text)
+    except (FileNotFoundError, ValueError):  # torn by a crash: Postgres had not begun to use it
         return None
-    switches = timelines.parse_history(text)
     return switches[-1].lsn if switches else None

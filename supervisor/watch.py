@@ -10,8 +10,9 @@ from dataclasses import replace
 from consensus.cluster import ClusterState
 from fencing.clock import now_ns
 from fencing.lease import MS
-from supervisor import sql, timelines
+from supervisor import files, sql, timelines
 from supervisor.context import Context
+from supervisor.postgres import TAIL_LINES
 from supervisor.roles import Server
 from supervisor.tasks import Task, Wait, sleep
 
@@ -21,10 +22,10 @@ SLOTS_EVERY_MS = 5_000
 NOT_STREAMING_MS = 1_500
 QUERY_MS = 2_000
 
-_PRIMARY = "SELECT pg_current_wal_flush_lsn(), pg_current_wal_flush_lsn(), 'f'"
+_PRIMARY = "SELECT pg_current_wal_flush_lsn(), pg_current_wal_flush_lsn(), 'f', 'f'"
 _STANDBY = (
     "SELECT greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()), pg_last_wal_replay_lsn(),"
-    " EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming')"
+    " EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming'), pg_is_in_recovery()"
 )
 WAL_GONE = "has already been removed"
 OTHER_HISTORY = ("is not in this server's history", "is not a child of this server's history")
@@ -62,7 +63,11 @@ class Watcher:
         c = self.c
         primary = c.local.server is Server.PRIMARY
         rows = yield from session.query(_PRIMARY if primary else _STANDBY, until_ns=now_ns() + QUERY_MS * MS)
-        lsn, replayed, streaming = rows[0]
+        lsn, replayed, streaming, recovering = rows[0]
+        if c.local.server is Server.STANDBY and not primary and recovering == "f":
+            c.log.error("postgres.promoted_by_a_stranger", hint="only pgr may promote: this Postgres is stopped")
+            c.change(server=Server.PRIMARY, epoch=0)
+            return
         c.facts = replace(
             c.facts,
             lsn=timelines.parse_lsn(lsn) if lsn else 0,
@@ -81,7 +86,7 @@ class Watcher:
         self.idle_since_ns = self.idle_since_ns or now
         if now - self.idle_since_ns < NOT_STREAMING_MS * MS:
             return
-        tail = "\n".join(c.postgres.log_tail(c.postmaster))
+        tail = "\n".join(files.tail(c.config.postgres_log, c.attach_offset, TAIL_LINES))
         if WAL_GONE in tail:
             hint = "the primary no longer has the WAL this node needs: it is cloned again"
             c.log.warning("follow.wal_gone", hint=hint)

@@ -41,7 +41,7 @@ def say(text: str) -> None:
 
 @contextmanager
 def cluster(options: Options) -> Iterator[World]:
-    world = World(profile=options.profile, home=private_home("pgr-bench-"))
+    world = World(profile=options.profile, home=private_home(f"pgr-b{os.getpid()}-"))
     try:
         world.start()
         world.wait_writable(standbys=2)
@@ -241,7 +241,7 @@ def own_pids(node: LocalNode) -> list[int]:
 def coldstart(options: Options) -> Report:
     start = Figure("empty to writable, 2 streaming", "s", [], goal=4)
     for run in range(options.runs):
-        world = World(profile=options.profile, home=private_home("pgr-bench-"))
+        world = World(profile=options.profile, home=private_home(f"pgr-b{os.getpid()}-"))
         try:
             began_ns = now_ns()
             world.start()

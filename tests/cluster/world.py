@@ -67,7 +67,7 @@ class World(LocalCluster):
         self, *, nodes: int = 3, profile: str = "default", commit: str = "quorum", home: Path | None = None
     ) -> None:
         names = [chr(ord("a") + i) for i in range(nodes)]
-        super().__init__(home or private_home("pgr-test-"), names, profile=profile, commit=commit)
+        super().__init__(home or private_home(f"pgr-w{os.getpid()}-"), names, profile=profile, commit=commit)
         self.writers: list[Writer] = []
         self.extra: list[LocalNode] = []
         """Nodes beyond the founding members, ended along with them."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import venv
 import zipfile
 from pathlib import Path
 
@@ -21,11 +20,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory, checkout: Path) -> Path:
     return built
 
 
-def run(python: Path | str, *words: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
-    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    if path is not None:
-        env["PYTHONPATH"] = str(path)
-    return subprocess.run([str(python), *words], env=env, cwd="/", capture_output=True, text=True, check=False)
+def run(*words: str, path: Path) -> subprocess.CompletedProcess[str]:
+    env = os.environ | {"PYTHONPATH": str(path)}
+    return subprocess.run([sys.executable, *words], env=env, cwd="/", capture_output=True, text=True, check=False)
 
 
 def test_the_wheel_has_one_name_and_everything_below_it(wheel: Path, checkout: Path) -> None:
@@ -46,21 +43,8 @@ def test_a_foreign_supervisor_first_on_the_path_changes_nothing(wheel: Path, tmp
     (tmp_path / "supervisor").mkdir()
     (tmp_path / "supervisor" / "__init__.py").write_text("raise ImportError('the other one')\n", encoding="utf-8")
     admin = "import sys; from pgr_supervise import admin; sys.exit(admin())"
-    done = run(sys.executable, "-c", admin, "version", path=tmp_path)
+    done = run("-c", admin, "version", path=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("pgr ")
-    done = run(sys.executable, "-m", "pgr_supervise", "--help", path=tmp_path)
+    done = run("-m", "pgr_supervise", "--help", path=tmp_path)
     assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.skipif(os.environ.get("PGR_TEST_LEVEL") != "all", reason="downloads supervisord: bin/test --all")
-@pytest.mark.timeout(300)
-def test_supervisord_and_pgr_in_one_environment(wheel: Path, tmp_path: Path) -> None:
-    venv.create(tmp_path / "env", with_pip=True)
-    bin_dir = tmp_path / "env" / "bin"
-    done = run(bin_dir / "python", "-m", "pip", "install", "-q", str(wheel), "supervisor", "setuptools<81")
-    assert done.returncode == 0, done.stderr
-    for program, word, beginning in (("pgr", "version", "pgr "), ("supervisord", "--version", "4.")):
-        done = run(bin_dir / program, word)
-        assert (done.returncode, done.stdout.startswith(beginning)) == (0, True), done.stdout + done.stderr
-    assert run(bin_dir / "pgr-supervise", "--help").returncode == 0

@@ -14,7 +14,8 @@ import pytest
 
 from consensus.messages import Entry, HardState
 from consensus.record import Identity
-from consensus.storage import StorageBusyError, StorageError, StorageFullError, Write, open_store
+from consensus.storage import StorageBusyError, StorageError, StorageFullError, open_store
+from consensus.write import Write
 
 ROOT = Path(__file__).parents[2]
 SAVE_AND_SAY = """

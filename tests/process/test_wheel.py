@@ -58,8 +58,10 @@ class Environment:
 
     def check_pgr(self) -> None:
         for program, word, beginning in (
-            ("pgr", "version", "pgr "), ("pgr-supervise", "--version", "pgr-supervise "), ("pgr-supervise", "--help", "usage: "),
-        ):  # fmt: skip
+            ("pgr", "version", "pgr "),
+            ("pgr-supervise", "--version", "pgr-supervise "),
+            ("pgr-supervise", "--help", "usage: "),
+        ):
             done = self.run(program, word)
             assert (done.returncode, done.stdout.startswith(beginning)) == (0, True), done.stdout + done.stderr
 
@@ -83,7 +85,7 @@ class Environment:
 
     def told(self, conf: Path, state: str) -> None:
         until = time.monotonic() + 30
-        while (said := self.run("supervisorctl", "-c", str(conf), "status").stdout) and state not in said or not said:
+        while state not in (said := self.run("supervisorctl", "-c", str(conf), "status").stdout):
             assert time.monotonic() < until, f"not {state}: {said}"
             time.sleep(0.1)
 

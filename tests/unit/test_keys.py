@@ -35,7 +35,7 @@ def test_the_secret_is_not_shown() -> None:
 @pytest.mark.parametrize(
     "text",
     ["", "pgr1:", "pgr2:" + "0" * 40, "0" * 40, "pgr1:" + "0" * 39, "pgr1:" + "~" * 40, "pgr1:" + "#" * 40,
-     "pgr1:" + "é" * 40,     new_key() * 2],
+     "pgr1:" + "é" * 40, ("pgr1:" + "0" * 40 + "\n") * 2],
 )  # fmt: skip
 def test_malformed(text: str, tmp_path: Path) -> None:
     with pytest.raises(KeyFileError, match="pgr key new") as error:

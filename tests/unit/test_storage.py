@@ -16,10 +16,9 @@ from consensus.storage import (
     StorageCorruptError,
     StorageError,
     StorageNewerError,
-    Stored,
-    Write,
     open_store,
 )
+from consensus.write import Stored, Write
 
 ME = Identity("a", 77)
 
