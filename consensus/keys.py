@@ -5,9 +5,7 @@ The line is ``pgr1:`` and the Z85 text (40 characters) of 32 random bytes, the s
 
 from __future__ import annotations
 
-import hashlib
 import os
-import secrets
 import stat
 import struct
 from dataclasses import dataclass, field
@@ -15,6 +13,8 @@ from pathlib import Path
 
 import zmq
 from zmq.utils import z85
+
+from consensus.digest import blake2b
 
 PREFIX = "pgr1:"
 _FILE_BYTES_MAX = 4096
@@ -38,7 +38,7 @@ class ClusterKey:
 
 def new_key() -> str:
     """The content of a new key file, newline included."""
-    return f"{PREFIX}{_z85(secrets.token_bytes(32)).decode('ascii')}\n"
+    return f"{PREFIX}{_z85(os.urandom(32)).decode('ascii')}\n"
 
 
 def parse_key(text: str) -> ClusterKey:
@@ -86,7 +86,7 @@ def derived_key(seed: str) -> ClusterKey:
     What keeps strangers out there is the machine; what keeps clusters apart is the random cluster id and the
     incarnations in every frame.
     """
-    return _from_bytes(hashlib.blake2b(seed.encode("utf-8"), digest_size=32, person=b"pgr loopback").digest())
+    return _from_bytes(blake2b(seed.encode("utf-8"), digest_size=32, person=b"pgr loopback").digest())
 
 
 def _check_mode(path: Path, status: os.stat_result) -> None:

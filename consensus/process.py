@@ -5,7 +5,7 @@ Persist, then send, then tell: `Host.carry_out` goes through the effects in the 
 
 from __future__ import annotations
 
-import secrets
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -115,7 +115,7 @@ class Host:
 
     def __init__(self, child: RaftChild, log: logs.Log) -> None:
         self.child, self.log = child, log
-        self.boot = secrets.randbits(62) + 1
+        self.boot = _random(62) + 1
         self.store: Store = open_store(Path(child.raft_dir) / "raft.sqlite")
         self.stored: Stored = self.store.load()
         self.identity = self._identity()
@@ -145,7 +145,7 @@ class Host:
                     "re-admission of a node that lost its Raft directory is not in this version yet; restore the "
                     "directory from before, or keep the node stopped (the others go on without it)",
                 )
-            known = Identity(child.name, secrets.randbits(62) + 1)
+            known = Identity(child.name, _random(62) + 1)
             self.store.save(Write(identity=known))
         if known.name != child.name:
             raise RefusedToStartError(
@@ -212,13 +212,13 @@ class Host:
         fresh = stored.hard.term == 0
         raft = Raft(
             _raft_config(self.child.name, state, timings), stored.hard, log,
-            boot=self.boot, seed=secrets.randbits(63), now_ns=now, fresh=fresh,
+            boot=self.boot, seed=_random(63), now_ns=now, fresh=fresh,
         )  # fmt: skip
         mine = Member(
             self.child.name, self.identity.incarnation, self.child.raft_address, self.child.postgres_address,
             self.child.http_address,
         )  # fmt: skip
-        node = Node(self.identity, stored.record, raft, timings, lambda: secrets.token_hex(16), logs.utc_now, mine)
+        node = Node(self.identity, stored.record, raft, timings, lambda: os.urandom(16).hex(), logs.utc_now, mine)
         ready = self._resume(node)
         self._readdress(node)
         self.carry_out(node.start(ready, now_ns()))
@@ -430,7 +430,7 @@ class Host:
             case Waiting() as waiting:
                 return self._say_silent(waiting, said)
             case Charter(text):
-                self._accept(secrets.token_hex(16), text)
+                self._accept(os.urandom(16).hex(), text)
                 for name, greeting in heard.items():
                     message = Hello(0, charter_message(self.identity.cluster_id, text))
                     self._send(name, message, NO_CLUSTER, greeting.incarnation)
@@ -482,6 +482,10 @@ class Host:
 
 def replace_identity(identity: Identity, cluster_id: str, charter: str) -> Identity:
     return identity._replace(cluster_id=cluster_id, charter=charter)
+
+
+def _random(bits: int) -> int:
+    return int.from_bytes(os.urandom(8)) >> (64 - bits)
 
 
 def _raft_config(me: str, state: ClusterState, timings: Timings) -> RaftConfig:

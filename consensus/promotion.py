@@ -100,8 +100,11 @@ def decide(s: Situation) -> Decision:
     if len(positions) < needed:
         return _not_enough(s, group, positions, needed)
     answered = all(name in s.promises for name in s.connected if name in group.members)
-    if s.state.wish_loss and s.waited_ms < LOSS_GRACE_MS and not all(n in positions for n in s.connected & set(group.members)):
-        return Wait("data loss was accepted; waiting a while for every connected node, so that as little as possible is lost")
+    silent = [n for n in s.connected & set(group.members) if n not in positions]
+    if s.state.wish_loss and s.waited_ms < LOSS_GRACE_MS and silent:
+        return Wait(
+            "data loss was accepted; waiting a while for every connected node, so that as little as possible is lost"
+        )
     if not answered and s.waited_ms < GRACE_MS:
         return Wait("a read quorum has promised; waiting a moment for the others")
     winner = _choose(s, positions, needed)

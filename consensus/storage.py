@@ -9,7 +9,6 @@ when the disk is full. Rows carry a hash, since SQLite checks the shape of its p
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import sqlite3
@@ -18,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from consensus.digest import blake2b
 from consensus.messages import Entry, HardState, Snapshot
 from consensus.peerwire import PeerWireError, from_plain, loads, to_plain
 from consensus.record import Identity, NodeRecord
@@ -321,4 +321,4 @@ def _sync_directory(directory: Path) -> None:
 
 def _hash(name: str, plain: Any) -> bytes:
     text = plain if isinstance(plain, str) else json.dumps(plain, separators=(",", ":"), sort_keys=True)
-    return hashlib.blake2b(f"{name}\n{text}".encode(), digest_size=16).digest()
+    return blake2b(f"{name}\n{text}".encode(), digest_size=16).digest()

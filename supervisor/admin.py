@@ -20,7 +20,6 @@ result}`` with ``code`` an exit code of interfaces.md.
 from __future__ import annotations
 
 import os
-import secrets
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -204,7 +203,7 @@ class Admin:
         on_progress: Callable[[Progress], None] = lambda _: None,
     ) -> dict[str, Any]:
         """The result. Raises the PgrError the node answered with, or TryAgainError after ``idle_ms`` without a word."""
-        id = secrets.token_hex(8)
+        id = os.urandom(8).hex()
         try:
             for frame in self._frames(id, encode(name, body, id), idle_ms):
                 if frame.name == "admin.answer":
@@ -219,7 +218,7 @@ class Admin:
 
     def watch(self) -> Iterator[dict[str, Any]]:
         """The status at once, upon each change and every RENEW_MS, until the node stops; TryAgainError if silent."""
-        id = secrets.token_hex(8)
+        id = os.urandom(8).hex()
         ask = encode("status", {"watch": True}, id)
         heard_ns = now_ns()
         while True:

@@ -6,12 +6,12 @@ complaint names where the value came from, because whoever typed it is the one w
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, cast
 
+from consensus.digest import blake2b
 from supervisor.addresses import (
     Address,
     Peer,
@@ -275,7 +275,7 @@ def run_directory(data: Path, given: Path | None, pg_port: int, roots: Sequence[
                 "choose a shorter directory, such as /run/pgr/a",
             )
         return given
-    digest = hashlib.sha256(data.as_posix().encode(errors="surrogateescape")).hexdigest()[:12]
+    digest = blake2b(data.as_posix().encode(errors="surrogateescape"), digest_size=6).hexdigest()
     for place in (data / "run", *(Path(root) / digest for root in roots)):
         if socket_excess_bytes(place, pg_port) <= 0:
             return place

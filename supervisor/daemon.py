@@ -15,18 +15,17 @@ from typing import Any
 import zmq
 
 from consensus.cluster import load
-from consensus.record import EpochStart, NodeRecord, Position
 from fencing import wire
 from fencing.clock import now_ns
 from fencing.lease import MS, PROFILES
 from fencing.logs import Log
 from supervisor import binaries as find_binaries
-from supervisor import controldata, files, observe, preflight, watch
+from supervisor import controldata, datadir, observe, preflight, watch
 from supervisor.adminserver import AdminServer
 from supervisor.children import ChildTable
 from supervisor.config import Config
 from supervisor.context import Context, StepFailed
-from supervisor.errors import ExitCode, PgrError, RefusedError
+from supervisor.errors import ExitCode, PgrError
 from supervisor.healthserver import Current, HealthServer
 from supervisor.init import Signals
 from supervisor.jobs import JobFailed
@@ -34,12 +33,11 @@ from supervisor.launcher import Launcher
 from supervisor.links import Link
 from supervisor.offspring import Offspring
 from supervisor.postgres import OccupiedError, Postgres
-from supervisor.rebuild import Rebuild, read_mark
-from supervisor.roles import Data, Local, Plan, Server, Situation, Step, View, plan
-from supervisor.settings import REPLICATION_ROLE
+from supervisor.rebuild import Rebuild
+from supervisor.roles import Local, Plan, Server, Situation, Step, View, plan
 from supervisor.sql import SqlFailure
 from supervisor.steps import Steps
-from supervisor.tasks import NEVER, Handle, Outcome, Runner, Task, TaskTimeout, run_blocking, sleep
+from supervisor.tasks import NEVER, Handle, Outcome, Runner, Task, TaskTimeout, sleep
 
 SNAPSHOT_EVERY_MS = 1_000
 HELLO_EVERY_MS = 20
@@ -131,27 +129,12 @@ class Daemon:
         try:
             postgres.refuse_if_occupied()
         except OccupiedError:
-            self._end_leftover_postgres(postgres)
+            datadir.end_leftover(config, postgres, self.log)
         return Context(
             config, self.log, _user_name(account), self.binaries, self.children,
             Link(self.zmq, config.raft_socket, self.log), Link(self.zmq, config.watchdog_socket, self.log), postgres,
             PROFILES[config.profile], View(), Local(config.name),
         )  # fmt: skip
-
-    def _end_leftover_postgres(self, postgres: Postgres) -> None:
-        """Our own, left by a parent that died with its watchdog: nobody guards it, so it must not go on (the data
-        directory's lock is ours, so no other supervisor lives)."""
-        if not read_mark(self.config.pgdata):
-            raise OccupiedError(
-                f"a Postgres runs in {self.config.pgdata} that pgr did not start",
-                f"stop it first: pg_ctl -D {self.config.pgdata} stop",
-            )
-        from fencing.kill import fence
-
-        report = fence(self.config.pgdata, None, now_ns() + 5_000 * MS)
-        survivors = list(report.survivors)
-        self.log.warning("postgres.leftover_ended", expected=False, killed=report.killed, survivors=survivors)
-        postgres.refuse_if_occupied()
 
     def _spawn_postgres(self, argv: Sequence[str], env: Mapping[str, str], log_path: Path) -> int:
         pid = self.launcher.spawn("postgres", argv=list(argv), env=dict(env), log_path=str(log_path))
@@ -161,7 +144,7 @@ class Daemon:
     # -- the loop ------------------------------------------------------------------------------------------------
 
     def loop(self) -> int:
-        self.offspring.describe(self._raft_arguments())
+        self.offspring.describe(datadir.raft_arguments(self.c))
         self.offspring.start_all()
         self.c.watchdog.tell("deadman.query", {})
         while self.exit_code is None:
@@ -231,27 +214,6 @@ class Daemon:
             self.c.raft.tell("node.hello", {})
 
     # -- children ------------------------------------------------------------------------------------------------
-
-    def _raft_arguments(self) -> dict[str, Any]:
-        config, founding = self.config, self.config.founding
-        mark = read_mark(config.pgdata) if config.pgdata.exists() else {}
-        adopts = ""
-        if preflight.has_postgres(config.pgdata) and not mark:
-            control = run_blocking(controldata.read(self.binaries, config.pgdata, self.children), now_ns() + 5_000 * MS)
-            adopts = str(control.system_identifier)
-        settings = {"parameters": dict(founding.parameters), "hba": list(founding.hba), "superuser": founding.superuser}
-        from consensus.cluster import canonical
-
-        return {
-            "raft_dir": str(config.raft_dir), "run_dir": str(config.run), "name": config.name,
-            "listen": list(config.listen), "raft_address": str(config.advertise),
-            "postgres_address": str(config.pg_advertise), "http_address": str(config.http_advertise or ""),
-            "peers": {p.name: list(p.address) for p in config.peers},
-            "key_file": str(config.cluster_key or ""), "profile": config.profile, "commit": config.commit,
-            "settings": canonical(settings), "data_incarnation": int(mark.get("incarnation", 0)), "adopts": adopts,
-            "salvage": config.salvage_dir.exists() and any(config.salvage_dir.iterdir()),
-            "log_format": config.log_format,
-        }  # fmt: skip
 
     def _child_ended(self, name: str, code: int) -> None:
         now = now_ns()
@@ -340,27 +302,20 @@ class Daemon:
                 self.greeted = True
                 c.view = replace(c.view, incarnation=int(body["incarnation"]))
             case "raft.state":
-                record = body["record"]
                 if (body["term"], body["leader"], body["role"]) != (c.view.term, c.view.leader, c.view.role):
                     self.log.info("raft.role", term=body["term"], role=body["role"], leader=body["leader"])
                 if body["sentence"] not in ("", c.view.sentence):
                     self.log.info("promotion.state", term=body["term"], text=body["sentence"])
-                c.view = replace(
-                    c.view, alive=True, term=body["term"], leader=body["leader"], role=body["role"],
-                    wanted=body["wanted"], granted=body["granted"], hand_over=body["hand_over"],
-                    sentence=body["sentence"],
-                    record=NodeRecord(
-                        body["promised"], tuple(EpochStart(*e) for e in record["history"]),
-                        Position(*record["proof"]) if record["proof"] is not None else None, record["marker"],
-                    ),
-                )  # fmt: skip
-                self._inspect_data()
+                c.view = observe.view_of(c.view, body)
+                datadir.look(c)
             case "raft.cluster":
                 c.view = replace(c.view, cluster=load(body["state"]))
                 c.timings = PROFILES[c.cluster.profile]
                 self.offspring.use_timings(c.timings)
                 self.founding_sentence = ""
-                self._cluster_changed()
+                datadir.write_passfile(c)
+                datadir.look(c)
+                self.snapshot_at_ns = 0
             case "lease.changed":
                 c.view = replace(c.view, lease_term=body["term"], lease_until_ns=body["until_ns"], renewed=True)
             case "raft.members":
@@ -378,53 +333,6 @@ class Daemon:
                 self.admin.request(client, data, now_ns(), remote=True)
             case _:
                 pass  # late answers to questions that were given up
-
-    def _cluster_changed(self) -> None:
-        c = self.c
-        if c.cluster.replication_password:
-            line = f"*:*:*:{REPLICATION_ROLE}:{c.cluster.replication_password}\n".encode()
-            path = self.config.run / "pgpass"
-            if files.read_optional(path) != line:
-                files.write_atomically(path, line)
-        self._inspect_data()
-        self.snapshot_at_ns = 0
-
-    def _inspect_data(self) -> None:
-        """What PGDATA is, once both the log and this node's record are known; a foreign one stops the node (78)."""
-        c, pgdata = self.c, self.config.pgdata
-        if c.local.data is not Data.UNKNOWN or not c.view.alive or c.view.cluster is None:
-            return
-        expected, mark = c.cluster.system_identifier, read_mark(pgdata)
-        if not preflight.has_postgres(pgdata):
-            c.change(data=Data.ABSENT)
-            return
-        if not expected:
-            # Either this node is creating it (or bringing it in), or the log here is behind and will say.
-            creating = c.cluster.founder == self.config.name and bool(c.cluster.nonce) and not c.record.history
-            if creating and mark.get("nonce", c.cluster.nonce) == c.cluster.nonce:
-                c.change(data=Data.ABSENT)
-            return
-        if c.record.marker:
-            c.change(data=Data.BROKEN)
-            return
-        try:
-            control = run_blocking(controldata.read(self.binaries, pgdata, self.children), now_ns() + 5_000 * MS)
-        except (controldata.ControlDataError, TaskTimeout) as error:
-            self.log.error("data.broken", error=str(error), hint="it is moved aside and cloned again once there is a primary")
-            c.change(data=Data.BROKEN)
-            return
-        if str(control.system_identifier) != expected:
-            raise RefusedError(
-                f"{pgdata} belongs to another cluster: its system identifier is {control.system_identifier}, "
-                f"this cluster's is {expected}",
-                f"move it away ({pgdata}); the node then clones from the primary",
-            )
-        if not mark:
-            raise RefusedError(
-                f"{pgdata} is a copy of this cluster that this node did not make: nobody knows what it has promised",
-                f"move it away ({pgdata}); the node then clones from the primary",
-            )
-        c.change(data=Data.READY if c.record.history else Data.BROKEN)
 
     # -- signals -------------------------------------------------------------------------------------------------
 

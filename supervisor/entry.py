@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import socket
 import sys
 from collections.abc import Mapping, Sequence
@@ -46,19 +47,16 @@ def parser() -> argparse.ArgumentParser:
 
 
 def version() -> str:
-    """The version of the installed distribution, or of the checkout we run from."""
-    from importlib import metadata
-
+    """The version of the installed distribution, or of the checkout we run from (importlib.metadata costs 2 MB)."""
+    root = Path(__file__).resolve().parents[1]
+    if root.name == "app":  # of a wheel: SITE-PACKAGES/pgr_supervise/app
+        for found in root.parents[1].glob("pgr_supervise-*.dist-info"):
+            return found.name.removeprefix("pgr_supervise-").removesuffix(".dist-info")
     try:
-        return metadata.version("pgr-supervise")
-    except metadata.PackageNotFoundError:
-        import tomllib
-
-        try:
-            project = Path(__file__).resolve().parents[1] / "pyproject.toml"
-            return str(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"])
-        except (OSError, KeyError):
-            return "unknown"
+        stated = re.search(r'^version = "(.+)"$', (root / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    except OSError:
+        return "unknown"
+    return stated[1] if stated is not None else "unknown"
 
 
 def gather_facts(env: Mapping[str, str]) -> Facts:

@@ -7,8 +7,6 @@ secret is ever in an argument: passwords travel in passfiles, or as SCRAM verifi
 from __future__ import annotations
 
 import base64
-import hashlib
-import hmac
 import os
 import re
 import select
@@ -303,6 +301,9 @@ def scram_verifier(password: str, salt: bytes, iterations: int = 4096) -> str:
 
     ASCII passwords only: others would need SASLprep.
     """
+    import hashlib  # this maps OpenSSL, so only where a cluster is made
+    import hmac
+
     salted = hashlib.pbkdf2_hmac("sha256", password.encode("ascii"), salt, iterations)
     stored = hashlib.sha256(hmac.digest(salted, b"Client Key", "sha256")).digest()
     server = hmac.digest(salted, b"Server Key", "sha256")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from consensus.cluster import ClusterState
 from consensus.cluster import Member as LogMember
+from consensus.record import EpochStart, NodeRecord, Position
 from fencing.lease import MS, Timings
 from supervisor.roles import Data, Local, Server, Step, View
 from supervisor.status import HistoryEvent, Member, Primary, Snapshot, SyncGroup
@@ -31,6 +32,25 @@ class Facts:
     since: str = ""
     progress: str = ""
     """Of a clone or rewind, for people."""
+
+
+def view_of(view: View, body: Mapping[str, Any]) -> View:
+    """The view after a `raft.state` (bus catalogue in DESIGN.md)."""
+    record = body["record"]
+    proof = Position(*record["proof"]) if record["proof"] is not None else None
+    history = tuple(EpochStart(*e) for e in record["history"])
+    return replace(
+        view,
+        alive=True,
+        term=body["term"],
+        leader=body["leader"],
+        role=body["role"],
+        wanted=body["wanted"],
+        granted=body["granted"],
+        hand_over=body["hand_over"],
+        sentence=body["sentence"],
+        record=NodeRecord(body["promised"], history, proof, record["marker"]),
+    )
 
 
 def role_of(local: Local) -> str:

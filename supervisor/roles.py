@@ -325,7 +325,8 @@ RULES: tuple[Rule, ...] = (
         "vow-forbids",
         Step.DETACH,
         "a promise forbids the upstream of this standby: receive no more from it",
-        lambda s: s.local.server is Server.STANDBY and 0 < s.local.upstream < max(s.view.record.promised, s.local.vowed),
+        lambda s: s.local.server is Server.STANDBY
+        and 0 < s.local.upstream < max(s.view.record.promised, s.local.vowed),
         lambda s: s.local.upstream,
     ),
     Rule(

@@ -237,7 +237,8 @@ class Steps:
     def say_no_position(self, term: int) -> None:
         """Not a vow: only that nothing here is writable and that nobody need wait for an answer."""
         c = self.c
-        why = f"Postgres is {c.local.server.value}" if c.local.data is Data.READY else f"its data is {c.local.data.value}"
+        server, data = c.local.server, c.local.data
+        why = f"Postgres is {server.value}" if data is Data.READY else f"its data is {data.value}"
         if c.raft.tell("node.frozen", {"term": term, "epoch": -1, "lsn": 0, "reason": why}):
             c.change(said_no_position=term)
 

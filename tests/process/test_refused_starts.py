@@ -45,19 +45,23 @@ class Candidate:
         words = [word for name, value in self.flags.items() for word in (f"--{name}", value)]
         return [self.python, "-P", "-m", "pgr_supervise", *words]
 
-    def refused(self, code: int, *words: str) -> str:
-        """It ends with this code and says all of these words, and what to do."""
+    def run(self) -> tuple[int, str]:
+        """Exit code and stderr of a start that ends by itself."""
         done = subprocess.run(
             self.command(), env=node_environment() | self.env, capture_output=True, text=True, check=False, timeout=60,
             cwd="/", start_new_session=True,
         )  # fmt: skip
-        assert done.returncode == code, done.stderr
         assert done.stdout == ""
         assert "Traceback" not in done.stderr
+        return done.returncode, done.stderr
+
+    def refused(self, code: int, *words: str) -> None:
+        """It ends with this code and says all of these words, and what to do."""
+        ended, said = self.run()
+        assert ended == code, said
         for word in words:
-            assert word in done.stderr
-        assert "\nhint: " in done.stderr
-        return done.stderr
+            assert word in said
+        assert "\nhint: " in said
 
     def says(self, *words: str) -> str:
         """It starts and says all of these words; then it is stopped."""
@@ -156,13 +160,10 @@ def test_a_taken_port(node: Candidate, flag: str) -> None:
 def test_a_taken_consensus_port(node: Candidate) -> None:
     port = int(node.flags["listen"].rpartition(":")[2])
     with socket.create_server(("127.0.0.1", port)):
-        done = subprocess.run(
-            node.command(), env=node_environment(), capture_output=True, text=True, check=False, timeout=60, cwd="/",
-            start_new_session=True,
-        )  # fmt: skip
-    assert done.returncode == 69, done.stderr
-    assert f"{port} is in use by another process" in done.stderr
-    assert "choose another port with --listen" in done.stderr
+        code, said = node.run()
+    assert code == 69, said
+    assert f"{port} is in use by another process" in said
+    assert "choose another port with --listen" in said
     assert not (node.data / "pgdata").exists()
 
 
@@ -212,6 +213,26 @@ def test_an_interpreter_where_postgres_cannot_enter_is_named(node: Candidate) ->
     node.refused(69, f"can't enter {closed}", f"chmod o+x {closed}", "/var/cache/pgr")
 
 
+@pytest.mark.root
+def test_no_room_below_raft_at_the_first_start(node: Candidate) -> None:
+    raft = node.mkdir(node.data / "raft")
+    mount = ["mount", "-t", "tmpfs", "-o", f"size=64k,mode=700,uid={raft.stat().st_uid}", "pgr-test", str(raft)]
+    done = subprocess.run(mount, check=False, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"cannot mount a tmpfs here: {done.stderr.strip()}")
+    try:
+        with pytest.raises(OSError, match="No space"):
+            (raft / "ballast").write_bytes(bytes(1 << 20))
+        code, said = node.run()
+        assert code == 74, said
+        assert str(raft) in said
+        assert "hint" in said
+        (raft / "ballast").unlink()
+        node.says("raft.started")
+    finally:
+        subprocess.run(["umount", str(raft)], check=True)
+
+
 # --- the configuration ------------------------------------------------------------------------------------------------
 
 
@@ -252,13 +273,10 @@ def test_a_cluster_key_that_cannot_be_used(node: Candidate, text: str, mode: int
     key = write_secret(node.home / "cluster.key", text)
     key.chmod(mode)
     node.flags["cluster-key"] = str(key)
-    done = subprocess.run(
-        node.command(), env=node_environment(), capture_output=True, text=True, check=False, timeout=60, cwd="/",
-        start_new_session=True,
-    )  # fmt: skip
-    assert done.returncode in (64, 69), done.stderr
-    assert str(key) in done.stderr
-    assert words in done.stderr
+    code, said = node.run()
+    assert code in (64, 69), said
+    assert str(key) in said
+    assert words in said
 
 
 @pytest.mark.parametrize(

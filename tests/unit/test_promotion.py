@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from consensus.cluster import ClusterState, Grant, Member, SyncGroup
 from consensus.positions import NoPosition
-from consensus.promotion import GRACE_MS, HandOver, Situation, TakeGrant, Wait, decide, quorum_promised
+from consensus.promotion import GRACE_MS, LOSS_GRACE_MS, HandOver, Situation, TakeGrant, Wait, decide, quorum_promised
 from consensus.record import Position
 
 ABC = ("a", "b", "c")
@@ -113,7 +113,9 @@ def test_a_switchover_target_wins_only_if_it_holds_every_commit() -> None:
 
 def test_data_loss_is_accepted_only_in_so_many_words() -> None:
     assert isinstance(ask({"b": (3, 50), "c": None}), Wait)
-    decision = ask({"b": (3, 50), "c": None}, accept_data_loss=True)
+    early = ask({"b": (3, 50), "c": None}, accept_data_loss=True)
+    assert isinstance(early, Wait), "c may hold more, and is still reading"
+    decision = ask({"b": (3, 50), "c": None}, accept_data_loss=True, waited=LOSS_GRACE_MS)
     assert isinstance(decision, TakeGrant)
     assert "data loss was accepted" in decision.reason
     assert isinstance(ask({"c": None}, accept_data_loss=True), Wait), "somebody must have a position"

@@ -43,7 +43,7 @@ def serving(*, view: dict[str, Any] | None = None, local: dict[str, Any] | None 
     """``a`` is primary of term 5, open, with a fresh lease; and what differs from that."""
     seen = View(
         True, 7, 5, "a", "leader", wanted=5, granted=5, record=NodeRecord(5), cluster=agreed(granted(5, "a")),
-        lease_term=5, lease_until_ns=FRESH,
+        lease_term=5, lease_until_ns=FRESH, renewed=True,
     )  # fmt: skip
     here = Local("a", Data.READY, Server.PRIMARY, epoch=5, frozen=5, gate_open=True)
     return Situation(replace(seen, **view or {}), replace(here, **local or {}), TIMINGS, NOW)
@@ -96,9 +96,7 @@ DECIDES: tuple[tuple[str, int, Situation], ...] = (
     ("control-away", 0, streaming(view={"alive": False})),
     ("control-away", 0, streaming(view={"cluster": None})),
     ("control-away", 0, serving(view={"alive": False, "lease_until_ns": NOW + DEMOTED - 1})),
-    ("no-position-yet", 6, streaming(view={"wanted": 6}, local=DOWN)),
-    ("no-position-yet", 6, streaming(view={"wanted": 6}, local={"server": Server.STARTING, "upstream": 0})),
-    ("create", 0, serving(view=FOUNDING, local={"data": Data.ABSENT, "said_no_position": 1, **DOWN, "epoch": 0})),
+    ("create", 0, serving(view=FOUNDING, local={"data": Data.ABSENT, **DOWN, "epoch": 0})),
     ("promise", 6, streaming(view={"wanted": 6})),
     ("promise", 6, streaming(view={"wanted": 6}, local={"upstream": 0, "diverged": 5, "frozen": 4})),
     ("promote", 5, serving(local={"server": Server.STANDBY, "epoch": 0, "gate_open": False})),
@@ -108,20 +106,28 @@ DECIDES: tuple[tuple[str, int, Situation], ...] = (
     ("serving", 0, serving()),
     ("clone", 5, streaming(local={**DOWN, "data": Data.ABSENT})),
     ("clone", 5, streaming(local={**DOWN, "data": Data.BROKEN})),
+    ("clone", 5, streaming(view={"wanted": 6}, local={**DOWN, "data": Data.ABSENT, "vowed": 6})),
     ("clone", 5, streaming(local={"needs_clone": 5})),
     ("rewind", 5, streaming(local={"upstream": 0, "diverged": 5})),
     ("rewind", 5, streaming(local={**DOWN, "diverged": 5})),
+    ("rewind", 5, streaming(view={"wanted": 6}, local={**DOWN, "rebuilding": 5})),
+    ("rewind", 5, streaming(local={**DOWN, "rebuilding": 5, "data": Data.BROKEN})),
     ("start", 0, streaming(local=DOWN)),
     ("start", 0, streaming(local={**DOWN, "server": Server.STARTING})),
     ("start", 0, streaming(local={**DOWN, "diverged": 4, "needs_clone": 3})),
+    ("start", 0, streaming(view={"wanted": 6}, local={**DOWN, "diverged": 5, "needs_clone": 5})),
     ("follow", 5, streaming(local={"upstream": 0})),
     ("follow", 5, streaming(local={"upstream": 4})),
+    ("vow-forbids", 5, streaming(view={"record": NodeRecord(6)})),
+    ("vow-forbids", 5, streaming(local={"vowed": 6})),
     ("streaming", 0, streaming()),
     ("waiting", 0, streaming(view={"cluster": agreed()}, local={"upstream": 0, "frozen": 5})),
     ("waiting", 0, streaming(view={"cluster": agreed(granted(5, "a", ancestry=()))}, local={"upstream": 0})),
     ("waiting", 0, streaming(view={"cluster": agreed(granted(5, "a", failed="killed"))}, local={"upstream": 0})),
     ("waiting", 0, streaming(view={"record": NodeRecord(6)}, local={"upstream": 0})),
     ("waiting", 0, streaming(view={"wanted": 6}, local={"upstream": 0, "frozen": 6})),
+    ("waiting", 0, streaming(local={"upstream": 0, "vowed": 6})),
+    ("waiting", 0, streaming(local={**DOWN, "data": Data.UNKNOWN})),
 )
 
 IDS = [f"{name}-{at}" for at, (name, _, _) in enumerate(DECIDES)]
@@ -152,11 +158,31 @@ def test_the_lease_of_a_primary_ends_its_authority_at_the_instant_of_demotion() 
     assert decided(serving(view={"lease_until_ns": NOW + DEMOTED})).rule == "authority-lost"
 
 
-def test_a_child_that_is_being_restarted_gets_the_whole_lease() -> None:
+@pytest.mark.parametrize(
+    ("away", "rule"),
+    [({"alive": False, "granted": 0, "renewed": False}, "control-away"), ({"renewed": False}, "serving")],
+)
+def test_a_child_that_is_being_restarted_gets_the_whole_lease(away: dict[str, Any], rule: str) -> None:
     last = NOW + roles.LAST_MOMENT_MS * MS
-    away = {"alive": False, "granted": 0}
-    assert decided(serving(view={**away, "lease_until_ns": last + 1})).rule == "control-away"
+    assert decided(serving(view={**away, "lease_until_ns": last + 1})).rule == rule
     assert decided(serving(view={**away, "lease_until_ns": last})).rule == "authority-lost"
+
+
+@pytest.mark.parametrize(
+    ("situation", "owed"),
+    [
+        (streaming(view={"wanted": 6}, local=DOWN), True),
+        (streaming(view={"wanted": 6}, local={"server": Server.STARTING, "upstream": 0}), True),
+        (streaming(view={"wanted": 6}, local={**DOWN, "said_no_position": 6}), False),
+        (streaming(view={"wanted": 6}), False),
+        (streaming(local=DOWN), False),
+        (streaming(view={"wanted": 6, "alive": False}, local=DOWN), False),
+        (serving(view={"wanted": 6}), False),
+        (serving(view={"wanted": 6}, local={"server": Server.STOPPING}), False),
+    ],
+)
+def test_no_position_is_said_once_and_only_when_nothing_is_writable(situation: Situation, owed: bool) -> None:
+    assert situation.owes_no_position is owed
 
 
 # What must hold in every situation
@@ -190,7 +216,7 @@ def some_situation(one: Choose) -> Situation:
     view = View(
         alive=one([yes, yes, no]), incarnation=7, term=one(terms), leader=one(["", "a", "b"]), wanted=one(terms),
         granted=one(terms), hand_over=one([None, None, "b"]), record=NodeRecord(one(terms)), cluster=cluster,
-        lease_term=one(terms), lease_until_ns=one(LEASES),
+        lease_term=one(terms), lease_until_ns=one(LEASES), renewed=one([yes, yes, no]),
     )  # fmt: skip
     server = one(list(Server))
     writable = server in (Server.PRIMARY, Server.PROMOTING)
@@ -198,7 +224,8 @@ def some_situation(one: Choose) -> Situation:
         me=one("ab"), data=one(list(Data)), server=server, clean=one([yes, no]),
         epoch=one([term, term, 4, 5] if writable else terms),  # set by the same change as PROMOTING, see steps.py
         upstream=one(terms), said_no_position=one(terms), unguarded_since_ns=one(UNGUARDED), frozen=one(terms),
-        diverged=one(terms), needs_clone=one(terms), gate_open=one([no, yes]),
+        vowed=one(TERMS), rebuilding=one([0, 0, *TERMS]), diverged=one(terms),
+        needs_clone=one(terms), gate_open=one([no, yes]),
         stopping=one([no, no, yes]), asked_to_hand_over=one([no, yes]), failed_promotion=one(TERMS),
         crashed=one(["", "killed"]),
     )  # fmt: skip
@@ -212,11 +239,11 @@ def situations(draw: st.DrawFn) -> Situation:
 
 def may_write(s: Situation) -> bool:
     """The authority to be writable, told once more and independently of roles.py."""
-    mine = s.view.lease_term == s.local.epoch
     guarded = s.local.unguarded_since_ns in (0, NOW)
-    if s.view.alive:
-        return mine and guarded and s.view.granted == s.local.epoch and s.view.lease_until_ns > NOW + DEMOTED
-    return mine and guarded and s.view.lease_until_ns > NOW + roles.LAST_MOMENT_MS * MS
+    granted_here = s.view.granted == s.local.epoch or not s.view.alive
+    spare_ns = DEMOTED if s.view.alive and s.view.renewed else roles.LAST_MOMENT_MS * MS
+    in_time = s.view.lease_until_ns > NOW + spare_ns
+    return s.view.lease_term == s.local.epoch and guarded and granted_here and in_time
 
 
 def writable_without_authority_is_fenced(s: Situation) -> bool:
@@ -231,13 +258,23 @@ def promotion_takes_a_committed_grant(s: Situation) -> bool:
 
 
 def nothing_older_than_the_promise_is_followed(s: Situation) -> bool:
+    """Copies excepted that can't be anybody's evidence: into an empty or broken place, or a rewind that has begun."""
     wanted = decided(s)
-    if wanted.step not in (Step.FOLLOW, Step.CLONE, Step.REWIND):
+    unusable = s.local.data in (Data.ABSENT, Data.BROKEN)
+    begun = wanted.step is Step.REWIND and s.local.rebuilding == wanted.term
+    if wanted.step not in (Step.FOLLOW, Step.CLONE, Step.REWIND) or begun:
         return True
     grant = s.view.cluster.grant if s.view.cluster is not None else None
-    assert grant is not None
-    floor = max(s.view.record.promised, s.view.wanted)
-    return wanted.term == grant.term >= floor and grant.node != s.local.me and bool(grant.ancestry) and not grant.failed
+    floor = max(s.view.record.promised, s.view.wanted, s.local.vowed)
+    allowed = wanted.term >= floor or (wanted.step is Step.CLONE and unusable)
+    usable = grant is not None and grant.node != s.local.me and bool(grant.ancestry) and not grant.failed
+    return allowed and usable and grant is not None and wanted.term == grant.term
+
+
+def no_upstream_outlives_a_newer_promise(s: Situation) -> bool:
+    forbidden = 0 < s.local.upstream < max(s.view.record.promised, s.local.vowed)
+    settled = decided(s).rule in ("streaming", "waiting")
+    return not (s.local.server is Server.STANDBY and forbidden and settled)
 
 
 def nothing_starts_beside_what_is_left(s: Situation) -> bool:
@@ -271,6 +308,7 @@ PROPERTIES: tuple[Callable[[Situation], bool], ...] = (
     writable_without_authority_is_fenced,
     promotion_takes_a_committed_grant,
     nothing_older_than_the_promise_is_followed,
+    no_upstream_outlives_a_newer_promise,
     nothing_starts_beside_what_is_left,
     a_primary_is_left_alone_or_stopped,
     the_gate_opens_only_for_a_proven_epoch,
@@ -314,6 +352,7 @@ def _newest_grant(s: Situation) -> Grant | None:
 CONTROLS: tuple[tuple[Callable[[Situation], bool], tuple[Rule, ...]], ...] = (
     (writable_without_authority_is_fenced, last("authority-lost")),
     (nothing_starts_beside_what_is_left, last("leftovers")),
+    (no_upstream_outlives_a_newer_promise, last("vow-forbids")),
     (a_primary_is_left_alone_or_stopped, first("clone")),
     (promotion_takes_a_committed_grant, always("promote", lambda s: s.local.server is Server.STANDBY)),
     (promotion_takes_a_committed_grant, last("control-away")),

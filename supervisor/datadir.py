@@ -1,0 +1,104 @@
+"""PGDATA as it is found: whose it is, what the Raft child must know of it, and a Postgres left running in it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from consensus.cluster import canonical
+from fencing.clock import now_ns
+from fencing.kill import fence
+from fencing.lease import MS
+from fencing.logs import Log
+from supervisor import controldata, files, preflight
+from supervisor.config import Config
+from supervisor.context import Context
+from supervisor.errors import RefusedError
+from supervisor.postgres import OccupiedError, Postgres
+from supervisor.rebuild import read_mark
+from supervisor.roles import Data
+from supervisor.settings import REPLICATION_ROLE
+from supervisor.tasks import TaskTimeout, run_blocking
+
+
+def look(c: Context) -> None:
+    """What PGDATA is, once both the log and this node's record are known; a foreign one stops the node (78)."""
+    pgdata = c.config.pgdata
+    if c.local.data is not Data.UNKNOWN or not c.view.alive or c.view.cluster is None:
+        return
+    expected, mark = c.cluster.system_identifier, read_mark(pgdata)
+    if not preflight.has_postgres(pgdata):
+        c.change(data=Data.ABSENT)
+        return
+    if not expected:
+        # Either this node is creating it (or bringing it in), or the log here is behind and will say.
+        creating = c.cluster.founder == c.local.me and bool(c.cluster.nonce) and not c.record.history
+        if creating and mark.get("nonce", c.cluster.nonce) == c.cluster.nonce:
+            c.change(data=Data.ABSENT)
+        return
+    if c.record.marker:
+        c.change(data=Data.BROKEN)
+        return
+    try:
+        control = run_blocking(controldata.read(c.binaries, pgdata, c.children), now_ns() + 5_000 * MS)
+    except (controldata.ControlDataError, TaskTimeout) as error:
+        hint = "it is moved aside and cloned again once there is a primary"
+        c.log.error("data.broken", error=str(error), hint=hint)
+        c.change(data=Data.BROKEN)
+        return
+    if str(control.system_identifier) != expected:
+        raise RefusedError(
+            f"{pgdata} belongs to another cluster: its system identifier is {control.system_identifier}, "
+            f"this cluster's is {expected}",
+            f"move it away ({pgdata}); the node then clones from the primary",
+        )
+    if not mark:
+        raise RefusedError(
+            f"{pgdata} is a copy of this cluster that this node did not make: nobody knows what it has promised",
+            f"move it away ({pgdata}); the node then clones from the primary",
+        )
+    c.change(data=Data.READY if c.record.history else Data.BROKEN)
+
+
+def write_passfile(c: Context) -> None:
+    """What libpq reads the replication password from: never in a connection string, never in an argument."""
+    if not c.cluster.replication_password:
+        return
+    line = f"*:*:*:{REPLICATION_ROLE}:{c.cluster.replication_password}\n".encode()
+    path = c.config.run / "pgpass"
+    if files.read_optional(path) != line:
+        files.write_atomically(path, line)
+
+
+def raft_arguments(c: Context) -> dict[str, Any]:
+    """What the Raft child is told at its start (consensus/process.py `RaftChild`)."""
+    config, founding = c.config, c.config.founding
+    mark = read_mark(config.pgdata) if config.pgdata.exists() else {}
+    adopts = ""
+    if preflight.has_postgres(config.pgdata) and not mark:
+        control = run_blocking(controldata.read(c.binaries, config.pgdata, c.children), now_ns() + 5_000 * MS)
+        adopts = str(control.system_identifier)
+    settings = {"parameters": dict(founding.parameters), "hba": list(founding.hba), "superuser": founding.superuser}
+    return {
+        "raft_dir": str(config.raft_dir), "run_dir": str(config.run), "name": config.name,
+        "listen": list(config.listen), "raft_address": str(config.advertise),
+        "postgres_address": str(config.pg_advertise), "http_address": str(config.http_advertise or ""),
+        "peers": {p.name: list(p.address) for p in config.peers},
+        "key_file": str(config.cluster_key or ""), "profile": config.profile, "commit": config.commit,
+        "settings": canonical(settings), "data_incarnation": int(mark.get("incarnation", 0)), "adopts": adopts,
+        "salvage": config.salvage_dir.exists() and any(config.salvage_dir.iterdir()),
+        "log_format": config.log_format,
+    }  # fmt: skip
+
+
+def end_leftover(config: Config, postgres: Postgres, log: Log) -> None:
+    """Our own, left by a parent that died with its watchdog: nobody guards it, so it must not go on (the data
+    directory's lock is ours, so no other supervisor lives)."""
+    if not read_mark(config.pgdata):
+        raise OccupiedError(
+            f"a Postgres runs in {config.pgdata} that pgr did not start",
+            f"stop it first: pg_ctl -D {config.pgdata} stop",
+        )
+    report = fence(config.pgdata, None, now_ns() + 5_000 * MS)
+    survivors = list(report.survivors)
+    log.warning("postgres.leftover_ended", expected=False, killed=report.killed, survivors=survivors)
+    postgres.refuse_if_occupied()
