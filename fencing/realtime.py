@@ -85,6 +85,16 @@ def spare_from_oom() -> bool:
 
 def quiet_gc() -> None:
     """No collection pauses from here on; for a process that makes no reference cycles in its loop."""
-    gc.collect()
+    compact()
     gc.freeze()
     gc.disable()
+
+
+def compact() -> None:
+    """Give the kernel back what imports and a start leave unused, about 1 MB; takes some 10 ms."""
+    gc.collect()
+    import ctypes  # 0.5 MB, so only here
+
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, musl has not
+    if trim is not None:
+        trim(0)

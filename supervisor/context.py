@@ -55,6 +55,8 @@ class Context:
     """What the running server's changing settings are: conninfo, slot, names, gate."""
     may_receive: bool = False
     """A WAL receiver may exist or come back: from the moment an upstream is written until it is proven to be gone."""
+    start_failures: int = 0
+    """In a row, since Postgres last became ready."""
     attach_offset: int = 0
     """Size of Postgres's log when the upstream was last set: what it says of it comes later."""
     clone_progress: tuple[int, int] = (0, 0)

@@ -32,6 +32,7 @@ from typing import Any, Final, NamedTuple, NoReturn
 
 from fencing.clock import now_ns
 from fencing.logs import Log
+from fencing.realtime import compact
 from supervisor.errors import BugError, MissingError, PgrError, TryAgainError, exit_for, explain
 from supervisor.init import adopts_orphans, default_signals, die_with_parent, set_title
 
@@ -92,7 +93,7 @@ class Launcher:
         parent_pid = os.getpid()
         sys.stdout.flush()
         sys.stderr.flush()
-        gc.collect()
+        compact()
         gc.freeze()  # the collector would touch, and so copy, every page that is shared
         pid = os.fork()
         if pid == 0:
@@ -258,7 +259,7 @@ def _exec_main(fd: str, parent_pid: str, kinds: str) -> None:
         if not die_with_parent(int(parent_pid), signal.SIGKILL):
             return
         _preload(table)
-        gc.collect()
+        compact()
         gc.freeze()
         _serve(channel, int(parent_pid), table)
 

@@ -14,6 +14,8 @@ import sys
 from types import ModuleType
 from typing import Any
 
+from fencing.realtime import compact
+
 _POSTPONED = ("psycopg", "psycopg_c", "psycopg_binary", "asyncio", "ssl")
 """ssl: psycopg wants libcrypto's callbacks set before libpq could do it; neither has done so since OpenSSL 1.1."""
 
@@ -48,10 +50,12 @@ def load() -> ModuleType:
             sys.modules["asyncio"].__dict__.setdefault("CancelledError", cancelled)
             importlib.import_module("psycopg.pq")
             importlib.import_module("psycopg.errors")
-        except Exception:
+        except Exception:  # whatever it is: the plain import below says it too, or has none of it
             for name in set(sys.modules) - before:
                 if name.partition(".")[0] in _POSTPONED:
                     del sys.modules[name]
+        importlib.import_module("psycopg.pq")
+        compact()
     return importlib.import_module("psycopg.pq")
 
 

@@ -261,9 +261,9 @@ class Postgres:
         except (IndexError, ValueError):
             return None
 
-    def log_tail(self, postmaster: Postmaster) -> tuple[str, ...]:
+    def log_tail(self, postmaster: Postmaster, lines: int = TAIL_LINES) -> tuple[str, ...]:
         """The last lines it logged."""
-        return files.tail(self.log_path, postmaster.log_offset, TAIL_LINES)
+        return files.tail(self.log_path, postmaster.log_offset, lines)
 
 
 def children_of(pid: int) -> tuple[Child, ...]:

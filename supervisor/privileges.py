@@ -126,7 +126,11 @@ def _check_owner(config: Config, account: Account) -> None:
     """PGDATA must be ours: Postgres itself checks it, and a foreign one is a mistake worth stopping for."""
     for path, what in ((config.pgdata, "the Postgres data directory"), (config.data, "the node's directory")):
         owner = _owner(path)
-        if owner is None or owner == account.uid:
+        if owner is None:
+            continue
+        if not path.is_dir():
+            raise UsageError(f"{path} is there and is not a directory", "move it away, or choose another place")
+        if owner == account.uid:
             continue
         # An empty directory that root made (mkdir, a fresh volume) is handed over; one with content never is.
         if owner == 0 and os.geteuid() == 0 and not any(path.iterdir()):

@@ -37,6 +37,9 @@ CALM_MS = 5
 STARTUP_WAITS = "SELECT (SELECT wait_event FROM pg_stat_activity WHERE backend_type = 'startup')"
 STARVED = "waiting for WAL to become available"
 """What startup logs when it has read all of pg_wal; before consistency nothing else tells."""
+STARVED_MS = 5_000
+"""Without consistency, without WAL to read and without a stream for this long: this copy never becomes usable."""
+START_FAILURES_MAX = 3
 STARTUP_IDLE = ("RecoveryWalStream", "RecoveryRetrieveRetryInterval")
 
 
@@ -73,15 +76,20 @@ class Steps:
             body = {"pid": c.process.pid, "start_ticks": c.process.start_ticks}
             c.watchdog.tell("deadman.watch", body)
             c.log.info("postgres.starting", pid=c.postmaster.pid)
-        postmaster = c.need_postmaster()
+        postmaster, began = c.need_postmaster(), now_ns()
         while True:
             try:
                 yield from c.postgres.wait_ready(postmaster, now_ns() + CONSISTENCY_MS * MS)
                 break
             except StartFailed as error:
+                c.start_failures += 1
+                if c.start_failures >= START_FAILURES_MAX and c.followed is not None:
+                    c.log.warning("start.hopeless", failures=c.start_failures, hint="it is copied again from the primary")
+                    c.change(needs_clone=c.followed.term)
                 raise StepFailed(str(error)) from error
             except TimeoutError:
-                self._help_to_consistency()
+                self._help_to_consistency(now_ns() - began)
+        c.start_failures = 0
         session = yield from sql.connect(c.own_conninfo(), now_ns() + 5_000 * MS)
         rows = yield from session.query(
             "SELECT (SELECT setting FROM pg_settings WHERE name = 'wal_segment_size'),"
@@ -104,7 +112,7 @@ class Steps:
             c.session = yield from sql.connect(c.own_conninfo(), now_ns() + QUERY_MS * MS)
         return c.session
 
-    def _help_to_consistency(self) -> None:
+    def _help_to_consistency(self, waited_ns: int) -> None:
         """A fresh copy (cloned or rewound) may need WAL that only its source has before it can be asked anything.
 
         What it holds came from that primary, so attaching to the very same grant needs no divergence check. Under
@@ -112,12 +120,17 @@ class Steps:
         """
         c = self.c
         proof, grant = c.record.proof, c.followed
-        if proof is None or grant is None or c.local.upstream == grant.term:
+        if grant is None:
             return
-        if proof.epoch == grant.term and c.record.history == grant.ancestry:
+        fresh = proof is not None and proof.epoch == grant.term and c.record.history == grant.ancestry
+        if fresh and c.local.upstream != grant.term:
             self._attach(grant)
-        elif any(STARVED in line for line in c.postgres.log_tail(c.need_postmaster())):
-            c.log.warning("start.inconsistent", hint="the copy's source is primary no more; it is copied again")
+            return
+        # Many lines: clients that are turned away fill the log.
+        tail = c.postgres.log_tail(c.need_postmaster(), lines=1000)
+        starved = not _receivers(c) and any(STARVED in line for line in tail)
+        if starved and waited_ns > STARVED_MS * MS:
+            c.log.warning("start.inconsistent", hint="it lacks WAL that nobody sends; it is copied again from the primary")
             c.change(needs_clone=grant.term)
 
     def _attach(self, grant: Grant) -> None:

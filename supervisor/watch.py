@@ -12,7 +12,6 @@ from fencing.clock import now_ns
 from fencing.lease import MS
 from supervisor import files, sql, timelines
 from supervisor.context import Context
-from supervisor.postgres import TAIL_LINES
 from supervisor.roles import Server
 from supervisor.tasks import Task, Wait, sleep
 
@@ -86,7 +85,7 @@ class Watcher:
         self.idle_since_ns = self.idle_since_ns or now
         if now - self.idle_since_ns < NOT_STREAMING_MS * MS:
             return
-        tail = "\n".join(files.tail(c.config.postgres_log, c.attach_offset, TAIL_LINES))
+        tail = "\n".join(files.tail(c.config.postgres_log, c.attach_offset, 1000))
         if WAL_GONE in tail:
             hint = "the primary no longer has the WAL this node needs: it is cloned again"
             c.log.warning("follow.wal_gone", hint=hint)

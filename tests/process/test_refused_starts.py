@@ -115,6 +115,14 @@ def test_pgdata_with_something_else_in_it(node: Candidate) -> None:
     assert photos.is_dir(), "nothing is deleted"
 
 
+@pytest.mark.parametrize("which", ["data", "pgdata"])
+def test_a_file_where_a_directory_should_be(node: Candidate, which: str) -> None:
+    file = node.data if which == "data" else node.mkdir(node.data) / "pgdata"
+    file.write_text("precious", encoding="utf-8")
+    node.refused(64, f"{file} is there and is not a directory", "move it away")
+    assert file.read_text(encoding="utf-8") == "precious"
+
+
 @pytest.mark.root
 def test_pgdata_of_another_user(node: Candidate) -> None:
     pgdata = node.mkdir(node.data / "pgdata")
