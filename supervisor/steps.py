@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 from consensus.cluster import Grant
@@ -40,6 +41,7 @@ STARVED = "waiting for WAL to become available"
 STARVED_MS = 5_000
 """Without consistency, without WAL to read and without a stream for this long: this copy never becomes usable."""
 START_FAILURES_MAX = 3
+LOG_BYTES_MAX = 64 << 20
 STARTUP_IDLE = ("RecoveryWalStream", "RecoveryRetrieveRetryInterval")
 
 
@@ -67,6 +69,7 @@ class Steps:
             if prepared.removed_lines:
                 c.log.warning("settings.removed", lines=list(prepared.removed_lines))
             c.may_receive = False
+            _rotate(c.config.postgres_log)
             c.postmaster = c.postgres.start()
             c.process = process_id(c.postmaster.pid)
             c.change(
@@ -84,7 +87,7 @@ class Steps:
             except StartFailed as error:
                 c.start_failures += 1
                 if c.start_failures >= START_FAILURES_MAX and c.followed is not None:
-                    c.log.warning("start.hopeless", failures=c.start_failures, hint="it is copied again from the primary")
+                    c.log.warning("start.hopeless", failures=c.start_failures, hint="it is copied again")
                     c.change(needs_clone=c.followed.term)
                 raise StepFailed(str(error)) from error
             except TimeoutError:
@@ -130,7 +133,7 @@ class Steps:
         tail = c.postgres.log_tail(c.need_postmaster(), lines=1000)
         starved = not _receivers(c) and any(STARVED in line for line in tail)
         if starved and waited_ns > STARVED_MS * MS:
-            c.log.warning("start.inconsistent", hint="it lacks WAL that nobody sends; it is copied again from the primary")
+            c.log.warning("start.inconsistent", hint="it lacks WAL that nobody sends; it is copied again")
             c.change(needs_clone=grant.term)
 
     def _attach(self, grant: Grant) -> None:
@@ -520,6 +523,12 @@ class Steps:
             case Attach(history):
                 yield from c.save_record(history)
                 self._attach(grant)
+
+
+def _rotate(log: Path) -> None:
+    """Before a start, when nobody writes: one older file is kept, so the disk is not filled by lines nobody reads."""
+    if log.exists() and log.stat().st_size > LOG_BYTES_MAX:
+        log.replace(log.with_suffix(".log.1"))
 
 
 def _with(facts: Any, **changes: Any) -> Any:
