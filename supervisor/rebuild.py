@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import shutil
 from pathlib import Path
 from typing import Any
@@ -107,7 +106,7 @@ class Rebuild:
 
     def _roles(self, place: Path) -> Task[None]:
         c = self.c
-        statements = jobs.roles_sql(c.cluster.replication_password, secrets.token_bytes(16))
+        statements = jobs.roles_sql(c.cluster.replication_password, os.urandom(16))
         yield from jobs.single_user(c.binaries, place, statements, c.children)
 
     # -- clone ---------------------------------------------------------------------------------------------------

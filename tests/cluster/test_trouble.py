@@ -124,7 +124,7 @@ def fill(node: LocalNode) -> Path:
 def until_it_writes(world: World, victim: LocalNode) -> None:
     """Entries for everybody's log, until the one whose disk is full has to write and cannot."""
     others = [node for node in world.nodes if node is not victim]
-    for number in range(200):
+    for number in range(40):
         if not victim.alive():
             return
         # A name that is nobody's is refused before the log; a member is not: the two others take turns.

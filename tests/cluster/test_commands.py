@@ -1,0 +1,55 @@
+"""`pgr failover` and asynchronous commit: where a person decides, and what is then not promised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from fencing.clock import now_ns
+from tests.cluster.world import World
+
+pytestmark = pytest.mark.cluster
+
+
+def test_without_a_read_quorum_there_is_no_primary_until_loss_is_accepted(world: World) -> None:
+    """Two of three lost, the third may lack acknowledged commits: it refuses, says why, and is overruled only in words."""
+    primary = world.primary()
+    assert primary is not None
+    last, other = world.standbys()
+    other.kill_all()
+    primary.kill_all()
+    other_data = other.data / "pgdata"
+    other_data.rename(other.data / "pgdata.lost")  # it comes back as a voter without data: a majority, no read quorum
+    other.start()
+    world.settles(lambda: "has no position" in _explanation(world, last.name), "the refusal says whose promise is missing")
+    assert world.primary() is None
+    asked = world.pgr("failover", "--to", last.name, node=last)
+    assert asked.returncode != 0, "without the words nothing is lost"
+    assert world.primary() is None
+    done = world.pgr("failover", "--to", last.name, "--accept-data-loss", node=last)
+    # The gate waits for the other node's copy, which is being made; accepted is accepted.
+    assert done.returncode in (0, 75), done.stderr
+    world.settles(lambda: world.primary() is last, "the last copy is primary")
+    world.wait_streaming(other)
+    kinds = [e["kind"] for e in world.asked_status(last)["history"]]
+    assert "failover" in kinds
+
+
+def _explanation(world: World, name: str) -> str:
+    seen = world[name].status()
+    return seen.explanation if seen is not None else ""
+
+
+def test_asynchronous_commit_fails_over_too(make_world: Callable[..., World]) -> None:
+    world = make_world(commit="async")
+    primary = world.primary()
+    assert primary is not None
+    assert world.query(primary, "SHOW synchronous_standby_names") == [("",)]
+    with world.writing() as writer:
+        killed_ns, _ = primary.kill_all()
+        world.writes_again(writer, killed_ns)
+        primary.start()
+        world.wait_streaming(primary)
+    assert now_ns() > killed_ns
+    assert "asynchronous" in " ".join(world.asked_status()["warnings"])
