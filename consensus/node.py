@@ -470,6 +470,10 @@ class Node:
                     "code": 75, "error": f"there is no primary to move away from: {sentence or 'not open yet'}",
                     "hint": "see `pgr status`; `pgr failover` acts without a primary",
                 }  # fmt: skip
+            decision = decide(self._situation(notes, now_ns))
+            if isinstance(decision, Wait) and decision.missing and not accept_loss:
+                hint = "bring them back; `--accept-data-loss` goes on without, and what only they hold is then lost"
+                return False, {"code": 78, "error": decision.reason, "hint": hint}
             self._wish(name, to, accept_loss, now_ns)
             return True, {"from": "", "to": to, "term": self.raft.term}
         if to == self.me:

@@ -31,7 +31,15 @@ from consensus.node import Effect, Node, Save, Send, SendStranger, Tell, TellLea
 from consensus.peerwire import NO_CLUSTER, Envelope, PeerWireError, decode, encode
 from consensus.raft import Log, Raft, RaftConfig, Ready
 from consensus.record import Identity
-from consensus.storage import StorageError, Store, open_store
+from consensus.storage import (
+    StorageBusyError,
+    StorageCorruptError,
+    StorageError,
+    StorageFullError,
+    StorageNewerError,
+    Store,
+    open_store,
+)
 from consensus.transport import (
     AdminFrame,
     HandshakeFailed,
@@ -99,15 +107,39 @@ def run(config: Mapping[str, Any]) -> int:
     try:
         return Host(child, log).run()
     except RefusedToStartError as error:
-        log.error("raft.refused", error=str(error), hint=error.hint)
-        return EXIT_REFUSED
+        return _fail(child, log, "raft.refused", EXIT_REFUSED, str(error), error.hint)
     except StorageError as error:
-        hint = f"make room or repair {child.raft_dir}, then start again"
-        log.error("raft.storage_failed", error=str(error), hint=hint)
-        return error.exit_code
-    except (ListenError, KeyFileError) as error:
-        log.error("raft.cannot_listen", error=str(error))
-        return error.exit_code
+        return _fail(child, log, "raft.storage_failed", error.exit_code, str(error), _storage_hint(child, error))
+    except ListenError as error:
+        hint = "stop what listens there, or give --listen"
+        return _fail(child, log, "raft.cannot_listen", error.exit_code, str(error), hint)
+    except KeyFileError as error:
+        hint = "every member needs the same key file (mode 0600)"
+        return _fail(child, log, "raft.bad_key", error.exit_code, str(error), hint)
+
+
+FAILED = "raft.failed"
+"""In RUN: the last words of a Raft child that must not be started again, for the parent to tell a person."""
+
+
+def _fail(child: RaftChild, log: logs.Log, event: str, code: int, error: str, hint: str) -> int:
+    log.error(event, error=error, hint=hint)
+    Path(child.run_dir, FAILED).write_text(canonical({"error": error, "hint": hint}), encoding="utf-8")
+    return code
+
+
+def _storage_hint(child: RaftChild, error: StorageError) -> str:
+    match error:
+        case StorageFullError():
+            return f"make room for {child.raft_dir}, then start this node again: nothing is lost"
+        case StorageCorruptError():
+            return "keep this node stopped (the others go on) and its disk as it is"
+        case StorageBusyError():
+            return "stop the other pgr-supervise of this data directory first"
+        case StorageNewerError():
+            return "start this node with the newer version of pgr"
+        case _:
+            return f"look after the disk under {child.raft_dir}, then start this node again"
 
 
 class Host:

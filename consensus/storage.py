@@ -275,7 +275,7 @@ class Store:
     def _corrupt(self, what: str) -> StorageCorruptError:
         return StorageCorruptError(
             f"{self._path} is damaged ({what}). Do not repair it or put an old copy in its place, it holds votes and "
-            "promises: check the disk, move the raft directory aside, and start this node to join the others again"
+            "promises: check the disk and keep this node stopped; the others go on without it"
         )
 
 

@@ -5,6 +5,7 @@ Every turn: take in what happened, ask roles.py for the next step, run it as a t
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
@@ -15,17 +16,18 @@ from typing import Any
 import zmq
 
 from consensus.cluster import load
+from consensus.process import FAILED as RAFT_FAILED
 from fencing import wire
 from fencing.clock import now_ns
 from fencing.lease import MS, PROFILES
 from fencing.logs import Log
 from supervisor import binaries as find_binaries
-from supervisor import controldata, datadir, observe, preflight, watch
+from supervisor import controldata, datadir, files, observe, preflight, watch
 from supervisor.adminserver import AdminServer
 from supervisor.children import ChildTable
 from supervisor.config import Config
 from supervisor.context import Context, StepFailed
-from supervisor.errors import ExitCode, PgrError
+from supervisor.errors import DiskError, ExitCode, MissingError, PgrError, RefusedError, UsageError
 from supervisor.healthserver import Current, HealthServer
 from supervisor.init import Signals
 from supervisor.jobs import JobFailed
@@ -65,7 +67,10 @@ def run(config: Config, launcher: Launcher, log: Log) -> int:
     os.chdir("/")  # the fence kills whatever has PGDATA as its working directory
     daemon = Daemon(config, launcher, log)
     try:
-        return daemon.loop()
+        code = daemon.loop()
+        if daemon.failure is not None:
+            raise daemon.failure
+        return code
     finally:
         daemon.close()
 
@@ -107,6 +112,8 @@ class Daemon:
         self.current = Current(self.admin.snapshot)
         self.http = HealthServer(self.current, config.http.host, config.http.port) if config.http is not None else None
         self.exit_code: int | None = None
+        self.failure: PgrError | None = None
+        """Why the node cannot go on, for a person."""
         self.hello_at_ns = self.snapshot_at_ns = 0
         self.greeted = False
         """The Raft child of now has said hello."""
@@ -224,6 +231,7 @@ class Daemon:
             self.greeted, self.hello_at_ns = False, now
             if code in FATAL_CODES and not self.c.local.stopping:
                 self.log.error("node.cannot_go_on", child=name, exit_code=code)
+                self.failure = _last_words(self.config, code)
                 self._stop_at_once(code)
         elif name == "watchdog":
             self.c.watchdog.redial()
@@ -526,6 +534,16 @@ class Daemon:
 EXPECTED = (StepFailed, SqlFailure, TaskTimeout, PgrError, JobFailed, OSError, controldata.ControlDataError)
 """What can go wrong in a step without being a bug."""
 WATCH = Plan(Step.WAIT, 0, "watch")
+
+
+def _last_words(config: Config, code: int) -> PgrError | None:
+    """What the Raft child said before it gave up."""
+    data = files.read_optional(config.run / RAFT_FAILED)
+    kind = {64: UsageError, 69: MissingError, 74: DiskError, 78: RefusedError}.get(code)
+    if data is None or kind is None:
+        return None
+    said = json.loads(data)
+    return kind(str(said["error"]), str(said["hint"]))
 
 
 def _progress(c: Context) -> str:

@@ -75,7 +75,11 @@ def raft_arguments(c: Context) -> dict[str, Any]:
     mark = read_mark(config.pgdata) if config.pgdata.exists() else {}
     adopts = ""
     if preflight.has_postgres(config.pgdata) and not mark:
-        control = run_blocking(controldata.read(c.binaries, config.pgdata, c.children), now_ns() + 5_000 * MS)
+        try:
+            control = run_blocking(controldata.read(c.binaries, config.pgdata, c.children), now_ns() + 5_000 * MS)
+        except (controldata.ControlDataError, TaskTimeout) as error:
+            hint = f"repair it, or move {config.pgdata} away"
+            raise RefusedError(f"{config.pgdata} cannot be brought into a cluster: {error}", hint) from error
         adopts = str(control.system_identifier)
     settings = {"parameters": dict(founding.parameters), "hba": list(founding.hba), "superuser": founding.superuser}
     return {

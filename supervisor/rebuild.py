@@ -19,6 +19,7 @@ from fencing.lease import MS
 from fencing.logs import utc_now
 from supervisor import controldata, files, jobs, preflight, sql, timelines
 from supervisor.context import Context, StepFailed
+from supervisor.errors import RefusedError
 from supervisor.roles import Data, Plan, Server
 from supervisor.steps import Steps
 from supervisor.tasks import Task, Wait, sleep
@@ -33,7 +34,11 @@ def read_mark(pgdata: Path) -> dict[str, Any]:
     data = files.read_optional(pgdata / MARK)
     if data is None:
         return {}
-    body: dict[str, Any] = json.loads(data)
+    try:
+        body: dict[str, Any] = json.loads(data)
+    except ValueError as error:
+        hint = f"restore {pgdata / MARK}, or move {pgdata} away: the node then clones from the primary"
+        raise RefusedError(f"{pgdata / MARK} is damaged: {error}", hint) from error
     return body
 
 

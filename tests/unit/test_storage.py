@@ -174,7 +174,7 @@ def test_changes_behind_its_back(statement: str, path: Path) -> None:
     with pytest.raises(StorageCorruptError) as error:
         load(path)
     assert str(path) in str(error.value)
-    assert "join the others again" in str(error.value)
+    assert "the others go on without it" in str(error.value)
     assert error.value.exit_code == 74
 
 
