@@ -7,24 +7,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import zmq
 
 from consensus.cluster import ClusterState, Member, canonical, found
-from consensus.founding import (
-    Charter,
-    Founding,
-    Greeting,
-    Waiting,
-    charter_message,
-    consider,
-    parse,
-    parse_greeting,
-    standing,
-)
+from consensus.founder import Founder, RefusedToStartError
 from consensus.keys import ClusterKey, KeyFileError, derived_key, read_key
 from consensus.messages import Hello, PeerMessage, Snapshot
 from consensus.node import Effect, Node, Save, Send, SendStranger, Tell, TellLease
@@ -56,8 +46,6 @@ from fencing import logs, realtime, wire
 from fencing.clock import now_ns
 from fencing.lease import MS, PROFILES, Timings
 
-GREET_EVERY_MS = 100
-SAY_WHO_IS_SILENT_S = 5
 RESUME_ANSWER_MS = 150
 """How long the watchdog may take to confirm a running lease before a restarted child gives up resuming."""
 
@@ -90,14 +78,6 @@ class RaftChild:
     salvage: bool
     """There is salvaged WAL of an earlier life."""
     log_format: str
-
-
-class RefusedToStartError(Exception):
-    """The node must stop, and a person must act: message and hint; exit 78."""
-
-    def __init__(self, message: str, hint: str) -> None:
-        super().__init__(message)
-        self.hint = hint
 
 
 def run(config: Mapping[str, Any]) -> int:
@@ -225,7 +205,7 @@ class Host:
     def run(self) -> int:
         self.log.info("raft.started", incarnation=self.identity.incarnation, boot=self.boot, scheduling=self.scheduling)
         try:
-            if not self.identity.cluster_id and not self._found():
+            if not self.identity.cluster_id and not Founder(self).run():
                 return EXIT_OK
             node = self._start_node()
             while not self.stopping:
@@ -288,9 +268,9 @@ class Host:
                     self._peer(node, data)
                 case AdminFrame(identity, data):
                     self._remote(identity, data)
-        self._log_transport()
+        self.log_transport()
         if self.bus in events:
-            self._bus(node)
+            self.read_bus(node)
         if self.watchdog in events:
             self.watchdog.recv()
         self.carry_out(node.tick(now_ns()))
@@ -304,22 +284,22 @@ class Host:
                 case Save(write):
                     self.store.save(write)
                 case Send(dst, message):
-                    self._send(dst, message)
+                    self.send(dst, message)
                 case SendStranger(dst, incarnation, hello):
-                    self._send(dst, hello, NO_CLUSTER, incarnation)
+                    self.send(dst, hello, NO_CLUSTER, incarnation)
                 case Tell(name, body, request_id):
-                    self._tell(name, body, request_id)
+                    self.tell(name, body, request_id)
                 case TellLease(term, until_ns):
                     self._tell_lease(term, until_ns)
 
-    def _send(self, dst: str, message: PeerMessage, cluster_id: str = "", incarnation: int = 0) -> None:
+    def send(self, dst: str, message: PeerMessage, cluster_id: str = "", incarnation: int = 0) -> None:
         envelope = Envelope(
             cluster_id or self.identity.cluster_id, self.child.name, self.identity.incarnation, self.boot,
             dst, incarnation or self.incarnations.get(dst, 0), message,
         )  # fmt: skip
         self.transport.send(dst, encode(envelope))
 
-    def _tell(self, name: str, body: dict[str, Any], request_id: str) -> None:
+    def tell(self, name: str, body: dict[str, Any], request_id: str) -> None:
         try:
             self.bus.send_multipart([b"parent", wire.encode(name, body, request_id)], zmq.NOBLOCK)
         except zmq.Again:
@@ -331,12 +311,12 @@ class Host:
             self.watchdog.send(wire.encode("lease.changed", {"term": term, "until_ns": until_ns}), zmq.NOBLOCK)
         except zmq.Again:
             self.log.once_per("watchdog.full", 10).warning("watchdog.away", term=term)
-        self._tell("lease.changed", {"term": term, "until_ns": until_ns}, "")
+        self.tell("lease.changed", {"term": term, "until_ns": until_ns}, "")
 
     # -- what comes in -------------------------------------------------------------------------------------------
 
     def _peer(self, node: Node, data: bytes) -> None:
-        envelope = self._envelope(data)
+        envelope = self.envelope(data)
         if envelope is None:
             return
         message, now = envelope.message, now_ns()
@@ -354,7 +334,7 @@ class Host:
         else:
             self.carry_out(node.peer(envelope.src, message, now))
 
-    def _envelope(self, data: bytes) -> Envelope | None:
+    def envelope(self, data: bytes) -> Envelope | None:
         try:
             return decode(data)
         except PeerWireError as error:
@@ -368,7 +348,7 @@ class Host:
             self.log.warning("bus.garbage", error=str(error))
             return None
 
-    def _bus(self, node: Node | None) -> None:
+    def read_bus(self, node: Node | None) -> None:
         """Orders and facts from the parent; before the founding only hello and stop mean something."""
         while self.bus.poll(0):
             _, data = self.bus.recv_multipart()
@@ -382,14 +362,14 @@ class Host:
                     self.transport.reply(bytes.fromhex(str(frame.body["client"])), str(frame.body["frame"]).encode())
                 case _ if node is not None:
                     if frame.name == "node.hello":
-                        self._tell("child.ready", self._ready_body(), "")
+                        self.tell("child.ready", self.ready_body(), "")
                     self.carry_out(node.parent(frame.name, frame.id, frame.body, now_ns()))
                 case "node.hello":
-                    self._tell("child.ready", self._ready_body(), "")
+                    self.tell("child.ready", self.ready_body(), "")
                 case _:
                     self.log.warning("bus.too_early", name=frame.name)
 
-    def _ready_body(self) -> dict[str, Any]:
+    def ready_body(self) -> dict[str, Any]:
         return {
             "name": self.child.name, "incarnation": self.identity.incarnation, "boot": self.boot,
             "cluster_id": self.identity.cluster_id, "scheduling": self.scheduling,
@@ -397,9 +377,9 @@ class Host:
 
     def _remote(self, client: bytes, data: bytes) -> None:
         """`pgr --node`: the parent answers, this process only carries."""
-        self._tell("remote.request", {"client": client.hex(), "frame": data.decode("utf-8", "replace")}, "")
+        self.tell("remote.request", {"client": client.hex(), "frame": data.decode("utf-8", "replace")}, "")
 
-    def _log_transport(self) -> None:
+    def log_transport(self) -> None:
         for event in self.transport.events():
             match event:
                 case PeerConnected(name):
@@ -420,105 +400,6 @@ class Host:
         self.transport.set_peers({m.name: _split(m.raft) for m in self.members if m.name != self.child.name})
         self._register()
 
-    # -- the founding --------------------------------------------------------------------------------------------
-
-    def _found(self) -> bool:
-        """Until this node has a cluster id. False: told to stop before."""
-        child = self.child
-        names = tuple(sorted(child.peers))
-        mine = Greeting(
-            child.name, self.identity.incarnation, child.raft_address, child.postgres_address, child.http_address,
-            names, child.adopts,
-        )  # fmt: skip
-        heard: dict[str, Greeting] = {}
-        greet_at = now_ns()
-        said = ""
-        self._tell("child.ready", self._ready_body(), "")
-        while not self.identity.cluster_id:
-            if self.stopping:
-                return False
-            now = now_ns()
-            if now >= greet_at:
-                greet_at = now + GREET_EVERY_MS * MS
-                for name in names:
-                    if name != child.name:
-                        self._send(name, Hello(0, mine.dump()), NO_CLUSTER)
-            if child.name == names[0]:
-                said = self._consider(mine, heard, said)
-            else:
-                said = self._say_silent(Waiting(tuple(n for n in names if n != child.name and n not in heard)), said)
-            if self.identity.cluster_id:
-                break
-            self.poller.poll(max(0, greet_at - now_ns() + MS - 1) // MS)
-            for item in self.transport.receive():
-                if isinstance(item, PeerFrame):
-                    self._greeted(item.data, heard)
-            self._log_transport()
-            self._bus(None)
-        return True
-
-    def _consider(self, mine: Greeting, heard: Mapping[str, Greeting], said: str) -> str:
-        match consider(mine, heard, Founding(self.child.commit, self.child.profile, self.child.settings)):
-            case Waiting() as waiting:
-                return self._say_silent(waiting, said)
-            case Charter(text):
-                self._accept(os.urandom(16).hex(), text)
-                for name, greeting in heard.items():
-                    message = Hello(0, charter_message(self.identity.cluster_id, text))
-                    self._send(name, message, NO_CLUSTER, greeting.incarnation)
-                return ""
-
-    def _say_silent(self, waiting: Waiting, said: str) -> str:
-        whom = ", ".join(waiting.silent) or "the charter"
-        text = waiting.problem or f"waiting for {whom}"
-        quiet = self.log if text != said else self.log.once_per("founding", SAY_WHO_IS_SILENT_S)
-        quiet.info("founding.waiting", silent=list(waiting.silent), problem=waiting.problem)
-        if text != said:
-            self._tell("raft.founding", {"sentence": text}, "")
-        return text
-
-    def _greeted(self, data: bytes, heard: dict[str, Greeting]) -> None:
-        envelope = self._envelope(data)
-        if envelope is None or envelope.cluster_id != NO_CLUSTER or not isinstance(envelope.message, Hello):
-            return
-        try:
-            body = parse(envelope.message.data)
-            if body["kind"] == "greeting":
-                greeting = parse_greeting(body)
-                if greeting.name == envelope.src and greeting.name in self.child.peers:
-                    heard[greeting.name] = greeting
-                return
-        except ValueError as error:
-            self.log.once_per("peer.garbage", 10).warning("peer.garbage", peer=envelope.src, error=str(error))
-            return
-        if envelope.dst_incarnation != self.identity.incarnation:
-            return  # meant for an earlier life of this name
-        if body["kind"] == "stranger":
-            raise RefusedToStartError(
-                f"{envelope.src} says: {body['reason']}",
-                "re-admission of a wiped node is not in this version yet; restore its Raft directory from before, or "
-                "keep the node stopped (the others go on without it)",
-            )
-        charter = str(body["charter"])
-        if not standing(charter, self.child.name, self.identity.incarnation):
-            self._accept(str(body["cluster_id"]), charter)
-
-    def _accept(self, cluster_id: str, charter: str) -> None:
-        """Stored before this node may vote."""
-        self.identity = replace_identity(self.identity, cluster_id, charter)
-        self.store.save(Write(identity=self.identity))
-        self.stored = replace(self.stored, identity=self.identity)
-        self.log.info("founding.done", cluster_id=cluster_id)
-        self._tell("child.ready", self._ready_body(), "")
-
-
-def replace_identity(identity: Identity, cluster_id: str, charter: str) -> Identity:
-    return identity._replace(cluster_id=cluster_id, charter=charter)
-
-
-def _random(bits: int) -> int:
-    return int.from_bytes(os.urandom(8)) >> (64 - bits)
-
 
 def _raft_config(me: str, state: ClusterState, timings: Timings) -> RaftConfig:
     return RaftConfig(
@@ -530,3 +411,7 @@ def _raft_config(me: str, state: ClusterState, timings: Timings) -> RaftConfig:
 def _split(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
     return host.strip("[]"), int(port)
+
+
+def _random(bits: int) -> int:
+    return int.from_bytes(os.urandom(8)) >> (64 - bits)
