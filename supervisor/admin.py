@@ -276,6 +276,9 @@ def write_private(path: Path, text: str) -> None:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError:
         raise UsageError(f"`{path}` exists", "choose another name, or remove it first if no cluster uses it") from None
+    except OSError as error:
+        hint = f"make the directory `{path.parent}` first, where this user may write"
+        raise UsageError(f"`{path}` cannot be written: {error.strerror}", hint) from None
     with os.fdopen(fd, "w") as file:
         file.write(text)
         file.flush()

@@ -166,10 +166,14 @@ def _member(
     lsn = int(seen.get("lsn", 0)) or None
     replayed = int(seen.get("replay_lsn", 0)) or None
     behind = max(0, newest - (replayed or lsn or 0)) if seen and (replayed or lsn) else None
+    role, reason = str(seen.get("role", "")), str(seen.get("reason", ""))
+    if role == "primary" and primary is not None and primary.name != member.name:
+        # What it last said of itself is overtaken by the log: a table never shows two primaries.
+        role, reason, fresh = "replica", f"was the primary before {primary.name}; not heard of since", False
     return Member(
         name=member.name,
         incarnation=f"{member.incarnation & 0xFFFFFFFF:08x}",
-        role=str(seen.get("role", "")),
+        role=role,
         state=str(seen.get("state", "")) if fresh else "unreachable",
         timeline=int(seen.get("timeline", 0)),
         epoch=int(seen.get("epoch", -1)),
@@ -183,7 +187,7 @@ def _member(
         version=str(seen.get("version", "")),
         pgr_version=str(seen.get("pgr_version", "")),
         since=str(seen.get("since", "")),
-        reason=str(seen.get("reason", "")),
+        reason=reason,
         age_ms=age_ms,
         connected=fresh,
     )

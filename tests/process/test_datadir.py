@@ -297,6 +297,17 @@ def test_a_data_directory_of_ours_tells_whose_it_is_and_one_of_a_stranger_is_ado
     assert (told["data_incarnation"], told["adopts"]) == (INCARNATION, "")
 
 
+@pytest.mark.parametrize("how", DAMAGE)
+def test_a_damaged_data_directory_of_a_stranger_is_not_adopted(found: Found, how: str) -> None:
+    """gone: PG_VERSION still says that there is a cluster."""
+    found.initdb(mark=False)
+    DAMAGE[how](found.pgdata / "global" / "pg_control")
+    with pytest.raises(RefusedError, match="cannot be brought into a cluster") as caught:
+        datadir.raft_arguments(found.c)
+    assert caught.value.exit_code == 78
+    assert str(found.pgdata) in caught.value.hint
+
+
 def test_the_raft_child_is_told_whether_anything_was_salvaged(found: Found) -> None:
     salvage = found.c.config.salvage_dir
     salvage.mkdir()

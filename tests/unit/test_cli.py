@@ -432,6 +432,9 @@ def test_key_new(pgr: Run, data: Path) -> None:
     assert file.stat().st_mode & 0o777 == 0o600
     first = read_key(file)
     assert pgr("key", "new", "--out", str(file))[0] == 64
+    code, _, err = pgr("key", "new", "--out", str(file.parent / "nowhere" / "key"))
+    assert code == 64
+    assert "hint: make the directory" in err
     assert read_key(file) == first
 
 

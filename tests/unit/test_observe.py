@@ -195,6 +195,14 @@ def test_what_is_stale_counts_as_unreachable(age_ms: int, state: str) -> None:
     assert row.lsn == 1000, "the last known is better than nothing, and its age is told"
 
 
+def test_the_last_primary_is_not_shown_as_one_when_the_log_names_another() -> None:
+    later = agreed(grants=(GRANT, GRANT._replace(term=6, node="b", timeline=3)))
+    row = picture(cluster=later, members={"a": told("a", age_ms=300), "b": told("b"), "c": told("c")}).member("a")
+    assert row is not None
+    assert (row.role, row.state) == ("replica", "unreachable")
+    assert "was the primary before b" in row.reason
+
+
 def test_a_member_never_heard_of_has_no_numbers() -> None:
     row = picture(members={"a": told("a")}).member("c")
     assert row is not None
