@@ -26,7 +26,10 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    quick = os.environ.get("PGR_TEST_LEVEL", "quick") == "quick"
     for item in items:
+        if quick and item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.skip(reason="slow: bin/test --ci or --all"))
         if item.get_closest_marker("cluster") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(240))
 

@@ -42,6 +42,7 @@ def _explanation(world: World, name: str) -> str:
     return seen.explanation if seen is not None else ""
 
 
+@pytest.mark.slow
 def test_asynchronous_commit_fails_over_too(make_world: Callable[..., World]) -> None:
     world = make_world(commit="async")
     world.start()

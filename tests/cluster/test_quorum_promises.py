@@ -179,6 +179,7 @@ def test_a_standby_beyond_the_switch_point_acknowledges_nothing_until_it_is_rewo
     world.settles(lambda: has_row(world, other, 1), "on the third as well")
 
 
+@pytest.mark.slow
 def test_control_a_node_that_attaches_unchecked_acknowledges_what_it_does_not_have(cut: Cut) -> None:
     world = cut.world
     lost, new, _ = a_lost_primary_with_wal_of_its_own(cut)
@@ -280,6 +281,7 @@ def test_the_first_commits_after_a_promotion_wait_for_a_standby(cut: Cut) -> Non
             world.settles(lambda node=node: has_row(world, node, row), f"the row on {node.name}")  # type: ignore[misc]  # bound now
 
 
+@pytest.mark.slow
 def test_control_with_no_names_before_the_promotion_commits_pass_unacknowledged(cut: Cut) -> None:
     for node in cut.world.nodes:
         mutate(cut.world, node, NO_IDLE_NAMES)

@@ -211,6 +211,7 @@ def test_three_nodes_by_hand(make_world: Callable[..., World]) -> None:
 
 
 @pytest.mark.cluster
+@pytest.mark.slow
 def test_three_hosts(make_world: Callable[..., World]) -> None:
     world = make_world()
     raft, pg, http_port = free_ports(3)
@@ -266,6 +267,7 @@ def test_three_hosts(make_world: Callable[..., World]) -> None:
 
 
 @pytest.mark.cluster
+@pytest.mark.slow
 def test_the_demo() -> None:
     """As `bin/demo` where its environment is the one that runs these tests (bin/test), else without making one."""
     made = shell(f"root={shlex.quote(str(ROOT))}; . bin/env.sh; env_dir").strip()

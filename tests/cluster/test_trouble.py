@@ -203,6 +203,7 @@ def test_data_of_another_system_identifier_is_refused_and_kept(world: World, mak
     world.wait_streaming(node)
 
 
+@pytest.mark.slow
 def test_another_name_for_a_member_is_refused(world: World) -> None:
     node = world.standbys()[0]
     assert node.stop(60) == 0
