@@ -180,6 +180,8 @@ def apply(state: ClusterState, entry: Entry) -> ClusterState:
             new = Member(*body["member"])
             members = tuple(new if (m.name, m.incarnation) == (new.name, new.incarnation) else m for m in state.members)
             return replace(state, members=members)
+        case "wish/1" if _overtaken(state, body):
+            return state
         case "wish/1":
             state = replace(state, wish_to=str(body["to"]), wish_loss=bool(body["accept_data_loss"]))
             text = f"was asked for{', accepting data loss' if state.wish_loss else ''}"
@@ -224,6 +226,12 @@ def _opened(state: ClusterState, body: dict[str, Any]) -> ClusterState:
         return state
     state = _change_grant(state, body, opened=True)
     return _remember(state, body, "opened", grant.term, grant.node, "is open to clients")
+
+
+def _overtaken(state: ClusterState, body: dict[str, Any]) -> bool:
+    """A wish that a grant came before must not wait for the next loss of a primary."""
+    newest = state.grant.term if state.grant is not None else 0
+    return bool(body.get("after", newest) != newest)
 
 
 def _change_grant(state: ClusterState, body: dict[str, Any], **change: Any) -> ClusterState:

@@ -470,6 +470,9 @@ class Node:
                     "code": 75, "error": f"there is no primary to move away from: {sentence or 'not open yet'}",
                     "hint": "see `pgr status`; `pgr failover` acts without a primary",
                 }  # fmt: skip
+            if notes.granted_index:
+                error, hint = "a new primary has just been chosen", "see `pgr status`; ask again if need be"
+                return False, {"code": 75, "error": error, "hint": hint}
             decision = decide(self._situation(notes, now_ns))
             if isinstance(decision, Wait) and decision.missing and not accept_loss:
                 hint = "bring them back; `--accept-data-loss` goes on without, and what only they hold is then lost"
@@ -489,7 +492,8 @@ class Node:
 
     def _wish(self, kind: str, to: str, accept_loss: bool, now_ns: int) -> None:
         """In the log, so that whoever leads next knows it too."""
-        body = {"kind": kind, "to": to, "accept_data_loss": accept_loss, "at": self.wall_clock()}
+        after = self.cluster.grant.term if self.cluster.grant is not None else 0
+        body = {"kind": kind, "to": to, "accept_data_loss": accept_loss, "after": after, "at": self.wall_clock()}
         self._raft(Propose("wish/1", canonical(body)), now_ns)
 
     def _unfit(self, target: str, now_ns: int) -> str:

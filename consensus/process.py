@@ -5,6 +5,7 @@ Persist, then send, then tell: `Host.carry_out` goes through the effects in the 
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -104,7 +105,8 @@ FAILED = "raft.failed"
 
 def _fail(child: RaftChild, log: logs.Log, event: str, code: int, error: str, hint: str) -> int:
     log.error(event, error=error, hint=hint)
-    Path(child.run_dir, FAILED).write_text(canonical({"error": error, "hint": hint}), encoding="utf-8")
+    with contextlib.suppress(OSError):  # the disk may be what failed; the exit code says as much
+        Path(child.run_dir, FAILED).write_text(canonical({"error": error, "hint": hint}), encoding="utf-8")
     return code
 
 
@@ -262,6 +264,8 @@ class Host:
     def _turn(self, node: Node) -> None:
         timeout_ns = node.wakeup_ns - now_ns()
         events = dict(self.poller.poll(max(0, min(timeout_ns, 1_000 * MS) + MS - 1) // MS))
+        if self.bus in events:  # first: whether the parent is silent is judged on every message
+            self.read_bus(node)
         for item in self.transport.receive():
             match item:
                 case PeerFrame(data):
@@ -269,8 +273,6 @@ class Host:
                 case AdminFrame(identity, data):
                     self._remote(identity, data)
         self.log_transport()
-        if self.bus in events:
-            self.read_bus(node)
         if self.watchdog in events:
             self.watchdog.recv()
         self.carry_out(node.tick(now_ns()))

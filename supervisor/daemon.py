@@ -5,7 +5,6 @@ Every turn: take in what happened, ask roles.py for the next step, run it as a t
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
@@ -16,24 +15,23 @@ from typing import Any
 import zmq
 
 from consensus.cluster import load
-from consensus.process import FAILED as RAFT_FAILED
 from fencing import wire
 from fencing.clock import now_ns
 from fencing.lease import MS, PROFILES
 from fencing.logs import Log
 from supervisor import binaries as find_binaries
-from supervisor import controldata, datadir, files, observe, preflight, watch
+from supervisor import controldata, datadir, observe, preflight, privileges, watch
 from supervisor.adminserver import AdminServer
 from supervisor.children import ChildTable
 from supervisor.config import Config
 from supervisor.context import Context, StepFailed
-from supervisor.errors import DiskError, ExitCode, MissingError, PgrError, RefusedError, UsageError
+from supervisor.errors import ExitCode, PgrError
 from supervisor.healthserver import Current, HealthServer
 from supervisor.init import Signals
 from supervisor.jobs import JobFailed
 from supervisor.launcher import Launcher
 from supervisor.links import Link
-from supervisor.offspring import Offspring
+from supervisor.offspring import Offspring, last_words
 from supervisor.postgres import OccupiedError, Postgres
 from supervisor.rebuild import Rebuild
 from supervisor.roles import Local, Plan, Server, Situation, Step, View, plan
@@ -58,7 +56,8 @@ RAFT_SILENT_MS = 5_000
 """The Raft child tells something twice a second; one that says nothing for this long is hung and is replaced."""
 URGENT = (Step.FENCE, Step.FREEZE, Step.DETACH, Step.PROMOTE, Step.REPORT_FENCED, Step.OPEN, Step.OPEN_GATE)
 URGENT_PAUSE_MS = 20
-"""Steps on the way to safety or to a primary are tried again at once, not ever more slowly."""
+URGENT_MAX_MS = 1_000
+"""Steps on the way to safety or to a primary are tried again soon; a fence at once, always."""
 FATAL_CODES = (ExitCode.USAGE, ExitCode.MISSING, ExitCode.DISK, ExitCode.REFUSED)
 
 
@@ -129,7 +128,6 @@ class Daemon:
 
     def _context(self) -> Context:
         config = self.config
-        account = os.geteuid()
         postgres = Postgres(
             self.binaries, config.pgdata, config.run, config.postgres_log, self._spawn_postgres, self.children
         )
@@ -138,7 +136,7 @@ class Daemon:
         except OccupiedError:
             datadir.end_leftover(config, postgres, self.log)
         return Context(
-            config, self.log, _user_name(account), self.binaries, self.children,
+            config, self.log, privileges.current().name, self.binaries, self.children,
             Link(self.zmq, config.raft_socket, self.log), Link(self.zmq, config.watchdog_socket, self.log), postgres,
             PROFILES[config.profile], View(), Local(config.name),
         )  # fmt: skip
@@ -212,6 +210,7 @@ class Daemon:
             self._from_watchdog(frame)
         for name, code in self.offspring.ended(now):
             self._child_ended(name, code)
+        self.offspring.start_due(now)
         self._look_after_postmaster()
         self.admin.receive(now)
         if self.http is not None:
@@ -231,7 +230,7 @@ class Daemon:
             self.greeted, self.hello_at_ns = False, now
             if code in FATAL_CODES and not self.c.local.stopping:
                 self.log.error("node.cannot_go_on", child=name, exit_code=code)
-                self.failure = _last_words(self.config, code)
+                self.failure = last_words(self.config, code)
                 self._stop_at_once(code)
         elif name == "watchdog":
             self.c.watchdog.redial()
@@ -392,6 +391,7 @@ class Daemon:
 
     def _replan(self) -> None:
         """Ask for the next step until the answer is to wait or to go on with what runs."""
+        drained = False
         for _ in range(10):
             now = now_ns()
             self._ask_successor(now)
@@ -399,6 +399,12 @@ class Daemon:
             if self._situation(now).owes_no_position:
                 self.steps.say_no_position(self.c.view.wanted)
             wanted, sentence = plan(self._situation(now))
+            if wanted.rule == "authority-lost" and wanted != self.plan and not drained:
+                # This turn may have been slow: a renewal may lie in the socket unread. Deadlines are absolute.
+                drained = True
+                for frame in self.c.raft.facts():
+                    self._from_raft(frame)
+                continue
             if wanted != self.plan or sentence != self.sentence:
                 if wanted.rule != self.plan.rule:
                     self.log.info("plan", rule=wanted.rule, step=wanted.step.value, term=wanted.term, text=sentence)
@@ -453,7 +459,8 @@ class Daemon:
         if isinstance(error, PgrError) and error.exit_code in FATAL_CODES:
             raise error
         count = self.failures.get(done, (0, 0))[0] + 1
-        pause_ms = URGENT_PAUSE_MS if done.step in URGENT else min(RETRY_MAX_MS, RETRY_FIRST_MS << min(count - 1, 10))
+        first_ms, most_ms = (URGENT_PAUSE_MS, URGENT_MAX_MS) if done.step in URGENT else (RETRY_FIRST_MS, RETRY_MAX_MS)
+        pause_ms = URGENT_PAUSE_MS if done.step is Step.FENCE else min(most_ms, first_ms << min(count - 1, 10))
         self.failures[done] = (count, now_ns() + pause_ms * MS)
         quiet = self.log.once_per(f"step.{done}", 1) if done.step in URGENT else self.log
         quiet.warning("step.failed", step=done.step.value, error=str(error), failures=count, again_in_ms=pause_ms)
@@ -536,25 +543,6 @@ EXPECTED = (StepFailed, SqlFailure, TaskTimeout, PgrError, JobFailed, OSError, c
 WATCH = Plan(Step.WAIT, 0, "watch")
 
 
-def _last_words(config: Config, code: int) -> PgrError | None:
-    """What the Raft child said before it gave up."""
-    data = files.read_optional(config.run / RAFT_FAILED)
-    kind = {64: UsageError, 69: MissingError, 74: DiskError, 78: RefusedError}.get(code)
-    if data is None or kind is None:
-        return None
-    said = json.loads(data)
-    return kind(str(said["error"]), str(said["hint"]))
-
-
 def _progress(c: Context) -> str:
     done, total = c.clone_progress
     return f"cloning, {done >> 20} of {total >> 20} MB" if total else ""
-
-
-def _user_name(uid: int) -> str:
-    import pwd
-
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)

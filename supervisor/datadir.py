@@ -56,6 +56,10 @@ def look(c: Context) -> None:
             f"{pgdata} is a copy of this cluster that this node did not make: nobody knows what it has promised",
             f"move it away ({pgdata}); the node then clones from the primary",
         )
+    if not c.record.history and c.cluster.founder == c.local.me and mark.get("nonce") == c.cluster.nonce:
+        # Created or brought in, and accepted by the log; only the history was not written yet: create() goes on.
+        c.change(data=Data.BROKEN if c.cluster.grants else Data.ABSENT)
+        return
     c.change(data=Data.READY if c.record.history else Data.BROKEN)
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import signal
 from dataclasses import asdict
 from typing import Any
 
+from consensus.process import FAILED as RAFT_FAILED
 from fencing.clock import now_ns
 from fencing.lease import MS, PROFILES, Timings
 from fencing.logs import Log
+from supervisor import files
 from supervisor.children import ChildTable
 from supervisor.config import Config
+from supervisor.errors import DiskError, MissingError, PgrError, RefusedError, UsageError
 from supervisor.launcher import Launcher
 from supervisor.tasks import NEVER
 
@@ -102,9 +106,13 @@ class Offspring:
                 child.start_at_ns = now + pause_ms * MS
                 self.log.warning("child.ended", child=child.name, pid=child.pid, code=code, expected=self.stopping)
                 found.append((child.name, code if code is not None else -1))
+        return found
+
+    def start_due(self, now: int) -> None:
+        """After what a death means has been noted: starting may take a while."""
+        for child in (self.watchdog, self.raft):
             if child.pidfd < 0 and now >= child.start_at_ns and not self.stopping:
                 self._start(child)
-        return found
 
     def kill(self, name: str) -> None:
         """End a child that hangs; the next one is started when it is gone."""
@@ -133,3 +141,16 @@ def _dead(pidfd: int) -> bool:
     poller = select.poll()
     poller.register(pidfd, select.POLLIN)
     return bool(poller.poll(0))
+
+
+def last_words(config: Config, code: int) -> PgrError | None:
+    """What the Raft child said before it gave up."""
+    data = files.read_optional(config.run / RAFT_FAILED)
+    kind = {64: UsageError, 69: MissingError, 74: DiskError, 78: RefusedError}.get(code)
+    if data is None or kind is None:
+        return None
+    try:
+        said = json.loads(data)
+        return kind(str(said["error"]), str(said["hint"]))
+    except (ValueError, KeyError):  # written to a full disk
+        return None

@@ -122,7 +122,9 @@ class Rebuild:
         grant = self._followed(plan.term)
         if c.local.server is not Server.DOWN:
             yield from self.steps.stop(plan)
-        self._aside(self.new, "incomplete-clone")
+        if self.new.exists() and not read_mark(self.new):  # left by a copy that did not end: nobody's data
+            yield from jobs.run_job(["rm", "-rf", str(self.new)], c.children)
+        self._aside(self.new, "unused")
         c.log.info("clone.begin", source=grant.node)
 
         def progress(done: int, total: int) -> None:
@@ -150,6 +152,7 @@ class Rebuild:
         files.sync_directory(c.config.pgdata.parent)
         yield from c.save_record(grant.ancestry, proof=proof, marker="")
         c.clone_progress = (0, 0)
+        c.start_failures = 0
         c.change(data=Data.READY, needs_clone=0, diverged=0)
         c.log.info("clone.end", took_ms=result.took_ms, source=grant.node)
         self._remember("cloned", f"was cloned from {grant.node}", {})

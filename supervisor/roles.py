@@ -159,7 +159,8 @@ class Situation:
         """A promise is wanted; there is nothing to freeze yet, and its leader should not wait for an answer."""
         local = self.local
         waiting = self.wanted not in (0, local.frozen, local.said_no_position)
-        return self.view.alive and waiting and local.server is not Server.STANDBY and not self.writable
+        gone = local.server is not Server.DOWN or local.clean
+        return self.view.alive and waiting and gone and local.server is not Server.STANDBY and not self.writable
 
     @property
     def wanted(self) -> int:

@@ -6,7 +6,6 @@ Every step may be cancelled at any `yield`; the next plan starts from what is th
 from __future__ import annotations
 
 import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from supervisor import controldata, sql, timelines
 from supervisor.context import Context, StepFailed
 from supervisor.firstrun import first_run
 from supervisor.postgres import StartFailed, StopMode
+from supervisor.receivers import receivers, terminate, too_young
 from supervisor.roles import Data, Plan, Server
 from supervisor.tasks import Task, TaskTimeout, Wait, sleep
 
@@ -41,6 +41,11 @@ STARVED = "waiting for WAL to become available"
 STARVED_MS = 5_000
 """Without consistency, without WAL to read and without a stream for this long: this copy never becomes usable."""
 START_FAILURES_MAX = 3
+COPY_AGAIN_MS = 600_000
+"""A copy that does not start may not be to blame (a port, a parameter, a full disk): not copied again before this."""
+SLOW_POSITION_MS = 300
+HUNG_MS = 2_000
+"""A Postgres that answers nothing for this long while a promise is wanted is killed."""
 LOG_BYTES_MAX = 64 << 20
 STARTUP_IDLE = ("RecoveryWalStream", "RecoveryRetrieveRetryInterval")
 
@@ -86,9 +91,8 @@ class Steps:
                 break
             except StartFailed as error:
                 c.start_failures += 1
-                if c.start_failures >= START_FAILURES_MAX and c.followed is not None:
-                    c.log.warning("start.hopeless", failures=c.start_failures, hint="it is copied again")
-                    c.change(needs_clone=c.followed.term)
+                if c.start_failures >= START_FAILURES_MAX:
+                    self._copy_again("start.hopeless", str(error))
                 raise StepFailed(str(error)) from error
             except TimeoutError:
                 self._help_to_consistency(now_ns() - began)
@@ -131,10 +135,19 @@ class Steps:
             return
         # Many lines: clients that are turned away fill the log.
         tail = c.postgres.log_tail(c.need_postmaster(), lines=1000)
-        starved = not _receivers(c) and any(STARVED in line for line in tail)
+        starved = not receivers(c) and any(STARVED in line for line in tail)
         if starved and waited_ns > STARVED_MS * MS:
-            c.log.warning("start.inconsistent", hint="it lacks WAL that nobody sends; it is copied again")
-            c.change(needs_clone=grant.term)
+            self._copy_again("start.inconsistent", "it lacks WAL that nobody sends")
+
+    def _copy_again(self, event: str, reason: str) -> None:
+        """This copy is of no use as it is. Once; then the reason stays in the log and the status for a person."""
+        c, grant = self.c, self.c.followed
+        if grant is None or now_ns() < c.copy_again_ns:
+            c.log.once_per(event, 60).error(event, reason=reason, hint="look at log/postgres.log of this node")
+            return
+        c.copy_again_ns = now_ns() + COPY_AGAIN_MS * MS
+        c.log.warning(event, reason=reason, hint="it is copied again from the primary")
+        c.change(needs_clone=grant.term)
 
     def _attach(self, grant: Grant) -> None:
         c = self.c
@@ -238,8 +251,8 @@ class Steps:
         clean = yield from self._stop_cleanly(FAST_STOP_MS)
         if c.local.clean:
             body = {"term": plan.term, "reason": "switchover", "clean": clean, "at": utc_now()}
-            c.raft.tell("node.fenced", body)
-            c.change(crashed="")
+            if c.raft.tell("node.fenced", body):  # else it is reported like any other end
+                c.change(crashed="")
 
     def report_fenced(self, plan: Plan) -> Task[None]:
         c = self.c
@@ -250,12 +263,12 @@ class Steps:
 
     # -- promises ------------------------------------------------------------------------------------------------
 
-    def say_no_position(self, term: int) -> None:
+    def say_no_position(self, term: int, reason: str = "") -> None:
         """Not a vow: only that nothing here is writable and that nobody need wait for an answer."""
         c = self.c
         server, data = c.local.server, c.local.data
         why = f"Postgres is {server.value}" if data is Data.READY else f"its data is {data.value}"
-        if c.raft.tell("node.frozen", {"term": term, "epoch": -1, "lsn": 0, "reason": why}):
+        if c.raft.tell("node.frozen", {"term": term, "epoch": -1, "lsn": 0, "reason": reason or why}):
             c.change(said_no_position=term)
 
     def detach(self, _: Plan) -> Task[None]:
@@ -266,8 +279,19 @@ class Steps:
         """The vow of safety.md: no more WAL is received or acknowledged, and this is how far it goes."""
         c = self.c
         began = now_ns()
-        yield from self._detach()
-        found = yield from self._position()
+        try:
+            yield from self._detach()
+            found = yield from self._position(plan.term)
+        except (sql.SqlFailure, StepFailed, TimeoutError) as error:
+            # Nobody need wait for this node; its own leadership must not either.
+            if c.local.said_no_position != plan.term:
+                self.say_no_position(plan.term, f"Postgres does not answer: {error}")
+            c.freeze_failing_ns = c.freeze_failing_ns or began
+            if now_ns() - c.freeze_failing_ns > HUNG_MS * MS and c.postmaster is not None:
+                c.log.error("postgres.hung", hint="it is killed and started again")
+                self._bury("hung")
+            raise
+        c.freeze_failing_ns = 0
         body: dict[str, Any] = {"term": plan.term, "reason": ""}
         if isinstance(found, NoPosition):
             body |= {"epoch": -1, "lsn": 0, "reason": found.reason}
@@ -285,7 +309,7 @@ class Steps:
         session, postmaster = (yield from self._session()), c.need_postmaster()
         until_ns = now_ns() + FREEZE_MS * MS
         c.change(upstream=0)
-        if not c.may_receive and not _receivers(c):
+        if not c.may_receive and not receivers(c):
             return
         c.may_receive = True
         try:
@@ -299,11 +323,11 @@ class Steps:
             )
             calm = 0
             while calm < 2:
-                for pid in _receivers(c):
-                    yield from _terminate(pid, until_ns)
+                for pid in receivers(c):
+                    yield from terminate(pid, until_ns)
                 # A startup process that has just asked for a receiver, with the old conninfo, waits for its stream.
                 rows = yield from session.query(STARTUP_WAITS, until_ns=until_ns)
-                restless = rows[0][0] == "RecoveryWalStream" or bool(_receivers(c)) or _too_young(c)
+                restless = rows[0][0] == "RecoveryWalStream" or bool(receivers(c)) or too_young(c)
                 calm = 0 if restless else calm + 1
                 if now_ns() >= until_ns:
                     raise TaskTimeout("the WAL receiver is not gone")
@@ -327,14 +351,20 @@ class Steps:
                 raise TaskTimeout(f"{name} is not in force")
             yield from sleep(1 * MS)
 
-    def _position(self) -> Task[Position | NoPosition]:
-        """Where the flushed WAL ends, once everything in pg_wal has been read (safety.md, promotion 1)."""
-        before = (-1, -1)
+    def _position(self, asked_term: int = 0) -> Task[Position | NoPosition]:
+        """Where the flushed WAL ends, once everything in pg_wal has been read (safety.md, promotion 1).
+
+        ``asked_term``: whose leader is told that it takes long, if it does.
+        """
+        began, before = now_ns(), (-1, -1)
         while True:
             received, replayed, waits = yield from self._lsns()
             if received or (waits and (received, replayed) == before):
                 break
             before = (received, replayed) if waits else (-1, -1)
+            slow = now_ns() - began > SLOW_POSITION_MS * MS
+            if asked_term and slow and self.c.local.said_no_position != asked_term:
+                self.say_no_position(asked_term, "still reading the WAL it has")
             yield from sleep(3 * MS)
         return (yield from self._position_at(max(received, replayed)))
 
@@ -410,7 +440,7 @@ class Steps:
     def _promote_now(self, grant: Grant, began: int) -> Task[None]:
         c = self.c
         session, postmaster = (yield from self._session()), c.need_postmaster()
-        if c.process is None or c.local.upstream or c.may_receive or _receivers(c):
+        if c.process is None or c.local.upstream or c.may_receive or receivers(c):
             raise StepFailed("not frozen")
         body = {
             "term": grant.term, "pid": c.process.pid, "start_ticks": c.process.start_ticks,
@@ -535,35 +565,6 @@ def _with(facts: Any, **changes: Any) -> Any:
     from dataclasses import replace
 
     return replace(facts, **changes)
-
-
-def _receivers(c: Context) -> list[int]:
-    """WAL receivers among the postmaster's children."""
-    children = c.postmaster.children() if c.postmaster is not None else ()
-    return [child.pid for child in children if child.receiver]
-
-
-def _too_young(c: Context) -> bool:
-    """Is there a child that has no title yet? It may become a WAL receiver."""
-    children = c.postmaster.children() if c.postmaster is not None else ()
-    return any(not child.title for child in children)
-
-
-def _terminate(pid: int, until_ns: int) -> Task[None]:
-    """SIGTERM by pidfd, then until it is gone."""
-    try:
-        fd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    try:
-        signal.pidfd_send_signal(fd, signal.SIGTERM)
-        woken = yield Wait(fd, read=True, until_ns=until_ns)
-        if woken.timed_out:
-            raise TaskTimeout("the WAL receiver does not end")
-    except ProcessLookupError:
-        return
-    finally:
-        os.close(fd)
 
 
 def _switch_lsn(c: Context, timeline: int) -> int | None:
