@@ -180,12 +180,8 @@ def apply(state: ClusterState, entry: Entry) -> ClusterState:
             new = Member(*body["member"])
             members = tuple(new if (m.name, m.incarnation) == (new.name, new.incarnation) else m for m in state.members)
             return replace(state, members=members)
-        case "wish/1" if _overtaken(state, body):
-            return state
         case "wish/1":
-            state = replace(state, wish_to=str(body["to"]), wish_loss=bool(body["accept_data_loss"]))
-            text = f"was asked for{', accepting data loss' if state.wish_loss else ''}"
-            return _remember(state, body, str(body["kind"]), entry.term, state.wish_to, text)
+            return _wish(state, entry, body)
         case "event/1":
             return _remember(state, body, str(body["kind"]), int(body["term"]), str(body["node"]), str(body["text"]))
         case _:
@@ -228,10 +224,13 @@ def _opened(state: ClusterState, body: dict[str, Any]) -> ClusterState:
     return _remember(state, body, "opened", grant.term, grant.node, "is open to clients")
 
 
-def _overtaken(state: ClusterState, body: dict[str, Any]) -> bool:
-    """A wish that a grant came before must not wait for the next loss of a primary."""
+def _wish(state: ClusterState, entry: Entry, body: dict[str, Any]) -> ClusterState:
     newest = state.grant.term if state.grant is not None else 0
-    return bool(body.get("after", newest) != newest)
+    if body.get("after", newest) != newest:
+        return state  # overtaken by a grant: it must not wait for the next loss of a primary
+    state = replace(state, wish_to=str(body["to"]), wish_loss=bool(body["accept_data_loss"]))
+    text = f"was asked for{', accepting data loss' if state.wish_loss else ''}"
+    return _remember(state, body, str(body["kind"]), entry.term, state.wish_to, text)
 
 
 def _change_grant(state: ClusterState, body: dict[str, Any], **change: Any) -> ClusterState:

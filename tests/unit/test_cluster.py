@@ -118,6 +118,16 @@ def test_a_wish_ends_with_the_next_grant() -> None:
     assert (state.wish_to, state.wish_loss) == ("", False)
 
 
+def test_a_wish_that_a_grant_came_before_is_void() -> None:
+    """Else an accepted loss would wait, unseen, for the next loss of a primary."""
+    state = apply(after(story()), promoted(5, "c", 4))
+    late = {"kind": "failover", "to": "b", "accept_data_loss": True, "at": "t"}
+    void = apply(state, entry("wish/1", {**late, "after": 4}))
+    assert (void.wish_to, void.wish_loss) == ("", False)
+    in_time = apply(state, entry("wish/1", {**late, "after": 5}))
+    assert (in_time.wish_to, in_time.wish_loss) == ("b", True)
+
+
 def test_members_keep_their_place_when_addresses_change() -> None:
     state = after(story())
     assert [m.name for m in state.members] == ["a", "b", "c"]
