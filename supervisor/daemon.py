@@ -489,7 +489,9 @@ class Daemon:
     def _publish(self) -> None:
         now = now_ns()
         c = self.c
-        c.facts = replace(c.facts, progress=_progress(c))
+        # A leader that is not primary says what it waits for; the others show that as the reason why there is none.
+        waits = c.view.sentence if c.view.role == "leader" and not c.view.granted else ""
+        c.facts = replace(c.facts, progress=_progress(c) or waits)
         seen = observe.observation(c.view, c.local, c.facts, self.plan.step, self.sentence, self.offspring.version)
         due = seen != self.observed or now >= self.observe_at_ns
         if c.view.alive and due and c.raft.tell("node.observed", seen):
@@ -498,7 +500,7 @@ class Daemon:
         if now < self.snapshot_at_ns:
             return
         self.snapshot_at_ns = now + SNAPSHOT_EVERY_MS * MS
-        sentence = c.view.sentence or self.founding_sentence or self.sentence
+        sentence = c.view.sentence or self.founding_sentence or self._leader_says() or self.sentence
         members = self.members | {self.config.name: {"seen": seen, "age_ms": 0}}
         state = observe.state_of(c.local, c.facts, self.plan.step)
         snapshot = observe.snapshot(
@@ -507,6 +509,13 @@ class Daemon:
         )  # fmt: skip
         self.current.snapshot = snapshot
         self.admin.publish(snapshot, now)
+
+    def _leader_says(self) -> str:
+        """On a follower that waits: the leader's sentence, as it last told."""
+        if self.plan.rule != "waiting" or self.c.view.leader in ("", self.config.name):
+            return ""
+        known = self.members.get(self.c.view.leader)
+        return str(known["seen"].get("reason", "")) if known is not None else ""
 
     # -- the end -------------------------------------------------------------------------------------------------
 
