@@ -224,7 +224,7 @@ class Daemon:
     def _child_ended(self, name: str, code: int) -> None:
         now = now_ns()
         if name == "raft":
-            self.c.view = replace(self.c.view, alive=False, renewed=False)
+            self.c.view = replace(self.c.view, alive=False, renewed=False, met=False)
             self.c.change(frozen=0, said_no_position=0)  # the next one has to be told
             self.c.raft.redial()
             self.greeted, self.hello_at_ns = False, now

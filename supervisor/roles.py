@@ -64,6 +64,8 @@ class View:
     lease_until_ns: int = 0
     renewed: bool = False
     """The Raft child of now has renewed the lease; False right after it was restarted."""
+    met: bool = False
+    """The Raft child of now has met a leader. Before that, all it knows is what was agreed before it last stopped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,9 +199,13 @@ class Situation:
 
 
 def source(view: View, local: Local) -> Grant | None:
-    """The newest grant, if it is another node's, still holds, and its history is known: whom a copy may be made of."""
+    """The newest grant, if it is another node's, still holds, and its history is known: whom a copy may be made of.
+
+    Only what a leader has confirmed to this process: one that the others no longer let in (another key, replaced) must
+    not find its way to the primary by what it remembers.
+    """
     grant = view.cluster.grant if view.cluster is not None else None
-    if grant is None or grant.node == local.me or grant.failed or not grant.ancestry:
+    if not view.met or grant is None or grant.node == local.me or grant.failed or not grant.ancestry:
         return None
     return grant
 
@@ -270,7 +276,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "create", Step.CREATE, "this node is to create the cluster's data directory",
         lambda s: s.view.cluster is not None and bool(s.view.cluster.nonce) and s.view.cluster.founder == s.local.me
-        and s.local.data is Data.ABSENT and not s.view.cluster.grants,
+        and s.local.data is Data.ABSENT and s.local.server is Server.DOWN and not s.view.cluster.grants,
     ),
     Rule(
         "promise", Step.FREEZE,

@@ -36,19 +36,24 @@ def test_a_silent_founding_peer_is_waited_for_and_named(make_world: Callable[...
 
 
 def test_a_node_with_another_cluster_key_stays_outside(world: World) -> None:
+    """Also where its own disk says who the primary was: nobody has confirmed that to it."""
     node = world.standbys()[0]
     assert node.stop(60) == 0
+    world.settles(lambda: not world.streams(node), f"{node.name} is gone")
     right = node.flags["cluster-key"]
     node.flags["cluster-key"] = str(write_secret(world.home / "other.key", new_key()))
+    attached = len(world.logged(node, "follow.attached"))
     with world.writing() as writer:
         node.start()
         others = [other for other in world.nodes if other is not node]
         world.settles(lambda: mentions(world, node, "key"), f"{node.name} says that its key is another")
         for other in others:
             world.settles(lambda other=other: mentions(world, other, "key", f'"{node.name}"'), f"{other.name} names it")  # type: ignore[misc]  # bound now
-        assert not world.streams(node)
+        world.settles(lambda: bool(node.pid_of("postmaster")), "its Postgres is up")
         at_ns = now_ns()
         world.settles(lambda: writer.acked_since(at_ns) > 50, "writes go on")
+        assert not world.streams(node)
+        assert len(world.logged(node, "follow.attached")) == attached
         node.stop(60)
         node.flags["cluster-key"] = right
         node.start()

@@ -51,7 +51,7 @@ def serving(*, view: dict[str, Any] | None = None, local: dict[str, Any] | None 
 
 def streaming(*, view: dict[str, Any] | None = None, local: dict[str, Any] | None = None) -> Situation:
     """``b`` streams from ``a``, the primary of term 5."""
-    seen = View(True, 7, 5, "a", wanted=5, record=NodeRecord(5), cluster=agreed(granted(5, "a")))
+    seen = View(True, 7, 5, "a", wanted=5, record=NodeRecord(5), cluster=agreed(granted(5, "a")), met=True)
     here = Local("b", Data.READY, Server.STANDBY, upstream=5)
     return Situation(replace(seen, **view or {}), replace(here, **local or {}), TIMINGS, NOW)
 
@@ -126,6 +126,8 @@ DECIDES: tuple[tuple[str, int, Situation], ...] = (
     ("waiting", 0, streaming(view={"cluster": agreed(granted(5, "a", failed="killed"))}, local={"upstream": 0})),
     ("waiting", 0, streaming(view={"record": NodeRecord(6)}, local={"upstream": 0})),
     ("waiting", 0, streaming(view={"wanted": 6}, local={"upstream": 0, "frozen": 6})),
+    ("waiting", 0, streaming(view={"met": False, "leader": ""}, local={"upstream": 0})),
+    ("waiting", 0, streaming(view={"met": False, "leader": ""}, local={**DOWN, "data": Data.ABSENT})),
     ("waiting", 0, streaming(local={"upstream": 0, "vowed": 6})),
     ("waiting", 0, streaming(local={**DOWN, "data": Data.UNKNOWN})),
 )
@@ -216,7 +218,7 @@ def some_situation(one: Choose) -> Situation:
     view = View(
         alive=one([yes, yes, no]), incarnation=7, term=one(terms), leader=one(["", "a", "b"]), wanted=one(terms),
         granted=one(terms), hand_over=one([None, None, "b"]), record=NodeRecord(one(terms)), cluster=cluster,
-        lease_term=one(terms), lease_until_ns=one(LEASES), renewed=one([yes, yes, no]),
+        lease_term=one(terms), lease_until_ns=one(LEASES), renewed=one([yes, yes, no]), met=one([yes, yes, yes, no]),
     )  # fmt: skip
     server = one(list(Server))
     writable = server in (Server.PRIMARY, Server.PROMOTING)
@@ -268,7 +270,7 @@ def nothing_older_than_the_promise_is_followed(s: Situation) -> bool:
     floor = max(s.view.record.promised, s.view.wanted, s.local.vowed)
     allowed = wanted.term >= floor or (wanted.step is Step.CLONE and unusable)
     usable = grant is not None and grant.node != s.local.me and bool(grant.ancestry) and not grant.failed
-    return allowed and usable and grant is not None and wanted.term == grant.term
+    return s.view.met and allowed and usable and grant is not None and wanted.term == grant.term
 
 
 def no_upstream_outlives_a_newer_promise(s: Situation) -> bool:
