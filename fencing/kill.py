@@ -125,7 +125,11 @@ def fence(pgdata: Path, postmaster: ProcessId | None, until_ns: int, cgroup: Pat
             _signal(postmaster, signal.SIGSTOP)
         found = members(pgdata, postmaster)
         left_ms = max(0, (until_ns - now_ns()) // 1_000_000)
-        ordered = sorted(found, key=lambda process: process == postmaster)  # the postmaster comes last
+        # Whoever has no parent among them may be a postmaster that nobody told us of: stopped first, killed last.
+        roots = _roots(found)
+        for process in roots - {postmaster}:
+            _signal(process, signal.SIGSTOP)
+        ordered = sorted(found, key=lambda process: (process == postmaster, process in roots))
         killed = _kill_and_wait(ordered, min(ROUND_MS, left_ms))
         struck |= killed
         left = verify(pgdata, postmaster)
@@ -230,6 +234,13 @@ def _ancestors(table: dict[int, _Stat]) -> set[int]:
         found.add(pid)
         pid = table[pid].parent if pid in table else 0
     return found
+
+
+def _roots(processes: Iterable[ProcessId]) -> set[ProcessId]:
+    """Those whose parent is not one of them."""
+    pids = {process.pid for process in processes}
+    stats = ((process, _stat(process.pid)) for process in processes)
+    return {process for process, stat in stats if stat is not None and stat.parent not in pids}
 
 
 def _descendants(table: dict[int, _Stat], root: int) -> set[int]:

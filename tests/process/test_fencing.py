@@ -130,6 +130,15 @@ def test_a_stopped_postmaster_and_stopped_backends_die_too(postgres: BarePostgre
     assert postgres.pids() == []
 
 
+def test_a_postmaster_that_nobody_told_of_is_stopped_before_its_children_die(
+    postgres: BarePostgres, load: Load
+) -> None:
+    """One that sees a child die runs on: it would start others, or clean up as if it had ended well."""
+    assert fence(postgres.pgdata, None, now_ns() + F).survivors == ()
+    assert postgres.wait() == -signal.SIGKILL
+    assert "was terminated by signal" not in postgres.log.read_text(encoding="utf-8", errors="replace")
+
+
 def test_a_fence_that_comes_too_late_still_does_a_whole_round(postgres: BarePostgres) -> None:
     fence(postgres.pgdata, process_id(postgres.pid), now_ns() - F)
     until(lambda: postgres.pids() == [], "everything is gone")
