@@ -9,7 +9,10 @@
 | `switched/1` | where the WAL of the grant begins and which epochs came before: what a standby must know to follow | the primary |
 | `opened/1` | a record of this epoch is flushed by k of S: clients are let in | the primary |
 | `failed/1` | the grant will not be used: the promotion did not end well, or the primary is down | the leader |
+| `members/1` | the whole list of members, with roles and aims: Raft's membership from the moment it is appended | the leader |
 | `member/1` | a member's addresses | any node, through the leader |
+| `change/1` | the sync group is to become another: from now on an election needs a read quorum of both; the reverse of an open change reverts it | the leader |
+| `done/1` | the names of the new group are in force on the primary and everything acknowledged meets its rule: it alone counts | the primary |
 | `wish/1` | a person asked for a switchover or failover: to whom, and whether data loss is accepted; void with the next grant | the leader |
 | `event/1` | something worth remembering (salvage, clone, ...) | any node, through the leader |
 
@@ -19,13 +22,16 @@ An entry of an unknown kind stops the node: it was written by a newer version.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+from consensus.membership import Member
 from consensus.messages import Entry
 from consensus.record import EpochStart, Position
 
 HISTORY_KEPT_MAX = 200
+REMOVED_KEPT_MAX = 100
 FEATURE_LEVEL = 1
 
 
@@ -33,21 +39,32 @@ class UnknownEntryError(Exception):
     """The log holds an entry this version does not know. The node must stop (exit 70) and be upgraded."""
 
 
-class Member(NamedTuple):
-    """A founding member. Addresses are ``host:port``; they may change, the name and the incarnation do not."""
+class Seat(NamedTuple):
+    """A place in the sync group. It is the incarnation's: another node of the same name does not fill it."""
 
     name: str
     incarnation: int
-    raft: str
-    postgres: str
-    http: str
 
 
 class SyncGroup(NamedTuple):
     """A commit is acknowledged once ``k`` of ``members``, the primary included, have flushed it."""
 
-    members: tuple[str, ...]
+    members: tuple[Seat, ...]
+    """Sorted."""
     k: int
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(seat.name for seat in self.members)
+
+
+class Change(NamedTuple):
+    """A change of the sync group under way. While it is open, an election has to respect both."""
+
+    index: int  # type: ignore[assignment]  # shadows tuple.index, which nobody calls
+    """Of the entry that opened it; `done/1` names it."""
+    old: SyncGroup
+    new: SyncGroup
 
 
 class Grant(NamedTuple):
@@ -87,6 +104,9 @@ class ClusterState:
     commit_mode: str = "quorum"
     profile: str = "default"
     group: SyncGroup = SyncGroup((), 1)
+    change: Change | None = None
+    removed: tuple[Seat, ...] = ()
+    """Former members; none of them comes back as who it was."""
     founder: str = ""
     nonce: str = ""
     replication_password: str = field(default="", repr=False)
@@ -111,8 +131,23 @@ class ClusterState:
         """Has this cluster ever let clients in? Before that only the founder holds data."""
         return any(g.opened for g in self.grants)
 
+    @property
+    def groups(self) -> tuple[SyncGroup, ...]:
+        """The sync groups of which an election needs a read quorum."""
+        return (self.group,) if self.change is None else (self.change.old, self.change.new)
+
+    @property
+    def wanted_group(self) -> SyncGroup:
+        """The one whose names a primary puts in force."""
+        return self.group if self.change is None else self.change.new
+
     def member(self, name: str) -> Member | None:
         return next((m for m in self.members if m.name == name), None)
+
+    def seated(self, group: SyncGroup) -> frozenset[str]:
+        """Names of those who fill their seat of ``group`` with the incarnation that it is for."""
+        here = {(m.name, m.incarnation) for m in self.members}
+        return frozenset(seat.name for seat in group.members if seat in here)
 
     def next_timeline(self) -> int:
         """A number no promotion has ever been given."""
@@ -129,9 +164,14 @@ def canonical(value: object) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def sync_group(names: tuple[str, ...], commit_mode: str) -> SyncGroup:
-    """The default group: all data nodes, k a majority of them; asynchronous: the primary alone decides."""
-    return SyncGroup(names, 1 if commit_mode == "async" else len(names) // 2 + 1)
+def sync_group(seats: Iterable[Seat], commit_mode: str) -> SyncGroup:
+    """The default group of these nodes: k a majority of them; asynchronous: the primary alone decides."""
+    ordered = tuple(sorted(seats))
+    return SyncGroup(ordered, 1 if commit_mode == "async" else len(ordered) // 2 + 1)
+
+
+def seat_of(member: Member) -> Seat:
+    return Seat(member.name, member.incarnation)
 
 
 def found(charter: str, cluster_id: str) -> ClusterState:
@@ -144,7 +184,7 @@ def found(charter: str, cluster_id: str) -> ClusterState:
         members=members,
         commit_mode=mode,
         profile=str(body["profile"]),
-        group=sync_group(tuple(m.name for m in members), mode),
+        group=sync_group((seat_of(m) for m in members if m.has_data), mode),
         founder=str(body["founder"]),
         settings=canonical(body["settings"]),
     )
@@ -157,38 +197,17 @@ def apply(state: ClusterState, entry: Entry) -> ClusterState:
     """
     if entry.kind == "noop/1":
         return state
-    body: dict[str, Any] = json.loads(entry.data)
-    match entry.kind:
-        case "founding/1":
-            return _founding(state, body)
-        case "initialized/1":
-            return _initialized(state, body)
-        case "promoted/1":
-            return _promoted(state, entry, body)
-        case "switched/1":
-            ancestry = tuple(EpochStart(*e) for e in body["ancestry"])
-            return _change_grant(state, body, ancestry=ancestry)
-        case "opened/1":
-            return _opened(state, body)
-        case "failed/1":
-            grant = state.grant
-            if grant is None or grant.term != body["term"] or grant.failed:
-                return state
-            state = _change_grant(state, body, failed=str(body["reason"]))
-            return _remember(state, body, "failed", grant.term, grant.node, str(body["reason"]))
-        case "member/1":
-            new = Member(*body["member"])
-            members = tuple(new if (m.name, m.incarnation) == (new.name, new.incarnation) else m for m in state.members)
-            return replace(state, members=members)
-        case "wish/1":
-            return _wish(state, entry, body)
-        case "event/1":
-            return _remember(state, body, str(body["kind"]), int(body["term"]), str(body["node"]), str(body["text"]))
-        case _:
-            raise UnknownEntryError(f"log entry {entry.index} has the unknown kind {entry.kind!r}")
+    carry_out = _KINDS.get(entry.kind)
+    if carry_out is None:
+        raise UnknownEntryError(f"log entry {entry.index} has the unknown kind {entry.kind!r}")
+    return carry_out(state, entry, json.loads(entry.data))
 
 
-def _founding(state: ClusterState, body: dict[str, Any]) -> ClusterState:
+def _event(state: ClusterState, entry: Entry, body: dict[str, Any]) -> ClusterState:
+    return _remember(state, body, str(body["kind"]), int(body["term"]), str(body["node"]), str(body["text"]))
+
+
+def _founding(state: ClusterState, entry: Entry, body: dict[str, Any]) -> ClusterState:
     if state.system_identifier or state.nonce:
         return state
     state = replace(
@@ -198,7 +217,7 @@ def _founding(state: ClusterState, body: dict[str, Any]) -> ClusterState:
     return _remember(state, body, "founding", 0, str(body["node"]), "is chosen to create the cluster")
 
 
-def _initialized(state: ClusterState, body: dict[str, Any]) -> ClusterState:
+def _initialized(state: ClusterState, entry: Entry, body: dict[str, Any]) -> ClusterState:
     if state.system_identifier or body["nonce"] != state.nonce:
         return state
     state = replace(
@@ -216,12 +235,63 @@ def _promoted(state: ClusterState, entry: Entry, body: dict[str, Any]) -> Cluste
     return _remember(state, body, "promoted", grant.term, grant.node, str(body["reason"]))
 
 
-def _opened(state: ClusterState, body: dict[str, Any]) -> ClusterState:
+def _switched(state: ClusterState, entry: Entry, body: dict[str, Any]) -> ClusterState:
+    return _change_grant(state, body, ancestry=tuple(EpochStart(*e) for e in body["ancestry"]))
+
+
+def _failed(state: ClusterState, entry: Entry, body: dict[str, Any]) -> ClusterState:
+    grant = state.grant
+    if grant is None or grant.term != body["term"] or grant.failed:
+        return state
+    state = _change_grant(state, body, failed=str(body["reason"]))
+    return _remember(state, body, "failed", grant.term, grant.node, str(body["reason"]))
+
+
+def _opened(state: ClusterState, entry: Entry, body: dict[str, Any]) -> ClusterState:
     grant = state.grant
     if grant is None or grant.term != body["term"] or grant.opened:
         return state
     state = _change_grant(state, body, opened=True)
     return _remember(state, body, "opened", grant.term, grant.node, "is open to clients")
+
+
+def _members(state: ClusterState, entry: Entry, body: dict[str, Any]) -> ClusterState:
+    """Without conditions: Raft goes by the newest list of the log, and so must everybody else."""
+    members = tuple(sorted(Member(*m) for m in body["members"]))
+    left = {seat_of(m) for m in state.members} - {seat_of(m) for m in members}
+    state = replace(state, members=members, removed=(*state.removed, *sorted(left))[-REMOVED_KEPT_MAX:])
+    return _remember(state, body, str(body["kind"]), entry.term, str(body["node"]), str(body["text"]))
+
+
+def _member(state: ClusterState, entry: Entry, body: dict[str, Any]) -> ClusterState:
+    new = Member(*body["member"])
+    changed = (new._replace(role=m.role, aim=m.aim) if seat_of(m) == seat_of(new) else m for m in state.members)
+    return replace(state, members=tuple(changed))
+
+
+def _change(state: ClusterState, entry: Entry, body: dict[str, Any]) -> ClusterState:
+    old, new = _group(body["old"]), _group(body["new"])
+    under_way = state.change
+    begins = under_way is None and old == state.group
+    reverts = under_way is not None and (old, new) == (under_way.new, under_way.old)
+    if not (begins or reverts) or old == new or not 1 <= new.k <= len(new.members):
+        return state
+    state = replace(state, change=Change(entry.index, old, new))
+    return _remember(state, body, str(body["kind"]), entry.term, str(body["node"]), str(body["text"]))
+
+
+def _done(state: ClusterState, entry: Entry, body: dict[str, Any]) -> ClusterState:
+    change = state.change
+    if change is None or change.index != body["index"]:
+        return state
+    state = replace(state, group=change.new, change=None)
+    text = f"{change.new.k} of {', '.join(change.new.names)} acknowledge a commit"
+    return _remember(state, body, "sync group", entry.term, str(body["node"]), text)
+
+
+def _group(plain: Any) -> SyncGroup:
+    """From JSON: [[[name, incarnation], ...], k]."""
+    return SyncGroup(tuple(Seat(*seat) for seat in plain[0]), plain[1])
 
 
 def _wish(state: ClusterState, entry: Entry, body: dict[str, Any]) -> ClusterState:
@@ -246,6 +316,22 @@ def _remember(state: ClusterState, body: dict[str, Any], kind: str, term: int, n
     return replace(state, history=(*state.history, event)[-HISTORY_KEPT_MAX:])
 
 
+_KINDS: dict[str, Callable[[ClusterState, Entry, dict[str, Any]], ClusterState]] = {
+    "founding/1": _founding,
+    "initialized/1": _initialized,
+    "promoted/1": _promoted,
+    "switched/1": _switched,
+    "opened/1": _opened,
+    "failed/1": _failed,
+    "members/1": _members,
+    "member/1": _member,
+    "change/1": _change,
+    "done/1": _done,
+    "wish/1": _wish,
+    "event/1": _event,
+}
+
+
 def dump(state: ClusterState) -> str:
     """Canonical JSON, for snapshots and for the bus."""
     return canonical({name: getattr(state, name) for name in ClusterState.__slots__} | {"level": FEATURE_LEVEL})
@@ -257,7 +343,10 @@ def load(data: str) -> ClusterState:
     if body.pop("level") > FEATURE_LEVEL:
         raise UnknownEntryError("the cluster state was written by a newer version")
     body["members"] = tuple(Member(*m) for m in body["members"])
-    body["group"] = SyncGroup(tuple(body["group"][0]), body["group"][1])
+    body["group"] = _group(body["group"])
+    change = body["change"]
+    body["change"] = Change(change[0], _group(change[1]), _group(change[2])) if change is not None else None
+    body["removed"] = tuple(Seat(*seat) for seat in body["removed"])
     body["grants"] = tuple(
         Grant(g[0], g[1], Position(*g[2]), g[3], tuple(EpochStart(*e) for e in g[4]), g[5], g[6])
         for g in body["grants"]

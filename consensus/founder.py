@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from consensus.founding import (
     Charter,
@@ -14,13 +14,14 @@ from consensus.founding import (
     Waiting,
     charter_message,
     consider,
+    founders,
     parse,
     parse_greeting,
-    standing,
 )
+from consensus.membership import Member
 from consensus.messages import Hello
 from consensus.peerwire import NO_CLUSTER
-from consensus.transport import PeerFrame
+from consensus.transport import Address, PeerFrame, split
 from consensus.write import Write
 from fencing.clock import now_ns
 from fencing.lease import MS
@@ -41,68 +42,84 @@ class RefusedToStartError(Exception):
 
 
 class Founder:
-    """Drives the host's sockets until this node has a cluster id."""
+    """Drives the host's sockets until this node has a cluster id: its own founding, or being let into a cluster."""
 
     def __init__(self, host: Host) -> None:
         self.host = host
+        self.heard: dict[str, Greeting] = {}
+        self.said = ""
+        self.asked: dict[str, Address] = {}
+        """Whom to ask beside the peers: the address given with --join, and where the leader is said to be."""
 
     def run(self) -> bool:
         """Until this node has a cluster id. False: told to stop before."""
-        child = self.host.child
+        host, child = self.host, self.host.child
         names = tuple(sorted(child.peers))
         mine = Greeting(
-            child.name, self.host.identity.incarnation, child.raft_address, child.postgres_address, child.http_address,
-            names, child.adopts,
+            child.name, host.identity.incarnation, child.raft_address, child.postgres_address, child.http_address,
+            names, child.adopts, child.role, bool(child.join), host.lost,
         )  # fmt: skip
-        heard: dict[str, Greeting] = {}
+        if child.join:
+            self.asked["join"] = (str(child.join[0]), int(child.join[1]))
+        host.dial(self.asked)
         greet_at = now_ns()
-        said = ""
-        self.host.tell("child.ready", self.host.ready_body(), "")
-        while not self.host.identity.cluster_id:
-            if self.host.stopping:
+        host.tell("child.ready", host.ready_body(), "")
+        while not host.identity.cluster_id:
+            if host.stopping:
                 return False
             now = now_ns()
             if now >= greet_at:
                 greet_at = now + GREET_EVERY_MS * MS
-                for name in names:
-                    if name != child.name:
-                        self.host.send(name, Hello(0, mine.dump()), NO_CLUSTER)
-            if child.name == names[0]:
-                said = self._consider(mine, heard, said)
+                self._greet(mine, names)
+            if mine.joins:
+                self._say(self.said or "asking to be let in")
+            elif child.name == names[0]:
+                self._consider(mine)
             else:
-                said = self._say_silent(Waiting(tuple(n for n in names if n != child.name and n not in heard)), said)
-            if self.host.identity.cluster_id:
+                self._say_silent(Waiting(tuple(n for n in names if n != child.name and n not in self.heard)))
+            if host.identity.cluster_id:
                 break
-            self.host.poller.poll(max(0, greet_at - now_ns() + MS - 1) // MS)
-            for item in self.host.transport.receive():
+            host.poller.poll(max(0, greet_at - now_ns() + MS - 1) // MS)
+            for item in host.transport.receive():
                 if isinstance(item, PeerFrame):
-                    self._greeted(item.data, heard)
-            self.host.log_transport()
-            self.host.read_bus(None)
+                    self._greeted(item.data)
+            host.log_transport()
+            host.read_bus(None)
         return True
 
-    def _consider(self, mine: Greeting, heard: Mapping[str, Greeting], said: str) -> str:
+    def _greet(self, mine: Greeting, names: tuple[str, ...]) -> None:
+        hello = Hello(0, mine.dump())
+        for name in names if not mine.joins else ():
+            if name != mine.name:
+                self.host.send(name, hello, NO_CLUSTER)
+        for guest in self.asked:
+            self.host.send_guest(guest, "", 0, hello)
+
+    def _consider(self, mine: Greeting) -> None:
         child = self.host.child
-        match consider(mine, heard, Founding(child.commit, child.profile, child.settings)):
+        match consider(mine, self.heard, Founding(child.commit, child.profile, child.settings)):
             case Waiting() as waiting:
-                return self._say_silent(waiting, said)
+                self._say_silent(waiting)
             case Charter(text):
-                self._accept(os.urandom(16).hex(), text)
-                for name, greeting in heard.items():
-                    message = Hello(0, charter_message(self.host.identity.cluster_id, text))
+                self._accept(os.urandom(16).hex(), text, 0)
+                members = founders(text)
+                for name, greeting in self.heard.items():
+                    message = Hello(0, charter_message(self.host.identity.cluster_id, text, 0, 0, members))
                     self.host.send(name, message, NO_CLUSTER, greeting.incarnation)
-                return ""
 
-    def _say_silent(self, waiting: Waiting, said: str) -> str:
+    def _say_silent(self, waiting: Waiting) -> None:
         whom = ", ".join(waiting.silent) or "the charter"
-        text = waiting.problem or f"waiting for {whom}"
-        quiet = self.host.log if text != said else self.host.log.once_per("founding", SAY_WHO_IS_SILENT_S)
-        quiet.info("founding.waiting", silent=list(waiting.silent), problem=waiting.problem)
-        if text != said:
-            self.host.tell("raft.founding", {"sentence": text}, "")
-        return text
+        self._say(waiting.problem or f"waiting for {whom}", list(waiting.silent), waiting.problem)
 
-    def _greeted(self, data: bytes, heard: dict[str, Greeting]) -> None:
+    def _say(self, text: str, silent: list[str] | None = None, problem: str = "") -> None:
+        new = text != self.said
+        quiet = self.host.log if new else self.host.log.once_per("founding", SAY_WHO_IS_SILENT_S)
+        quiet.info("founding.waiting", silent=silent or [], problem=problem or ("" if silent else text))
+        if new:
+            self.said = text
+            self.host.tell("raft.founding", {"sentence": text}, "")
+
+    def _greeted(self, data: bytes) -> None:
         envelope = self.host.envelope(data)
         if envelope is None or envelope.cluster_id != NO_CLUSTER or not isinstance(envelope.message, Hello):
             return
@@ -111,27 +128,36 @@ class Founder:
             if body["kind"] == "greeting":
                 greeting = parse_greeting(body)
                 if greeting.name == envelope.src and greeting.name in self.host.child.peers:
-                    heard[greeting.name] = greeting
-                return
-        except ValueError as error:
-            self.host.log.once_per("peer.garbage", 10).warning("peer.garbage", peer=envelope.src, error=str(error))
-            return
-        if envelope.dst_incarnation != self.host.identity.incarnation:
-            return  # meant for an earlier life of this name
-        if body["kind"] == "stranger":
-            raise RefusedToStartError(
-                f"{envelope.src} says: {body['reason']}",
-                "re-admission of a wiped node is not in this version yet; restore its Raft directory from before, or "
-                "keep the node stopped (the others go on without it)",
-            )
-        charter = str(body["charter"])
-        if not standing(charter, self.host.child.name, self.host.identity.incarnation):
-            self._accept(str(body["cluster_id"]), charter)
+                    self.heard[greeting.name] = greeting
+            elif envelope.dst_incarnation == self.host.identity.incarnation:  # else meant for an earlier life
+                self._answered(envelope.src, body)
+        except (ValueError, KeyError, TypeError) as error:
+            self.host.log.once_per("peer.garbage", 10).warning("peer.garbage", peer=envelope.src, error=repr(error))
 
-    def _accept(self, cluster_id: str, charter: str) -> None:
-        """Stored before this node may vote."""
-        self.host.identity = self.host.identity._replace(cluster_id=cluster_id, charter=charter)
-        self.host.store.save(Write(identity=self.host.identity))
-        self.host.stored = replace(self.host.stored, identity=self.host.identity)
-        self.host.log.info("founding.done", cluster_id=cluster_id)
-        self.host.tell("child.ready", self.host.ready_body(), "")
+    def _answered(self, src: str, body: Mapping[str, Any]) -> None:
+        match body["kind"]:
+            case "stranger" if body["final"]:
+                raise RefusedToStartError(f"{src} says: {body['reason']}", str(body["hint"]))
+            case "stranger":
+                self._say(f"{src} says: {body['reason']}")
+            case "elsewhere":
+                self.asked["leader"] = split(str(body["raft"]))
+                self.host.dial(self.asked)
+            case "charter":
+                members = tuple(Member(*row) for row in body["members"])
+                mine = (self.host.child.name, self.host.identity.incarnation)
+                if mine in {(m.name, m.incarnation) for m in members}:
+                    self.host.introduced = (members, int(body["index"]))
+                    self._accept(str(body["cluster_id"]), str(body["charter"]), int(body["term"]))
+            case _:
+                pass
+
+    def _accept(self, cluster_id: str, charter: str, term: int) -> None:
+        """Stored before this node may vote, together with the promise of whoever is let in."""
+        host = self.host
+        host.identity = host.identity._replace(cluster_id=cluster_id, charter=charter)
+        record = host.stored.record._replace(promised=max(term, host.stored.record.promised))
+        host.store.save(Write(identity=host.identity, record=record))
+        host.stored = replace(host.stored, identity=host.identity, record=record)
+        host.log.info("founding.done", cluster_id=cluster_id, joined=term > 0)
+        host.tell("child.ready", host.ready_body(), "")

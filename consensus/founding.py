@@ -5,17 +5,18 @@ one silent peer means wait, and say who. The lowest name writes the *charter*: a
 incarnations and addresses, and who is to create the data. Each node stores it before it may vote. The charter is
 repeated to whoever it names until it is acknowledged, by every node that has it; so a founder that dies half way costs
 time, nothing else.
-A node that is named with another incarnation has lost its state: it is told so and stops (78).
+A node that is named with another incarnation has lost its state: it is let in again as a learner (changes.py).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from consensus.cluster import canonical
+from consensus.membership import VOTER, WITNESS, Member
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,12 @@ class Greeting:
     """Names, sorted."""
     adopts: str
     """System identifier of a data directory it wants to bring in; empty if it has none."""
+    aim: str = VOTER
+    """What it wants to be: voter, witness or learner."""
+    joins: bool = False
+    """It was told to ask a running cluster; it never founds one."""
+    lost: bool = False
+    """It has data of a cluster but no Raft state: it never founds, it asks to be let in again."""
 
     def dump(self) -> str:
         return canonical({"kind": "greeting", **{n: getattr(self, n) for n in Greeting.__slots__}})
@@ -45,10 +52,13 @@ class Founding:
     settings: str
 
 
+KINDS = ("greeting", "charter", "stranger", "elsewhere", "introduction")
+
+
 def parse(data: str) -> dict[str, Any]:
     """A Hello's body. Raises ValueError if it is none."""
     body = json.loads(data)
-    if not isinstance(body, dict) or body.get("kind") not in ("greeting", "charter", "stranger"):
+    if not isinstance(body, dict) or body.get("kind") not in KINDS:
         raise ValueError("not a hello")
     return body
 
@@ -58,19 +68,38 @@ def parse_greeting(body: Mapping[str, Any]) -> Greeting:
     try:
         return Greeting(
             str(body["name"]), int(body["incarnation"]), str(body["raft"]), str(body["postgres"]), str(body["http"]),
-            tuple(str(p) for p in body["peers"]), str(body["adopts"]),
+            tuple(str(p) for p in body["peers"]), str(body["adopts"]), str(body["aim"]), bool(body["joins"]),
+            bool(body["lost"]),
         )  # fmt: skip
     except (KeyError, TypeError) as error:
         raise ValueError(f"malformed greeting: {error}") from error
 
 
-def charter_message(cluster_id: str, charter: str) -> str:
-    return canonical({"kind": "charter", "cluster_id": cluster_id, "charter": charter})
+def charter_message(cluster_id: str, charter: str, term: int, index: int, members: Iterable[Member]) -> str:
+    """To one of ``members`` (as of ``index``; at the founding: 0, and those of the charter). ``term``: the newest the
+    sender knows; whoever is let in promises nothing older."""
+    rows = [list(m) for m in members]
+    body = {"kind": "charter", "cluster_id": cluster_id, "charter": charter, "term": term, "index": index}
+    return canonical(body | {"members": rows})
 
 
-def stranger_message(reason: str) -> str:
-    """To a node that the charter does not name, or names with another incarnation."""
-    return canonical({"kind": "stranger", "reason": reason})
+def stranger_message(reason: str, hint: str, *, final: bool) -> str:
+    """To a node that is no member. ``final``: it must stop; else it goes on asking."""
+    return canonical({"kind": "stranger", "reason": reason, "hint": hint, "final": final})
+
+
+def elsewhere_message(name: str, address: str) -> str:
+    """To a node that wants to be let in: the leader decides, and this is where it is."""
+    return canonical({"kind": "elsewhere", "name": name, "raft": address})
+
+
+def introduction(address: str, index: int) -> str:
+    """Within a cluster, to one that may not know us (yet, any more): where we are and how far our log is applied."""
+    return canonical({"kind": "introduction", "raft": address, "index": index})
+
+
+def founders(charter: str) -> tuple[Member, ...]:
+    return tuple(sorted(Member(*m) for m in json.loads(charter)["members"]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,29 +127,26 @@ def consider(mine: Greeting, heard: Mapping[str, Greeting], options: Founding) -
     if silent:
         return Waiting(silent)
     everyone = [mine, *(heard[p] for p in mine.peers if p != mine.name)]
+    for one in everyone:
+        if one.joins or one.lost:
+            why = "has lost the Raft state that belongs to its data" if one.lost else "was told to join a cluster"
+            return Waiting((), f"{one.name} {why}: it does not found one")
+    data = [g for g in everyone if g.aim != WITNESS]
+    if not data:
+        return Waiting((), "all peers are witnesses: somebody has to have a Postgres")
     adopting = [g.name for g in everyone if g.adopts]
     if len(adopting) > 1:
         names = ", ".join(adopting)
         return Waiting((), f"more than one node brings a data directory: {names}; only one can be adopted")
-    members = [[g.name, g.incarnation, g.raft, g.postgres, g.http] for g in everyone]
+    members = [list(Member(g.name, g.incarnation, g.raft, g.postgres, g.http, g.aim, g.aim)) for g in everyone]
     return Charter(
         canonical(
             {
                 "members": sorted(members),
-                "founder": adopting[0] if adopting else mine.name,
+                "founder": adopting[0] if adopting else min(g.name for g in data),
                 "commit": options.commit,
                 "profile": options.profile,
                 "settings": json.loads(options.settings),
             }
         )
     )
-
-
-def standing(charter: str, name: str, incarnation: int) -> str:
-    """Why the node (name, incarnation) is not the one the charter names; empty if it is."""
-    for member in json.loads(charter)["members"]:
-        if member[0] == name:
-            if member[1] == incarnation:
-                return ""
-            return f"{name} is a member with another incarnation: its Raft directory was wiped or replaced"
-    return f"{name} is not a member of this cluster"

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from consensus.membership import Membership
+
 
 class Entry(NamedTuple):
-    """One entry of the replicated log. The core never looks into ``data``."""
+    """One entry of the replicated log. The core looks into the ``data`` of a `members/1` only."""
 
     index: int  # type: ignore[assignment]  # shadows tuple.index, which nobody calls
     term: int
@@ -27,6 +29,8 @@ class Snapshot(NamedTuple):
     term: int
     data: str
     """Canonical JSON of the whole ClusterState."""
+    membership: Membership = Membership()
+    """As of ``index``; nobody: that of the founding."""
 
 
 class HardState(NamedTuple):

@@ -10,10 +10,24 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
-from consensus.cluster import ClusterState, Grant, Member, apply, canonical, dump, found, load
-from consensus.founding import charter_message, parse, parse_greeting, standing, stranger_message
+from consensus import changes, requests
+from consensus.addressbook import AddressBook
+from consensus.addressbook import Entry as Address
+from consensus.changes import Facts, Proposal, Refusal
+from consensus.cluster import ClusterState, Grant, Seat, apply, canonical, dump, found, load
+from consensus.effects import Effect, Removed, Save, Send, SendStranger, Tell, TellLease
+from consensus.founding import (
+    Greeting,
+    charter_message,
+    elsewhere_message,
+    introduction,
+    parse,
+    parse_greeting,
+    stranger_message,
+)
+from consensus.membership import Member
 from consensus.messages import (
     Forward,
     ForwardResp,
@@ -39,6 +53,7 @@ from consensus.raft import (
     Tick,
 )
 from consensus.record import EpochStart, Identity, NodeRecord, Position
+from consensus.sightings import Sightings
 from consensus.write import Write
 from fencing.lease import MS, Timings
 
@@ -47,43 +62,6 @@ OBSERVE_EVERY_MS = 500
 PARENT_SILENT_MS = 3_000
 """A parent that has said nothing for this long is hung: this node does not campaign, and makes way if it only is a
 caretaker."""
-
-
-class Send(NamedTuple):
-    dst: str
-    message: PeerMessage
-
-
-class SendStranger(NamedTuple):
-    """An answer to a node that is not a member (yet): addressed by the incarnation it gave."""
-
-    dst: str
-    incarnation: int
-    message: Hello
-
-
-class Save(NamedTuple):
-    """Durable before the next effect."""
-
-    write: Write
-
-
-class Tell(NamedTuple):
-    """A fact or an answer for the parent, over the local bus."""
-
-    name: str
-    body: dict[str, Any]
-    id: str = ""
-
-
-class TellLease(NamedTuple):
-    """For the watchdog and the parent: until when Postgres may be writable in this term."""
-
-    term: int
-    until_ns: int
-
-
-Effect = Send | SendStranger | Save | Tell | TellLease
 
 
 @dataclass(slots=True)
@@ -99,6 +77,9 @@ class Campaigning:
     handing_over_to: str | None = None
     """Set while the parent is asked to stop Postgres for a switchover."""
     handed_over: bool = False
+    reform_at_ns: int = 0
+    change_seen: tuple[int, int] = (0, 0)
+    """Index of the open change of the sync group, and since when this leader knows of it."""
     sentence: str = ""
 
 
@@ -120,8 +101,7 @@ class Node:
         self.wanted = 0
         self.answer: PromiseResp | None = None
         """What the parent last said for ``wanted``."""
-        self.heard: dict[str, int] = {}
-        self.observations: dict[str, tuple[str, int]] = {}
+        self.sightings = Sightings(self.me, timings.election_ms)
         self.observe_at_ns = 0
         self.turned_at_ns = 0
         self.parent_heard_ns = raft.now_ns
@@ -129,9 +109,11 @@ class Node:
         self.told: dict[str, Any] = {}
         self.told_cluster: ClusterState | None = None
         self.told_lease = TellLease(0, 0)
+        self.book = AddressBook()
         for entry in raft.log.between(self.applied + 1, raft.commit):
             self.cluster = apply(self.cluster, entry)
         self.applied = max(self.applied, raft.commit)
+        self.book.list_members(self.cluster.members, self.applied)
 
     # -- ways in -------------------------------------------------------------------------------------------------
 
@@ -154,7 +136,7 @@ class Node:
 
     def peer(self, src: str, message: PeerMessage, now_ns: int) -> list[Effect]:
         """A message from a member; the host has checked cluster id, incarnation and addressee."""
-        self.heard[src] = now_ns
+        self.sightings.hear(src, now_ns)
         match message:
             case PromiseReq(term):
                 if term == self.raft.term and src == self.raft.leader:
@@ -165,7 +147,7 @@ class Node:
             case Observation(_, data):
                 self._observed(src, data, now_ns)
             case Forward(_, request_id, name, data):
-                ok, answer = self._request(name, json.loads(data), now_ns)
+                ok, answer = requests.carry_out(self, name, json.loads(data), now_ns)
                 self.effects.append(Send(src, ForwardResp(self.raft.term, request_id, ok, canonical(answer))))
             case ForwardResp(_, request_id, ok, data):
                 self._tell("admin.answer", {"ok": ok, **json.loads(data)}, request_id)
@@ -176,16 +158,50 @@ class Node:
         return self._finish(now_ns)
 
     def hello(self, src: str, message: Hello, now_ns: int) -> list[Effect]:
-        """A node without a cluster id greets: give it the charter if it is in it, else send it away."""
+        """A node without a cluster id greets: give it the charter if it is a member, else see whether it may be one."""
         try:
             greeting = parse_greeting(parse(message.data))
         except ValueError:
             return []
         if greeting.name != src:
             return []
-        reason = standing(self.identity.charter, greeting.name, greeting.incarnation)
-        text = stranger_message(reason) if reason else charter_message(self.identity.cluster_id, self.identity.charter)
-        return [SendStranger(src, greeting.incarnation, Hello(0, text)), *self._finish(now_ns)]
+        member = self.cluster.member(src)
+        if member is not None and member.incarnation == greeting.incarnation:
+            text = charter_message(
+                self.identity.cluster_id, self.identity.charter, self.raft.term, self.applied, self.cluster.members
+            )
+        elif self._leads():
+            text = self._admitted(greeting, now_ns)
+        elif self.raft.leader in self.book.current():
+            text = elsewhere_message(self.raft.leader, self.book.current()[self.raft.leader].address)
+        else:
+            text = stranger_message("the cluster has no leader at the moment", "it is asked again", final=False)
+        effect = SendStranger(src, greeting.incarnation, greeting.raft, Hello(0, text))
+        return [effect, *self._finish(now_ns)]
+
+    def _admitted(self, greeting: Greeting, now_ns: int) -> str:
+        """The answer to a node that asks to be let in, and the entry that does it."""
+        answer: Proposal | Refusal = changes.admit(self.tip(), self.facts(now_ns), greeting)
+        if isinstance(answer, Proposal) and self.propose_change(answer, now_ns):
+            return stranger_message("it is being let in", "it is asked again", final=False)
+        if isinstance(answer, Refusal):
+            return stranger_message(answer.reason, answer.hint, final=answer.final)
+        return stranger_message("another change is under way", "it is asked again", final=False)
+
+    def met(self, src: str, incarnation: int, message: Hello, now_ns: int) -> list[Effect]:
+        """A Hello from within the cluster: somebody introduces itself, or tells this node that it is out."""
+        try:
+            body = parse(message.data)
+            if body["kind"] == "stranger" and body["final"]:
+                return [Removed(str(body["reason"]), str(body["hint"]))]
+            address, index = str(body["raft"]), int(body["index"])
+        except (ValueError, KeyError, TypeError):
+            return []
+        if Seat(src, incarnation) in self.cluster.removed:
+            out = stranger_message(*removal(src), final=True)
+            return [SendStranger(src, incarnation, address, Hello(self.raft.term, out))]
+        self.book.introduce(src, Address(incarnation, address, index), self.applied)
+        return []
 
     def parent(self, name: str, request_id: str, body: dict[str, Any], now_ns: int) -> list[Effect]:
         """An order or a fact from the parent over the local bus (catalogue in DESIGN.md)."""
@@ -201,7 +217,7 @@ class Node:
             case "node.record":
                 self._record(request_id, body)
             case "node.propose":
-                self._propose_or_forward(str(body["kind"]), body["body"], now_ns)
+                self.propose_or_forward(str(body["kind"]), body["body"], now_ns)
             case "node.fenced":
                 self._fenced(body, now_ns)
             case "admin.request":
@@ -252,8 +268,12 @@ class Node:
             if entry.kind == "promoted/1":
                 # A restarted process may resume only on a grant that its own disk shows as committed.
                 self.effects.append(Save(Write(hard=self.raft.hard_state)))
+        if ready.restored or ready.committed:
+            self.book.list_members(self.cluster.members, self.applied)
+            if Seat(self.me, self.identity.incarnation) in self.cluster.removed:
+                self.effects.append(Removed(*removal(self.me)))
 
-    def _tip(self) -> ClusterState:
+    def tip(self) -> ClusterState:
         """The state as of the last entry of the log, committed or not: what an election has to respect."""
         state = self.cluster
         for entry in self.raft.log.between(self.applied + 1, self.raft.log.last_index):
@@ -267,7 +287,7 @@ class Node:
             raft.role is Role.LEADER and raft.released < raft.term and raft.log.term_at(raft.commit) == raft.term
         )
 
-    def _granted(self) -> Grant | None:
+    def granted(self) -> Grant | None:
         """This node's grant of the current term, if it is committed and may be used."""
         grant = self.cluster.grant
         if grant is None or grant.node != self.me or grant.term != self.raft.term or grant.failed or not self._leads():
@@ -288,8 +308,9 @@ class Node:
             self._conduct(self.notes, now_ns)
         if len(self.raft.log.entries) > COMPACT_AFTER_ENTRIES and self.applied > self.raft.log.snapshot.index:
             self._raft(Compact(self.applied, dump(self.cluster)), now_ns)
-        if now_ns >= self.observe_at_ns and self.cluster.member(self.me) not in (self.mine, None):
-            self._propose_or_forward("member/1", {"member": list(self.mine)}, now_ns)
+        listed = self.cluster.member(self.me)
+        if now_ns >= self.observe_at_ns and listed is not None and listed[:5] != self.mine[:5]:
+            self.propose_or_forward("member/1", {"member": list(self.mine)}, now_ns)
         self._observe(now_ns)
         self._tell_state()
         effects, self.effects = self.effects, []
@@ -300,10 +321,12 @@ class Node:
             # Also as primary: a frozen parent cannot demote, so the lease has to end and the watchdog to act.
             self._raft(StepDown(), now_ns)
             return
-        if self._granted() is not None or notes.handed_over:
+        if self.granted() is not None and not notes.handed_over and notes.handing_over_to is None:
+            self._reform(notes, now_ns)
+        if self.granted() is not None or notes.handed_over:
             return
         if not self.cluster.nonce:
-            if self._tip().nonce == "":
+            if self.tip().nonce == "":
                 body = {"node": self.cluster.founder, "nonce": self.token(), "replication_password": self.token()}
                 body["at"] = self.wall_clock()
                 self._raft(Propose("founding/1", canonical(body)), now_ns)
@@ -311,7 +334,7 @@ class Node:
             return
         if notes.granted_index or (self.cluster.grant is not None and self.cluster.grant.term == self.raft.term):
             return
-        situation = self._situation(notes, now_ns)
+        situation = self.situation(notes, now_ns)
         if not notes.quorum_at_ns and quorum_promised(situation):
             notes.quorum_at_ns = now_ns
         decision = decide(situation)
@@ -319,22 +342,56 @@ class Node:
             self._ask(notes, now_ns)
         self._act(notes, decision, now_ns)
 
-    def _situation(self, notes: Campaigning, now_ns: int) -> Situation:
+    def _reform(self, notes: Campaigning, now_ns: int) -> None:
+        """As primary: one more step towards the members and the sync group that are wanted."""
+        tip, grant = self.tip(), self.cluster.grant
+        if changes.at_rest(tip) or now_ns < notes.reform_at_ns:
+            return
+        notes.reform_at_ns = now_ns + self.timings.heartbeat_ms * MS
+        if tip.change is not None and tip.change.index != notes.change_seen[0]:
+            notes.change_seen = (tip.change.index, now_ns)
+        if grant is None or not grant.opened or self.raft.changed_at > self.raft.commit:
+            return
+        step = changes.next_change(tip, self.facts(now_ns))
+        if step is not None:
+            self.propose_change(step, now_ns)
+
+    def propose_change(self, proposal: Proposal, now_ns: int) -> bool:
+        """False: not now (the core has something to commit first)."""
+        body = canonical(proposal.body | {"at": self.wall_clock()})
+        return self._raft(Propose(proposal.kind, body), now_ns) > 0
+
+    def facts(self, now_ns: int) -> Facts:
+        connected, caught_up, copied = {self.me}, {self.me}, {self.me}
+        for member in self.cluster.members:
+            name = member.name
+            if name == self.me or not self.sightings.is_connected(name, now_ns):
+                continue
+            connected.add(name)
+            match, sent_ns = self.raft.acknowledged(name)
+            if now_ns - sent_ns < self.timings.election_ms * MS and match >= self.raft.commit:
+                caught_up.add(name)
+            seen = self.sightings.of(name)
+            streams = seen.get("state") == "streaming" and seen.get("epoch_of_upstream") == self.raft.term
+            if streams and seen.get("proven") is True and seen.get("incarnation") == member.incarnation:
+                copied.add(name)
+        since_ns = self.notes.change_seen[1] if self.notes is not None and self.cluster.change is not None else now_ns
+        waited_ms = (now_ns - since_ns) // MS if since_ns else 0
+        return Facts(self.me, frozenset(connected), frozenset(caught_up), frozenset(copied), waited_ms)
+
+    def situation(self, notes: Campaigning, now_ns: int) -> Situation:
         waited_ms = (now_ns - notes.quorum_at_ns) // MS if notes.quorum_at_ns else 0
-        alive_ns = self.timings.election_ms * MS
-        connected = {self.me} | {n for n, at in self.heard.items() if now_ns - at < alive_ns}
+        connected = frozenset(m.name for m in self.cluster.members if self.sightings.is_connected(m.name, now_ns))
         return Situation(
-            self.me, notes.term, self._tip(), notes.promises, frozenset(connected), waited_ms,
-            last_known=self._last_known(),
+            self.me, notes.term, self.tip(), notes.promises, connected, waited_ms, last_known=self._last_known()
         )  # fmt: skip
 
     def _last_known(self) -> Position | None:
         """The newest position heard of the last primary (asynchronous mode's bound on loss)."""
         grant = self.cluster.grant
-        known = self.observations.get(grant.node) if grant is not None else None
-        if grant is None or known is None:
+        if grant is None:
             return None
-        seen = json.loads(known[0])
+        seen = self.sightings.of(grant.node)
         if seen.get("role") != "primary" or seen.get("epoch") != grant.term:
             return None
         return Position(grant.term, int(seen.get("lsn", 0)))
@@ -403,7 +460,7 @@ class Node:
     def _fenced(self, body: dict[str, Any], now_ns: int) -> None:
         """The parent has verified that Postgres here can accept no write, while this node held this term's grant."""
         notes = self.notes
-        grant = self._granted()
+        grant = self.granted()
         if notes is None or grant is None or int(body["term"]) != self.raft.term or notes.handed_over:
             self.told = {}
             return
@@ -413,24 +470,11 @@ class Node:
             self._raft(Propose("failed/1", canonical(failed)), now_ns)
         notes.handed_over = True
         notes.handing_over_to = None
-        self._raft(Release(planned or self._best_follower(now_ns)), now_ns)
-
-    def _best_follower(self, now_ns: int) -> str:
-        """The connected data node that was furthest when last heard; only for speed, promotion decides for safety."""
-        alive_ns = self.timings.election_ms * MS
-        best: tuple[int, int, str] | None = None
-        for member in self.cluster.members:
-            at = self.heard.get(member.name, 0)
-            if member.name == self.me or now_ns - at >= alive_ns or not at:
-                continue
-            seen = json.loads(self.observations.get(member.name, ("{}", 0))[0])
-            rank = (int(seen.get("epoch", -1)), int(seen.get("lsn", 0)), member.name)
-            best = max(best, rank) if best else rank
-        return best[2] if best else ""
+        self._raft(Release(planned or self.sightings.furthest(self.cluster.members, now_ns)), now_ns)
 
     # -- requests ------------------------------------------------------------------------------------------------
 
-    def _propose_or_forward(self, kind: str, body: dict[str, Any], now_ns: int) -> None:
+    def propose_or_forward(self, kind: str, body: dict[str, Any], now_ns: int) -> None:
         if self.raft.role is Role.LEADER:
             self._raft(Propose(kind, canonical(body)), now_ns)
         elif self.raft.leader:
@@ -439,7 +483,7 @@ class Node:
 
     def _admin(self, request_id: str, name: str, body: dict[str, Any], now_ns: int) -> None:
         if self.raft.role is Role.LEADER or (name == "failover" and not self.raft.leader):
-            ok, answer = self._request(name, body, now_ns)
+            ok, answer = requests.carry_out(self, name, body, now_ns)
             self._tell("admin.answer", {"ok": ok, **answer}, request_id)
         elif self.raft.leader:
             message = Forward(self.raft.term, request_id, name, canonical(body))
@@ -449,97 +493,44 @@ class Node:
             hint = "see `pgr status`; a majority of the nodes must be up and reach each other"
             self._tell("admin.answer", {"ok": False, "code": 75, "error": error, "hint": hint}, request_id)
 
-    def _request(self, name: str, body: dict[str, Any], now_ns: int) -> tuple[bool, dict[str, Any]]:
-        """Carry out a request at the leader. Returns (ok, answer)."""
-        if name == "propose":
-            self._propose_or_forward(str(body["kind"]), body["body"], now_ns)
-            return True, {}
-        if name in ("switchover", "failover"):
-            return self._move(name, str(body.get("to") or ""), bool(body.get("accept_data_loss")), now_ns)
-        return False, {"code": 64, "error": f"unknown request {name}", "hint": "use a pgr of the same version"}
-
-    def _move(self, name: str, to: str, accept_loss: bool, now_ns: int) -> tuple[bool, dict[str, Any]]:
-        notes, grant = self.notes, self._granted()
-        if to and self.cluster.member(to) is None:
-            names = ", ".join(m.name for m in self.cluster.members)
-            return False, {"code": 64, "error": f"no member is named {to}", "hint": f"members: {names}"}
-        if notes is None or grant is None or not grant.opened:
-            if name == "switchover" or notes is None or grant is not None:
-                sentence = notes.sentence if notes is not None else ""
-                return False, {
-                    "code": 75, "error": f"there is no primary to move away from: {sentence or 'not open yet'}",
-                    "hint": "see `pgr status`; `pgr failover` acts without a primary",
-                }  # fmt: skip
-            if notes.granted_index:
-                error, hint = "a new primary has just been chosen", "see `pgr status`; ask again if need be"
-                return False, {"code": 75, "error": error, "hint": hint}
-            decision = decide(self._situation(notes, now_ns))
-            if isinstance(decision, Wait) and decision.missing and not accept_loss:
-                hint = "bring them back; `--accept-data-loss` goes on without, and what only they hold is then lost"
-                return False, {"code": 78, "error": decision.reason, "hint": hint}
-            self._wish(name, to, accept_loss, now_ns)
-            return True, {"from": "", "to": to, "term": self.raft.term}
-        if to == self.me:
-            return False, {"code": 64, "error": f"{to} is the primary already", "hint": "name another member"}
-        target = to or self._best_follower(now_ns)
-        problem = self._unfit(target, now_ns)
-        if problem:
-            hint = "see `pgr status`; wait until the standby streams again"
-            return False, {"code": 75, "error": problem, "hint": hint}
-        self._wish(name, target, False, now_ns)
-        notes.handing_over_to = target
-        return True, {"from": self.me, "to": target, "term": self.raft.term}
-
-    def _wish(self, kind: str, to: str, accept_loss: bool, now_ns: int) -> None:
+    def wish(self, kind: str, to: str, now_ns: int, *, accept_loss: bool) -> None:
         """In the log, so that whoever leads next knows it too."""
         after = self.cluster.grant.term if self.cluster.grant is not None else 0
         body = {"kind": kind, "to": to, "accept_data_loss": accept_loss, "after": after, "at": self.wall_clock()}
         self._raft(Propose("wish/1", canonical(body)), now_ns)
-
-    def _unfit(self, target: str, now_ns: int) -> str:
-        """Why ``target`` cannot take over without loss or a long gap; empty if it can."""
-        if not target:
-            return "no other data node is connected"
-        if now_ns - self.heard.get(target, 0) >= self.timings.election_ms * MS or target not in self.heard:
-            return f"{target} is not connected"
-        seen = json.loads(self.observations.get(target, ("{}", 0))[0])
-        if seen.get("state") != "streaming" or seen.get("epoch_of_upstream") != self.raft.term:
-            return f"{target} does not stream from the primary (it is {seen.get('state', 'unknown')})"
-        return ""
 
     # -- observations --------------------------------------------------------------------------------------------
 
     def _observed(self, src: str, data: str, now_ns: int) -> None:
         """From ourselves: one NodeStatus. From a member: one, or, if it leads, those of all."""
         if src == self.me:
-            changed = self.observations.get(src, ("", 0))[0] != data
-            self.observations[src] = (data, now_ns)
-            if changed:
+            if self.sightings.say(data, now_ns):
                 self.observe_at_ns = now_ns
         elif self.raft.role is Role.LEADER:
-            self.observations[src] = (data, now_ns)
+            self.sightings.take_in(src, data, now_ns)
         elif src == self.raft.leader:
-            for name, one in json.loads(data).items():
-                if name != self.me:
-                    self.observations[name] = (canonical(one["seen"]), now_ns - int(one["age_ms"]) * MS)
+            self.sightings.take_in_all(data, now_ns)
 
     def _observe(self, now_ns: int) -> None:
         if now_ns < self.observe_at_ns:
             return
         self.observe_at_ns = now_ns + OBSERVE_EVERY_MS * MS
+        self._introduce(now_ns)
+        seen = self.sightings.all(now_ns)
         if self.raft.role is Role.LEADER:
-            data = canonical(self._seen(now_ns))
             others = [m.name for m in self.cluster.members if m.name != self.me]
-            self.effects.extend(Send(name, Observation(self.raft.term, data)) for name in others)
-        elif self.raft.leader and self.me in self.observations:
-            self.effects.append(Send(self.raft.leader, Observation(self.raft.term, self.observations[self.me][0])))
-        self._tell("raft.members", {"members": self._seen(now_ns)})
+            self.effects.extend(Send(name, Observation(self.raft.term, canonical(seen))) for name in others)
+        elif self.raft.leader and self.sightings.own():
+            self.effects.append(Send(self.raft.leader, Observation(self.raft.term, self.sightings.own())))
+        self._tell("raft.members", {"members": seen})
 
-    def _seen(self, now_ns: int) -> dict[str, Any]:
-        return {
-            name: {"seen": json.loads(data), "age_ms": 0 if name == self.me else (now_ns - at) // MS}
-            for name, (data, at) in sorted(self.observations.items())
-        }
+    def _introduce(self, now_ns: int) -> None:
+        """To those who are silent, perhaps for not knowing this node (any more): as leader, or for want of one."""
+        if self.raft.leader not in ("", self.me):
+            return
+        hello = Hello(self.raft.term, introduction(self.mine.raft, self.applied))
+        silent = (n for n in self.book.current() if not self.sightings.is_connected(n, now_ns))
+        self.effects.extend(Send(name, hello) for name in silent)
 
     # -- telling the parent --------------------------------------------------------------------------------------
 
@@ -548,7 +539,7 @@ class Node:
 
     def _tell_state(self) -> None:
         """Facts are told whole and only when they change; a lost one is made good by the next, or by `node.hello`."""
-        raft, grant = self.raft, self._granted()
+        raft, grant = self.raft, self.granted()
         if self.cluster is not self.told_cluster:
             self.told_cluster = self.cluster
             self._tell("raft.cluster", {"index": self.applied, "state": dump(self.cluster)})
@@ -571,6 +562,12 @@ class Node:
         if lease.until_ns and lease != self.told_lease:
             self.told_lease = lease
             self.effects.append(lease)
+
+
+def removal(name: str) -> tuple[str, str]:
+    """Reason and hint for a node that is no member any more."""
+    hint = "to bring this host back, start it with an empty data directory and --join"
+    return f"{name} was removed from the cluster", hint
 
 
 def _initial_state(identity: Identity, snapshot: Snapshot) -> ClusterState:

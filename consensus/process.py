@@ -14,11 +14,14 @@ from typing import Any
 
 import zmq
 
-from consensus.cluster import ClusterState, Member, canonical, found
+from consensus import addressbook
+from consensus.cluster import ClusterState, canonical, found
+from consensus.effects import Effect, Removed, Save, Send, SendStranger, Tell, TellLease
 from consensus.founder import Founder, RefusedToStartError
 from consensus.keys import ClusterKey, KeyFileError, derived_key, read_key
+from consensus.membership import Member
 from consensus.messages import Hello, PeerMessage, Snapshot
-from consensus.node import Effect, Node, Save, Send, SendStranger, Tell, TellLease
+from consensus.node import Node
 from consensus.peerwire import NO_CLUSTER, Envelope, PeerWireError, decode, encode
 from consensus.raft import Log, Raft, RaftConfig, Ready
 from consensus.record import Identity
@@ -32,6 +35,7 @@ from consensus.storage import (
     open_store,
 )
 from consensus.transport import (
+    Address,
     AdminFrame,
     HandshakeFailed,
     InboundRejected,
@@ -41,12 +45,16 @@ from consensus.transport import (
     PeerFrame,
     PeerUnresolved,
     Transport,
+    split,
 )
 from consensus.write import Stored, Write
 from fencing import logs, realtime, wire
 from fencing.clock import now_ns
 from fencing.lease import MS, PROFILES, Timings
 
+GUESTS_MAX = 16
+_GUEST = "?"
+"""Before the name of one who is dialed without being a member; no node name begins so."""
 RESUME_ANSWER_MS = 150
 """How long the watchdog may take to confirm a running lease before a restarted child gives up resuming."""
 
@@ -66,6 +74,10 @@ class RaftChild:
     http_address: str
     peers: dict[str, tuple[str, int]]
     """Founding members, this node included."""
+    join: tuple[str, int] | None
+    """Address of a member of the cluster that this node is to join; never founds."""
+    role: str
+    """voter, witness or learner: what it is to be."""
     key_file: str
     """Empty: all on loopback without a key file."""
     profile: str
@@ -133,18 +145,22 @@ class Host:
         self.store: Store = open_store(Path(child.raft_dir) / "raft.sqlite")
         self.stored: Stored = self.store.load()
         self.identity = self._identity()
-        self.incarnations: dict[str, int] = {}
+        self.lost = bool(child.data_incarnation or child.salvage) and not self.identity.cluster_id
+        """There is data of a cluster, but no Raft state: never founds (safety.md, "Founding")."""
+        self.introduced: tuple[tuple[Member, ...], int] = ((), 0)
+        """The members as they were told to a node that was let in, and as of which index of the log."""
+        self.guests: dict[str, Address] = {}
+        self.book: dict[str, addressbook.Entry] = {}
+        """As last dialed."""
         self.scheduling = realtime.raise_priority()
         realtime.quiet_gc()
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
         self.bus = self._bind_bus()
         self.watchdog = self._dial_watchdog()
-        peers = {name: (str(a[0]), int(a[1])) for name, a in child.peers.items() if name != child.name}
-        self.transport = Transport(child.name, (str(child.listen[0]), int(child.listen[1])), self._key(), peers)
+        self.transport = Transport(child.name, (str(child.listen[0]), int(child.listen[1])), self._key(), {})
         self.poller = zmq.Poller()
         self._register()
         self.stopping = False
-        self.members: tuple[Member, ...] = ()
 
     # -- start ---------------------------------------------------------------------------------------------------
 
@@ -152,24 +168,12 @@ class Host:
         """Who this node is; made at the very first start, and never again (safety.md "Identity")."""
         child, known = self.child, self.stored.identity
         if known is None:
-            if child.data_incarnation or child.salvage:
-                raise RefusedToStartError(
-                    f"the Raft directory {child.raft_dir} is empty, but this node has data of a cluster: its votes and "
-                    "promises are lost, so it must not take part as the node it was",
-                    "re-admission of a node that lost its Raft directory is not in this version yet; restore the "
-                    "directory from before, or keep the node stopped (the others go on without it)",
-                )
             known = Identity(child.name, _random(62) + 1)
             self.store.save(Write(identity=known))
         if known.name != child.name:
             raise RefusedToStartError(
                 f"this data directory belongs to node {known.name!r}, not {child.name!r}",
                 f"start it with --name {known.name}",
-            )
-        if child.data_incarnation not in (0, known.incarnation):
-            raise RefusedToStartError(
-                "the data directory belongs to another node (its incarnation is not that of this Raft directory)",
-                "put the right PGDATA back, or move it away: the node then clones a new one from the primary",
             )
         return known
 
@@ -223,17 +227,20 @@ class Host:
         state = found(self.identity.charter, self.identity.cluster_id)
         timings = PROFILES[state.profile]
         log = Log(stored.snapshot or Snapshot(0, 0, ""), stored.entries)
-        fresh = stored.hard.term == 0
+        fresh = stored.hard.term == 0 and stored.record.promised == 0
         raft = Raft(
-            _raft_config(self.child.name, state, timings), stored.hard, log,
+            _raft_config(self.identity, state, timings), stored.hard, log,
             boot=self.boot, seed=_random(63), now_ns=now, fresh=fresh,
         )  # fmt: skip
         mine = Member(
             self.child.name, self.identity.incarnation, self.child.raft_address, self.child.postgres_address,
-            self.child.http_address,
+            self.child.http_address, self.child.role, self.child.role,
         )  # fmt: skip
         node = Node(self.identity, stored.record, raft, timings, lambda: os.urandom(16).hex(), logs.utc_now, mine)
         ready = self._resume(node)
+        members, index = self.introduced
+        for member in members:
+            node.book.introduce(member.name, addressbook.Entry(member.incarnation, member.raft, index), node.applied)
         self._readdress(node)
         self.carry_out(node.start(ready, now_ns()))
         return node
@@ -276,7 +283,7 @@ class Host:
         if self.watchdog in events:
             self.watchdog.recv()
         self.carry_out(node.tick(now_ns()))
-        if node.cluster.members != self.members:
+        if node.book.current() != self.book:
             self._readdress(node)
 
     def carry_out(self, effects: Iterable[Effect]) -> None:
@@ -287,19 +294,46 @@ class Host:
                     self.store.save(write)
                 case Send(dst, message):
                     self.send(dst, message)
-                case SendStranger(dst, incarnation, hello):
-                    self.send(dst, hello, NO_CLUSTER, incarnation)
+                case SendStranger(dst, incarnation, address, hello):
+                    self._answer_stranger(dst, incarnation, address, hello)
+                case Removed(reason, hint):
+                    self.log.once_per("raft.removed", 10).warning("raft.removed", reason=reason, hint=hint)
+                    self.tell("raft.removed", {"reason": reason, "hint": hint}, "")
                 case Tell(name, body, request_id):
                     self.tell(name, body, request_id)
                 case TellLease(term, until_ns):
                     self._tell_lease(term, until_ns)
 
     def send(self, dst: str, message: PeerMessage, cluster_id: str = "", incarnation: int = 0) -> None:
+        known = self.book.get(dst)
+        self._send_to(dst, dst, incarnation or (known.incarnation if known else 0), message, cluster_id)
+
+    def send_guest(self, guest: str, dst: str, incarnation: int, hello: Hello) -> None:
+        """To somebody who is dialed by an address of its own: see `dial`. Without a cluster id unless it names a term,
+        which only one who was a member understands."""
+        self._send_to(_GUEST + guest, dst, incarnation, hello, "" if hello.term else NO_CLUSTER)
+
+    def _send_to(self, peer: str, dst: str, incarnation: int, message: PeerMessage, cluster_id: str) -> None:
         envelope = Envelope(
             cluster_id or self.identity.cluster_id, self.child.name, self.identity.incarnation, self.boot,
-            dst, incarnation or self.incarnations.get(dst, 0), message,
+            dst, incarnation, message,
         )  # fmt: skip
-        self.transport.send(dst, encode(envelope))
+        self.transport.send(peer, encode(envelope))
+
+    def _answer_stranger(self, dst: str, incarnation: int, address: str, hello: Hello) -> None:
+        """It is no member: dialed beside the members, and forgotten when others come."""
+        self.dial(dict([*self.guests.items(), (dst, split(address))][-GUESTS_MAX:]))
+        self.send_guest(dst, dst, incarnation, hello)
+
+    def dial(self, guests: Mapping[str, Address]) -> None:
+        """Beside the members, these."""
+        self.guests = dict(guests)
+        peers = {name: split(entry.address) for name, entry in self.book.items()}
+        if not self.identity.cluster_id:
+            peers = {name: (str(address[0]), int(address[1])) for name, address in self.child.peers.items()}
+        peers |= {_GUEST + name: address for name, address in guests.items()}
+        self.transport.set_peers({name: address for name, address in peers.items() if name != self.child.name})
+        self._register()
 
     def tell(self, name: str, body: dict[str, Any], request_id: str) -> None:
         try:
@@ -329,10 +363,12 @@ class Host:
         quiet = self.log.once_per(f"peer.{envelope.src}", 30)
         if envelope.cluster_id != self.identity.cluster_id:
             quiet.warning("peer.foreign_cluster", peer=envelope.src, cluster_id=envelope.cluster_id)
-        elif envelope.src_incarnation != self.incarnations.get(envelope.src):
-            quiet.warning("peer.unknown_incarnation", peer=envelope.src, incarnation=envelope.src_incarnation)
         elif envelope.dst != self.child.name or envelope.dst_incarnation not in (0, self.identity.incarnation):
             quiet.warning("peer.not_for_us", peer=envelope.src, dst=envelope.dst)
+        elif isinstance(message, Hello):
+            self.carry_out(node.met(envelope.src, envelope.src_incarnation, message, now))
+        elif problem := node.book.problem(envelope.src, envelope.src_incarnation, message):
+            quiet.warning("peer.rejected_message", peer=envelope.src, incarnation=envelope.src_incarnation, why=problem)
         else:
             self.carry_out(node.peer(envelope.src, message, now))
 
@@ -397,22 +433,17 @@ class Host:
                     self.log.warning("peer.rejected", address=address, reason=reason, times=times)
 
     def _readdress(self, node: Node) -> None:
-        self.members = node.cluster.members
-        self.incarnations = {m.name: m.incarnation for m in self.members}
-        self.transport.set_peers({m.name: _split(m.raft) for m in self.members if m.name != self.child.name})
-        self._register()
+        self.book = node.book.current()
+        self.dial(self.guests)
 
 
-def _raft_config(me: str, state: ClusterState, timings: Timings) -> RaftConfig:
+def _raft_config(me: Identity, state: ClusterState, timings: Timings) -> RaftConfig:
+    """``state``: as founded. One that was let in later is not the founding member whose name it has."""
+    voters = (m for m in state.members if m.votes and (m.name != me.name or m.incarnation == me.incarnation))
     return RaftConfig(
-        me, tuple(sorted(m.name for m in state.members)),
+        me.name, tuple(sorted(m.name for m in voters)),
         timings.heartbeat_ms * MS, timings.election_ms * MS, timings.jitter_ms * MS, timings.lease_ms * MS,
     )  # fmt: skip
-
-
-def _split(address: str) -> tuple[str, int]:
-    host, _, port = address.rpartition(":")
-    return host.strip("[]"), int(port)
 
 
 def _random(bits: int) -> int:

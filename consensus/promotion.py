@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from consensus.cluster import ClusterState, Grant, SyncGroup
+from consensus.cluster import ClusterState, Grant, SyncGroup, seat_of
+from consensus.membership import VOTER, WITNESS
 from consensus.positions import NoPosition
 from consensus.quorum import majority, read_quorum
 from consensus.record import Position
@@ -70,83 +71,112 @@ class HandOver:
 Decision = Wait | TakeGrant | HandOver
 
 
-def required(state: ClusterState) -> tuple[SyncGroup, int]:
-    """The group whose promises count and how many of them are needed.
+@dataclass(frozen=True, slots=True)
+class Quorum:
+    """So many promises with a position, from the seats of one group."""
+
+    group: SyncGroup
+    seated: frozenset[str]
+    """Who fills a seat of it: the promise of another incarnation does not count."""
+    needed: int
+
+
+def required(state: ClusterState) -> tuple[Quorum, ...]:
+    """The promises without which nobody may be promoted; of two groups while the sync group is being changed.
 
     Before clients were ever let in only the founder can hold an acknowledged commit: it is the only node that was ever
     granted anything. With the first `Opened`, which is committed after k of S have flushed, the sync group takes over.
     """
     if not state.was_opened:
-        return SyncGroup((state.founder,), 1), 1
-    if state.commit_mode == "async":
-        return state.group, majority(len(state.members))
-    return state.group, read_quorum(len(state.group.members), state.group.k)
+        group = SyncGroup(tuple(seat_of(m) for m in state.members if m.name == state.founder), 1)
+        return (Quorum(group, state.seated(group), 1),)
+    return tuple(Quorum(group, state.seated(group), _needed(state, group)) for group in state.groups)
+
+
+def _needed(state: ClusterState, group: SyncGroup) -> int:
+    if state.commit_mode != "async":
+        return read_quorum(len(group.members), group.k)
+    # A witness has promised by having no Postgres.
+    witnesses = sum(m.role == WITNESS for m in state.members)
+    return max(1, majority(sum(m.votes for m in state.members)) - witnesses)
 
 
 def quorum_promised(s: Situation) -> bool:
-    """Has a read quorum of promises with positions been reached? (`--accept-data-loss` waives it, not the promises.)"""
-    group, needed = required(s.state)
-    return len(_positions(s, group)) >= (1 if s.state.wish_loss else needed)
+    """Have read quorums of promises with positions been reached? (`--accept-data-loss` waives the number of promises,
+    not the promises.)"""
+    return all(len(_positions(s, q)) >= (1 if s.state.wish_loss else q.needed) for q in required(s.state))
 
 
 def decide(s: Situation) -> Decision:
     """The next step of the caretaker."""
     if not s.state.system_identifier:
         return Wait(f"{s.state.founder} is creating the cluster")
-    group, needed = required(s.state)
-    positions = _positions(s, group)
-    if s.state.wish_loss:
-        needed = 1
-    if len(positions) < needed:
-        return _not_enough(s, group, positions, needed)
-    answered = all(name in s.promises for name in s.connected if name in group.members)
-    silent = [n for n in s.connected & set(group.members) if n not in positions]
+    quorums = required(s.state)
+    if not quorum_promised(s):
+        return _not_enough(s, quorums)
+    seated = frozenset[str]().union(*(q.seated for q in quorums))
+    positions = {name: p for q in quorums for name, p in _positions(s, q).items()}
+    silent = [n for n in s.connected & seated if n not in positions]
     if s.state.wish_loss and s.waited_ms < LOSS_GRACE_MS and silent:
         return Wait(
             "data loss was accepted; waiting a while for every connected node, so that as little as possible is lost"
         )
-    if not answered and s.waited_ms < GRACE_MS:
+    if s.waited_ms < GRACE_MS and not all(name in s.promises for name in s.connected & seated):
         return Wait("a read quorum has promised; waiting a moment for the others")
-    winner = _choose(s, positions, needed)
+    winner = _choose(s, quorums)
     if winner is None:
         return Wait("no node that may be primary holds every acknowledged commit")
-    upper = max(positions.values())
     late = _too_far_behind(s, positions[winner])
     if late:
         return Wait(late)
     held = positions[winner]
-    why = f"holds epoch {held.epoch} up to {held.lsn:X}, {len(positions)} of {needed} needed promises"
+    promised = " and ".join(f"{len(_positions(s, q))} of {q.needed}" for q in quorums)
+    why = f"holds epoch {held.epoch} up to {held.lsn:X}, {promised} needed promises"
     if s.state.wish_loss:
         why += "; data loss was accepted"
     if winner != s.me:
         return HandOver(winner, f"{winner} {why}")
-    return TakeGrant(upper, s.state.next_timeline(), why)
+    return TakeGrant(max(positions.values()), s.state.next_timeline(), why)
 
 
-def _positions(s: Situation, group: SyncGroup) -> dict[str, Position]:
-    return {n: p for n, p in s.promises.items() if n in group.members and isinstance(p, Position)}
+def _positions(s: Situation, quorum: Quorum) -> dict[str, Position]:
+    return {n: p for n, p in s.promises.items() if n in quorum.seated and isinstance(p, Position)}
 
 
-def _not_enough(s: Situation, group: SyncGroup, positions: Mapping[str, Position], needed: int) -> Wait:
-    missing = tuple(n for n in group.members if n not in positions)
-    notes = []
-    for name in missing:
+def _not_enough(s: Situation, quorums: tuple[Quorum, ...]) -> Wait:
+    seats = sorted({seat for q in quorums for seat in q.group.members})
+    short = max(q.needed - len(_positions(s, q)) for q in quorums)
+    missing, notes = [], []
+    for name, incarnation in seats:
         answer = s.promises.get(name)
-        if isinstance(answer, NoPosition):
+        member = s.state.member(name)
+        if member is None or member.incarnation != incarnation:
+            notes.append(f"{name} has lost its state, its place waits for the copy it makes")
+        elif isinstance(answer, NoPosition):
             notes.append(f"{name} has no position ({answer.reason})")
-        else:
+        elif answer is None:
             notes.append(f"{name} has not answered")
-    short = needed - len(positions)
+        else:
+            continue
+        missing.append(name)
     return Wait(
         f"no primary: {short} more of these {'is' if short == 1 else 'are'} needed, "
         "or an acknowledged commit could be lost: " + ", ".join(notes),
-        missing,
+        tuple(missing),
     )
 
 
-def _choose(s: Situation, positions: Mapping[str, Position], needed: int) -> str | None:
-    """A node whose position is not behind any in some read quorum; better ones outside it may be ignored."""
-    able = {n: p for n, p in positions.items() if sum(q <= p for q in positions.values()) >= needed}
+def _choose(s: Situation, quorums: tuple[Quorum, ...]) -> str | None:
+    """A node whose position is not behind any in some read quorum of each group; better ones outside may be ignored.
+
+    Only a voter, because it has to lead, and only one with a seat in every group: a primary is always in S.
+    """
+    electable = {m.name for m in s.state.members if m.role == VOTER}
+    able: dict[str, Position] = {}
+    for name in electable.intersection(*(q.seated for q in quorums)):
+        position = s.promises.get(name)
+        if isinstance(position, Position) and all(_holds_all(s, q, position) for q in quorums):
+            able[name] = position
     failed = _failed_lately(s.state.grants)
     fit = [n for n in able if n not in failed] or list(able)
     if not fit:
@@ -157,6 +187,11 @@ def _choose(s: Situation, positions: Mapping[str, Position], needed: int) -> str
     if wished in fit and (s.state.commit_mode != "async" or s.state.wish_loss or able[wished] == best):
         return wished
     return max(fit, key=lambda n: (able[n], n == s.me, n))
+
+
+def _holds_all(s: Situation, quorum: Quorum, position: Position) -> bool:
+    needed = 1 if s.state.wish_loss else quorum.needed
+    return sum(other <= position for other in _positions(s, quorum).values()) >= needed
 
 
 def _failed_lately(grants: tuple[Grant, ...]) -> frozenset[str]:

@@ -1,8 +1,9 @@
 """The Raft core: events and ``now_ns`` in, a `Ready` out. No clock, no I/O, no randomness of its own.
 
-Plain Raft (Ongaro's thesis: election 3.4, replication 3.5, commit 3.6, leadership transfer 3.10, PreVote 9.6,
-leader stickiness and leases 6.4, compaction 5) with the lease of safety.md. The host's duties, in this order and with
-no exception: persist what `Ready` says, send `Ready.after` (`Ready.now` may leave before), apply `Ready.committed`.
+Plain Raft (Ongaro's thesis: election 3.4, replication 3.5, commit 3.6, leadership transfer 3.10, membership 4.1 and
+4.2, compaction 5, leader stickiness and leases 6.4, PreVote 9.6) with the lease of safety.md. The host's duties, in
+this order and with no exception: persist what `Ready` says, send `Ready.after` (`Ready.now` may leave before), apply
+`Ready.committed`.
 
 What differs from the textbook, and why (see DESIGN.md):
 
@@ -11,6 +12,7 @@ What differs from the textbook, and why (see DESIGN.md):
 * Acknowledgements name a round and a boot id; a lease counts from the *send* of the newest round that a majority has
   acknowledged. While a follower's acknowledgement binds its vote, it does not even adopt the term of another candidate.
 * A leader that gives its lease up (`Release`) does so for the rest of the term, durably.
+* Membership changes by one voter at a time, and only once the leader's own no-op and the change before are committed.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple, Self
 
+from consensus.membership import MEMBERS, Membership, is_one_step, membership_in
 from consensus.messages import (
     AppendReq,
     AppendResp,
@@ -58,6 +61,7 @@ class RaftConfig:
 
     me: str
     voters: tuple[str, ...]
+    """The founding voters: in force as long as neither log nor snapshot says otherwise."""
     heartbeat_ns: int = 0
     election_ns: int = 0
     jitter_ns: int = 0
@@ -129,7 +133,8 @@ class Ready:
     """The snapshot came from a peer: the state machine starts again from it."""
     committed: tuple[Entry, ...]
     proposed: int
-    """Index given to a proposal of this step; 0: this node is not the leader, or has released its lease."""
+    """Index given to a proposal of this step; 0: this node is not the leader, has released its lease, or the proposal
+    changes the membership and may not yet."""
 
 
 class Log(NamedTuple):
@@ -177,10 +182,10 @@ class Raft:
     """One node's Raft. `step` is the only way in; `clone` and `key` serve the model checker."""
 
     __slots__ = (
-        "boot", "commit", "config", "election_at_ns", "heartbeat_at_ns", "hold_leader", "hold_term",
-        "hold_until_ns", "leader", "lease_from_ns", "log", "now_ns", "out_after", "out_now", "progress", "quorum_at_ns",
-        "released", "role", "round", "rounds", "saved", "saved_log", "seed", "term", "transfer_to", "transfer_until_ns",
-        "vote", "votes", "was_restored",
+        "boot", "changed_at", "commit", "config", "election_at_ns", "heartbeat_at_ns", "hold_leader", "hold_term",
+        "hold_until_ns", "leader", "lease_from_ns", "log", "members", "now_ns", "out_after", "out_now", "progress",
+        "quorum_at_ns", "released", "role", "round", "rounds", "saved", "saved_log", "seed", "settled", "term",
+        "transfer_to", "transfer_until_ns", "vote", "votes", "was_restored",
     )  # fmt: skip
 
     def __init__(
@@ -195,6 +200,11 @@ class Raft:
         self.role, self.leader = Role.FOLLOWER, ""
         self.votes: tuple[str, ...] = ()
         self.progress: tuple[tuple[str, Progress], ...] = ()
+        self.members = self.settled = Membership()
+        """In force here: that of the newest entry, and that of the newest committed one."""
+        self.changed_at = 0
+        """Index of the entry that ``members`` comes from; 0: snapshot or founding."""
+        self._look_for_members()
         self.round = 0
         self.rounds: tuple[tuple[int, int], ...] = ()
         self.lease_from_ns = 0
@@ -203,9 +213,10 @@ class Raft:
         self.now_ns = now_ns
         # A restarted voter cannot know whom it promised to: it waits E (section 6.4.1; safety.md "Lease").
         # A lone voter can only have promised to itself.
-        wait_ns = 0 if fresh or config.voters == (config.me,) else config.election_ns
+        wait_ns = 0 if fresh or self._alone() else config.election_ns
         self.hold_leader, self.hold_term, self.hold_until_ns = "", self.term, now_ns + wait_ns
-        first_ns = 0 if fresh and config.me == min(config.voters) else config.election_ns if fresh else wait_ns
+        first = fresh and config.me == min(config.voters, default="")
+        first_ns = 0 if first else config.election_ns if fresh else wait_ns
         self.heartbeat_at_ns = 0
         self.election_at_ns = now_ns + first_ns + (self._jitter() if first_ns else 0)
         self._begin()
@@ -235,7 +246,7 @@ class Raft:
             case Tick():
                 self._tick()
             case Campaign():
-                if self.role is not Role.LEADER:
+                if self.role is not Role.LEADER and self._may_campaign():
                     self._start_election()
             case Beat():
                 if self.role is Role.LEADER:
@@ -287,9 +298,17 @@ class Raft:
             self.progress, self.transfer_to, self.boot, self.round,
         )  # fmt: skip
 
+    def acknowledged(self, peer: str) -> tuple[int, int]:
+        """Of a leader: (index up to which ``peer`` is known to have the log, when the round was sent that it last
+        acknowledged); (0, 0) if nothing is known."""
+        known = dict(self.progress).get(peer)
+        return (0, 0) if known is None else (known.match, dict(self.rounds).get(known.acked_round, 0))
+
     # -- bookkeeping of one step ---------------------------------------------------------------------------------
 
     def _begin(self) -> None:
+        if self.role is Role.LEADER:
+            self._let_go()
         self.saved = self.hard_state
         self.saved_log = self.log
         self.out_now: list[tuple[str, RaftMessage]] = []
@@ -324,16 +343,60 @@ class Raft:
         least = self.config.jitter_ns // 8
         return least + (self.seed >> 33) % (self.config.jitter_ns - least)
 
+    # -- membership ----------------------------------------------------------------------------------------------
+
+    def _look_for_members(self) -> None:
+        """After a change of the log or of the commit index: which membership is in force (4.1)."""
+        base = self.log.snapshot.membership
+        self.members = self.settled = base if base.voters else Membership(self.config.voters)
+        self.changed_at = 0
+        for entry in self.log.entries:
+            if entry.kind == MEMBERS:
+                self.members, self.changed_at = membership_in(entry.data), entry.index
+                if entry.index <= self.commit:
+                    self.settled = self.members
+
     def _peers(self) -> tuple[str, ...]:
-        return tuple(v for v in self.config.voters if v != self.config.me)
+        return tuple(v for v in self.members.voters if v != self.config.me)
+
+    def _alone(self) -> bool:
+        return self.members.voters == (self.config.me,)
+
+    def _may_campaign(self) -> bool:
+        """A voter; also one whose removal is not known to be committed: it may hold what the others need (4.2.2)."""
+        return self.config.me in self.members.voters or self.config.me in self.settled.voters
+
+    def _may_change(self, new: Membership) -> bool:
+        """One change at a time, none before this leader's own no-op is committed (raft-dev 2015: two leaders' changes
+        could otherwise both pass), and no leader removes itself."""
+        if not is_one_step(self.members, new) or not new.voters:
+            raise RaftBugError(f"{self.members} cannot become {new} in one step")
+        own = self.log.term_at(self.commit) == self.term
+        return own and self.changed_at <= self.commit and self.config.me in new.voters
+
+    def _meet_the_added(self) -> None:
+        known = dict(self.progress)
+        names = sorted({*self.members.voters, *self.members.learners, *known} - {self.config.me})
+        self.progress = tuple((name, known.get(name, Progress(self.log.last_index + 1))) for name in names)
+
+    def _let_go(self) -> None:
+        """What the last step has committed, and told: the removed are left alone; one that led only to see its own
+        removal committed makes way (4.2.2)."""
+        if self.config.me not in (*self.members.voters, *self.settled.voters):
+            self._follow(self.term, "")
+        known = {*self.members.voters, *self.members.learners, *self.settled.voters, *self.settled.learners}
+        if not {name for name, _ in self.progress} <= known:
+            self.progress = tuple((name, p) for name, p in self.progress if name in known)
 
     # -- time ----------------------------------------------------------------------------------------------------
 
     def _tick(self) -> None:
         now = self.now_ns
         if self.role is not Role.LEADER:
-            if now >= self.election_at_ns:
+            if now >= self.election_at_ns and self._may_campaign():
                 self._start_election()
+            elif now >= self.election_at_ns:
+                self.election_at_ns = now + self.config.election_ns  # a learner has nothing to do by the clock
             return
         if self.transfer_until_ns and now >= self.transfer_until_ns:
             self._campaign_released()
@@ -360,7 +423,7 @@ class Raft:
         if self._bound(self.config.me, "", 0):
             self.election_at_ns = self.hold_until_ns + self._jitter()
             return
-        if not self.config.pre_vote or self.config.voters == (self.config.me,):
+        if not self.config.pre_vote or self._alone():
             self._campaign("", 0)
             return
         self.role, self.leader, self.votes = Role.PRECANDIDATE, "", (self.config.me,)
@@ -383,7 +446,7 @@ class Raft:
         self._campaign(self.config.me, term)
 
     def _count_votes(self) -> None:
-        if not has_majority(self.votes, self.config.voters):
+        if not has_majority(self.votes, self.members.voters):
             return
         if self.role is Role.PRECANDIDATE:
             self._campaign("", 0)
@@ -394,7 +457,8 @@ class Raft:
 
     def _lead(self) -> None:
         self.role, self.leader, self.votes = Role.LEADER, self.config.me, ()
-        self.progress = tuple((peer, Progress(self.log.last_index + 1)) for peer in self._peers())
+        self.progress = ()
+        self._meet_the_added()
         self.rounds, self.lease_from_ns = (), 0
         self.quorum_at_ns = self.heartbeat_at_ns = self.now_ns
         self.transfer_to, self.transfer_until_ns = "", 0
@@ -421,8 +485,8 @@ class Raft:
     # -- messages ------------------------------------------------------------------------------------------------
 
     def _receive(self, src: str, message: RaftMessage) -> None:
-        if src not in self.config.voters or src == self.config.me:
-            return
+        """Requests are answered whoever asks: the sender may know a newer membership (4.1). The host has checked who it
+        is; what is *counted* are answers of the voters of the membership in force here."""
         match message:
             case PreVoteReq():
                 self._on_pre_vote_req(src, message)
@@ -471,7 +535,7 @@ class Raft:
 
     def _on_timeout_now(self, src: str, m: TimeoutNow) -> None:
         # A late one, of another term, is void: whoever sent it has long been replaced.
-        if m.term == self.term and self.role is Role.FOLLOWER and self.leader in ("", src):
+        if m.term == self.term and self.role is Role.FOLLOWER and self.leader in ("", src) and self._may_campaign():
             self.hold_until_ns = 0
             self._campaign(src, m.term)
 
@@ -485,9 +549,12 @@ class Raft:
         self.hold_leader, self.hold_term = src, m.term
         self.hold_until_ns = self.now_ns + self.config.election_ns
         self.election_at_ns = self.hold_until_ns + self._jitter()
+        log, commit = self.log, self.commit
         ok, match = self._on_append(m) if isinstance(m, AppendReq) else self._on_snapshot(m)
         if ok:
             self.commit = max(self.commit, min(m.commit, match))
+        if self.log is not log or self.commit > commit:
+            self._look_for_members()
         self.out_after.append((src, AppendResp(self.term, m.boot, m.round, ok, match)))
 
     # -- replication: follower -----------------------------------------------------------------------------------
@@ -533,6 +600,8 @@ class Raft:
     def _propose(self, kind: str, data: str) -> int:
         if self.role is not Role.LEADER or self.released >= self.term:
             return 0
+        if kind == MEMBERS and not self._may_change(membership_in(data)):
+            return 0
         index = self._append(kind, data)
         self._broadcast()
         return index
@@ -540,6 +609,9 @@ class Raft:
     def _append(self, kind: str, data: str) -> int:
         entry = Entry(self.log.last_index + 1, self.term, kind, data)
         self.log = self.log.append((entry,))
+        if kind == MEMBERS:
+            self._look_for_members()
+            self._meet_the_added()
         self._advance_commit()
         return entry.index
 
@@ -595,15 +667,18 @@ class Raft:
             self._send_append(src, known)
 
     def _advance_commit(self) -> None:
-        matches = [self.log.last_index, *(p.match for _, p in self.progress)]
-        index = reached_by_majority(matches, len(self.config.voters))
+        matches = {self.config.me: self.log.last_index} | {name: p.match for name, p in self.progress}
+        index = _reached(matches, self.members.voters)
         # Only an entry of this term commits by counting; older ones follow along (3.6.2, figure 3.7).
         if index > self.commit and self.log.term_at(index) == self.term:
             self.commit = index
+            if self.settled is not self.members:
+                self._look_for_members()
 
     def _earn_lease(self) -> None:
-        acked = [self.round, *(p.acked_round for _, p in self.progress)]
-        newest = reached_by_majority(acked, len(self.config.voters))
+        """By a majority of every membership in force (safety.md, "Lease")."""
+        acked = {self.config.me: self.round} | {name: p.acked_round for name, p in self.progress}
+        newest = min(_reached(acked, self.members.voters), _reached(acked, self.settled.voters))
         sent_ns = dict(self.rounds).get(newest, 0)
         if sent_ns > self.lease_from_ns:
             self.lease_from_ns = self.quorum_at_ns = sent_ns
@@ -617,7 +692,7 @@ class Raft:
         self.released = self.term
         self.lease_from_ns = 0
         known = dict(self.progress).get(to)
-        if known is None:
+        if known is None or to not in self.members.voters:
             self._campaign_released()
             return
         self.transfer_to = to
@@ -628,7 +703,15 @@ class Raft:
         term = self.log.term_at(index)
         if index <= self.log.snapshot.index or index > self.commit or term < 0:
             raise RaftBugError(f"cannot compact at {index}: snapshot {self.log.snapshot.index}, commit {self.commit}")
-        self.log = Log(Snapshot(index, term, data), self.log.between(index + 1, self.log.last_index))
+        base = self.log.snapshot.membership
+        for entry in self.log.between(1, index):
+            base = membership_in(entry.data) if entry.kind == MEMBERS else base
+        self.log = Log(Snapshot(index, term, data, base), self.log.between(index + 1, self.log.last_index))
+
+
+def _reached(values: dict[str, int], voters: tuple[str, ...]) -> int:
+    """What a majority of ``voters`` has reached; nobody else counts."""
+    return reached_by_majority([values.get(name, 0) for name in voters], len(voters))
 
 
 def _difference(old: Log, new: Log) -> tuple[int, int | None]:

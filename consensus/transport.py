@@ -543,6 +543,12 @@ def _reason(event: int, value: int) -> str:
     return f"the other end does not speak our protocol (0x{value:x})"
 
 
+def split(address: str) -> Address:
+    """``host:port`` in two; ValueError if it is none."""
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
 def _endpoint(numeric: str, port: int) -> str:
     return f"tcp://[{numeric}]:{port}" if ":" in numeric else f"tcp://{numeric}:{port}"
 

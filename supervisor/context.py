@@ -151,14 +151,13 @@ class Context:
 
     def idle_names(self) -> str:
         """synchronous_standby_names of a server that is not primary: never empty where commits must wait."""
-        return settings.PLACEHOLDER_NAMES if self.cluster.group.k > 1 else ""
+        waits = any(group.k > 1 for group in self.cluster.groups)
+        return settings.PLACEHOLDER_NAMES if waits else ""
 
     def primary_names(self, term: int) -> str:
         """synchronous_standby_names of this node as primary of ``term``: the others of S, stamped with its epoch."""
-        group = self.cluster.group
-        others = [
-            (m.name, m.incarnation) for m in self.cluster.members if m.name in group.members and m.name != self.local.me
-        ]
+        group = self.cluster.wanted_group
+        others = [(seat.name, seat.incarnation) for seat in group.members if seat.name != self.local.me]
         return settings.standby_names(term, group.k, others)
 
     def upstream(self, grant: Grant, dbname: str | None = None, application: str | None = None) -> str:

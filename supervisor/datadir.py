@@ -91,6 +91,7 @@ def raft_arguments(c: Context) -> dict[str, Any]:
         "listen": list(config.listen), "raft_address": str(config.advertise),
         "postgres_address": str(config.pg_advertise), "http_address": str(config.http_advertise or ""),
         "peers": {p.name: list(p.address) for p in config.peers},
+        "join": None, "role": "voter",
         "key_file": str(config.cluster_key or ""), "profile": config.profile, "commit": config.commit,
         "settings": canonical(settings), "data_incarnation": int(mark.get("incarnation", 0)), "adopts": adopts,
         "salvage": config.salvage_dir.exists() and any(config.salvage_dir.iterdir()),

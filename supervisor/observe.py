@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from consensus.cluster import ClusterState
-from consensus.cluster import Member as LogMember
+from consensus.membership import Member as LogMember
 from consensus.record import EpochStart, NodeRecord, Position
 from fencing.lease import MS, Timings
 from supervisor.roles import Data, Local, Server, Step, View
@@ -97,11 +97,13 @@ def observation(
     held = max((e.epoch for e in view.record.history if e.start_lsn < facts.lsn), default=-1)
     epoch = local.epoch if primary else held
     timeline = next((e.timeline for e in reversed(view.record.history) if e.epoch == epoch), 0)
+    proof = view.record.proof
     return {
         "role": role_of(local), "state": state_of(local, facts, running), "epoch": epoch, "timeline": timeline,
         "lsn": facts.lsn, "replay_lsn": facts.replay_lsn, "epoch_of_upstream": local.upstream,
         "checkpointed": facts.checkpointed, "version": facts.version, "since": facts.since,
-        "reason": facts.progress or sentence, "pgr_version": pgr_version,
+        "reason": facts.progress or sentence, "pgr_version": pgr_version, "incarnation": view.incarnation,
+        "proven": proof is None or Position(held, facts.replay_lsn) >= proof,
     }  # fmt: skip
 
 
@@ -123,7 +125,7 @@ def snapshot(
     grant = cluster.grant
     holds = grant is not None and not grant.failed
     primary = Primary(grant.node, grant.term, grant.timeline, grant.opened) if grant is not None and holds else None
-    group = SyncGroup(cluster.group.members, cluster.group.k)
+    group = SyncGroup(cluster.group.names, cluster.group.k)
     newest = max((int(m["seen"].get("lsn", 0)) for m in members.values()), default=0)
     rows = tuple(_member(m, members.get(m.name), group, primary, newest, local.me) for m in cluster.members)
     warnings = tuple(_warnings(cluster, rows, primary))
@@ -206,7 +208,7 @@ def _warnings(cluster: ClusterState, rows: tuple[Member, ...], primary: Primary 
     if missing:
         found.append(f"unreachable: {', '.join(missing)}")
     if cluster.group.k > 1 and primary is not None:
-        group = [r for r in rows if r.name in cluster.group.members]
+        group = [r for r in rows if r.name in cluster.group.names]
         live = [r for r in group if r.state == "streaming" or r.name == primary.name]
         if len(live) < cluster.group.k:
             found.append(f"writes wait: {cluster.group.k} of the sync group must flush them, {len(live)} can")

@@ -16,7 +16,8 @@ from typing import NamedTuple
 import pytest
 
 from consensus import positions, promotion
-from consensus.cluster import ClusterState, Member, SyncGroup, apply, canonical
+from consensus.cluster import ClusterState, Seat, SyncGroup, apply, canonical
+from consensus.membership import Member
 from consensus.messages import Entry
 from consensus.positions import Attach, Diverged, NoPosition
 from consensus.promotion import GRACE_MS, Situation, TakeGrant, decide
@@ -99,8 +100,9 @@ class World:
         known = self.states.get(log)
         if known is None:
             members = tuple(Member(n, i, "", "", "") for i, n in enumerate(NAMES, 1))
+            group = SyncGroup(tuple(Seat(m.name, m.incarnation) for m in members), 2)
             known = ClusterState(
-                "00", members, group=SyncGroup(NAMES, 2), founder="a", system_identifier="1", initial_timeline=1
+                "00", members, group=group, founder="a", system_identifier="1", initial_timeline=1
             )
             for at, term in enumerate(log):
                 body = {"term": term, "node": "a", "upper": [0, 0], "timeline": known.next_timeline(), "reason": ""}

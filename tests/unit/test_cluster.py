@@ -9,6 +9,7 @@ import pytest
 from consensus.cluster import (
     FEATURE_LEVEL,
     ClusterState,
+    Seat,
     SyncGroup,
     UnknownEntryError,
     apply,
@@ -60,7 +61,7 @@ def after(entries: list[Entry]) -> ClusterState:
 def test_the_founding() -> None:
     state = found(CHARTER, "00")
     assert (state.group, state.founder, state.profile, state.was_opened) == (
-        SyncGroup(("a", "b", "c"), 2),
+        SyncGroup((Seat("a", 1), Seat("b", 2), Seat("c", 3)), 2),
         "a",
         "fast",
         False,
@@ -156,4 +157,4 @@ def test_a_newer_version_stops_the_node() -> None:
     ("n", "mode", "k"), [(1, "quorum", 1), (2, "quorum", 2), (3, "quorum", 2), (5, "quorum", 3), (5, "async", 1)]
 )
 def test_the_default_group(n: int, mode: str, k: int) -> None:
-    assert sync_group(tuple("abcde"[:n]), mode).k == k
+    assert sync_group((Seat(name, 1) for name in "abcde"[:n]), mode).k == k

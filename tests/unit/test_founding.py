@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -14,11 +15,12 @@ from consensus.founding import (
     Waiting,
     charter_message,
     consider,
+    founders,
     parse,
     parse_greeting,
-    standing,
     stranger_message,
 )
+from consensus.membership import VOTER, WITNESS, Member, membership
 
 PEERS = ("a", "b", "c")
 OPTIONS = Founding("quorum", "default", '{"parameters":{}}')
@@ -64,18 +66,41 @@ def test_one_node_alone_is_its_own_majority() -> None:
     assert isinstance(consider(greeting("a", peers=("a",)), {}, OPTIONS), Charter)
 
 
-def test_standing() -> None:
+def test_the_founders_stand_in_the_charter() -> None:
     charter = consider(greeting("a"), heard(greeting("c"), greeting("b")), OPTIONS)
     assert isinstance(charter, Charter)
-    assert standing(charter.text, "b", ord("b")) == ""
-    assert "another incarnation" in standing(charter.text, "b", 5)
-    assert "not a member" in standing(charter.text, "x", 5)
+    assert [(m.name, m.incarnation, m.role, m.aim) for m in founders(charter.text)] == [
+        (name, ord(name), VOTER, VOTER) for name in "abc"
+    ]
+
+
+@pytest.mark.parametrize("change", [{"joins": True}, {"lost": True}])
+def test_one_that_joins_or_has_lost_its_state_never_founds(change: dict[str, bool]) -> None:
+    answer = consider(greeting("a"), heard(replace(greeting("b"), **change), greeting("c")), OPTIONS)  # type: ignore[arg-type]
+    assert isinstance(answer, Waiting)
+    assert answer.problem.startswith("b ")
+    assert isinstance(consider(replace(greeting("a"), **change), heard(greeting("b"), greeting("c")), OPTIONS), Waiting)  # type: ignore[arg-type]
+
+
+def test_a_witness_creates_nothing() -> None:
+    witness = replace(greeting("a"), aim=WITNESS)
+    charter = consider(witness, heard(greeting("b"), greeting("c")), OPTIONS)
+    assert isinstance(charter, Charter)
+    assert json.loads(charter.text)["founder"] == "b"
+    state = found(charter.text, "00")
+    assert (state.group.names, state.group.k) == (("b", "c"), 2)
+    assert membership(state.members).voters == ("a", "b", "c")
+    only = consider(witness, heard(replace(greeting("b"), aim=WITNESS), replace(greeting("c"), aim=WITNESS)), OPTIONS)
+    assert isinstance(only, Waiting)
 
 
 def test_messages_round_trip() -> None:
     assert parse_greeting(parse(greeting("b", "77").dump())) == greeting("b", "77")
-    assert parse(charter_message("0f", "{}")) == {"kind": "charter", "cluster_id": "0f", "charter": "{}"}
-    assert parse(stranger_message("why"))["reason"] == "why"
+    member = Member("a", 1, "a:1", "a:2", "")
+    assert parse(charter_message("0f", "{}", 7, 9, [member])) == {
+        "kind": "charter", "cluster_id": "0f", "charter": "{}", "term": 7, "index": 9, "members": [list(member)],
+    }  # fmt: skip
+    assert parse(stranger_message("why", "do", final=True))["reason"] == "why"
 
 
 @pytest.mark.parametrize("data", ["", "[]", "1", "null", '{"kind":"x"}', "{}"])

@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 
-from consensus.cluster import Member, canonical
+from consensus.cluster import canonical
+from consensus.effects import Effect, Save, Send, Tell, TellLease
+from consensus.membership import Member
 from consensus.messages import AppendResp, Entry, HardState, PreVoteReq, PromiseResp, Snapshot, VoteResp
-from consensus.node import Effect, Node, Save, Send, Tell, TellLease
+from consensus.node import Node
 from consensus.raft import Log, Raft, RaftConfig, Role
 from consensus.record import Identity, NodeRecord
 from fencing.lease import MS, PROFILES
@@ -267,7 +269,7 @@ def _streaming(cluster: Cluster, primary: str) -> None:
                 "lsn": 150,
             }
             cluster.tell(name, "node.observed", seen)
-    cluster.until(lambda: len(cluster.members[primary].node.observations) >= 2)
+    cluster.until(lambda: len(cluster.members[primary].node.sightings.all(cluster.now)) >= 2)
 
 
 def test_switchover_is_forwarded_fenced_first_and_ends_at_its_target() -> None:

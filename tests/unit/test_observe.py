@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from consensus.cluster import ClusterState, Grant, HistoryEvent, Member, SyncGroup, canonical
+from consensus.cluster import ClusterState, Grant, HistoryEvent, canonical, seat_of, sync_group
+from consensus.membership import Member
 from consensus.record import EpochStart, NodeRecord, Position
 from fencing.lease import MS, PROFILES
 from supervisor import observe
@@ -25,9 +26,12 @@ GRANT = Grant(5, "a", Position(0, 100), 2, ANCESTRY, opened=True)
 
 def agreed(names: str = "abc", **changes: Any) -> ClusterState:
     members = tuple(Member(n, 0x1122334455667788, f"{n}:1", f"{n}.example:5432", f"{n}:8008") for n in names)
-    group = SyncGroup(tuple(names), len(names) // 2 + 1)
+    group = sync_group((seat_of(m) for m in members), "quorum")
     state = ClusterState("1" * 32, members, group=group, founder="a", nonce="n", system_identifier="7", grants=(GRANT,))
     return replace(state, **changes)
+
+
+ONE_OF_THREE = agreed().group._replace(k=1)
 
 
 def primary(**changes: Any) -> Local:
@@ -112,6 +116,17 @@ def test_a_standby_says_the_newest_epoch_it_holds_a_byte_of(lsn: int, epoch: int
 def test_progress_goes_before_the_sentence_of_the_plan() -> None:
     assert say(standby(), Facts(progress="cloning, 1 of 2 MB"), reason="standby")["reason"] == "cloning, 1 of 2 MB"
     assert say(standby(), Facts(), reason="standby")["reason"] == "standby"
+
+
+def test_a_copy_is_proven_once_it_has_replayed_past_its_proof() -> None:
+    def proven(replayed: int, proof: Position | None) -> object:
+        view = View(True, 7, record=NodeRecord(5, ANCESTRY, proof))
+        facts = Facts(lsn=max(200, replayed), replay_lsn=replayed)
+        return observation(view, standby(), facts, Step.WAIT, "", "0.1.0")["proven"]
+
+    assert [proven(n, Position(5, 180)) for n in (150, 179, 180, 190)] == [False, False, True, True]
+    assert proven(0, None) is True
+    assert proven(190, Position(6, 10)) is False, "of a newer epoch"
 
 
 def test_it_travels_as_json() -> None:
@@ -231,7 +246,7 @@ def test_lag_is_that_of_replay_behind_the_newest_wal_heard_of() -> None:
     [
         (agreed("a"), "", "a single node: nothing takes over when it fails"),
         (agreed("abcd"), "", "4 members survive no more failures than 3 would"),
-        (agreed(commit_mode="async", group=SyncGroup(("a", "b", "c"), 1)), "", "asynchronous: a failover may lose"),
+        (agreed(commit_mode="async", group=ONE_OF_THREE), "", "asynchronous: a failover may lose"),
         (agreed(), "c", "unreachable: c"),
         (agreed(), "c", "no spare standby: writes wait if one more node is lost"),
         (agreed(), "bc", "unreachable: b, c"),
@@ -257,7 +272,7 @@ def test_without_a_primary_nobody_waits_for_writes() -> None:
 
 @pytest.mark.parametrize(
     ("cluster", "unprotected"),
-    [(agreed(), False), (agreed("ab"), True), (agreed("a"), True), (agreed(group=SyncGroup(("a", "b", "c"), 1)), True)],
+    [(agreed(), False), (agreed("ab"), True), (agreed("a"), True), (agreed(group=ONE_OF_THREE), True)],
 )
 def test_what_is_unprotected(cluster: ClusterState, unprotected: bool) -> None:
     assert picture(cluster=cluster).unprotected is unprotected

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consensus.cluster import ClusterState, Grant, Member, SyncGroup
+from consensus.cluster import ClusterState, Grant, Seat, SyncGroup
+from consensus.membership import Member
 from consensus.positions import NoPosition
 from consensus.promotion import GRACE_MS, LOSS_GRACE_MS, HandOver, Situation, TakeGrant, Wait, decide, quorum_promised
 from consensus.record import Position
@@ -24,7 +25,7 @@ def state(
 ) -> ClusterState:
     members = tuple(Member(n, 1, "", "", "") for n in names)
     return ClusterState(
-        "00", members, mode, group=SyncGroup(names, k), founder="a", nonce="n", system_identifier="7", initial_timeline=1, grants=grants  # noqa: E501
+        "00", members, mode, group=SyncGroup(tuple(Seat(n, 1) for n in names), k), founder="a", nonce="n", system_identifier="7", initial_timeline=1, grants=grants  # noqa: E501
     )  # fmt: skip
 
 

@@ -110,10 +110,19 @@ def test_pre_vote_for_the_leader_itself_is_granted() -> None:
     assert sent(receive(raft, "a", PreVoteReq(2, 1, 1), 20), "a") == [PreVoteResp(1, 2, granted=True)]
 
 
-def test_strangers_are_ignored() -> None:
-    raft = node("b")
-    assert receive(raft, "x", VoteReq(9, 9, 9, "", 0), 1).after == ()
+def test_a_stranger_is_answered_and_its_answers_never_count() -> None:
+    """It may know a newer membership (4.1); who it is has been checked by the host."""
+    assert sent(receive(node("b"), "x", VoteReq(9, 9, 9, "", 0), 1), "x") == [VoteResp(9, granted=True)]
+    raft = node()
+    raft.step(Tick(), 0)
+    receive(raft, "x", PreVoteResp(0, 1, granted=True), 1)
     assert raft.term == 0
+    receive(raft, "b", PreVoteResp(0, 1, granted=True), 1)
+    receive(raft, "x", VoteResp(1, granted=True), 2)
+    assert (raft.term, raft.progress) == (1, ())
+    receive(raft, "b", VoteResp(1, granted=True), 2)
+    receive(raft, "x", AppendResp(1, 7, raft.round, ok=True, match=1), 3)
+    assert (raft.role, raft.commit, raft.lease_until_ns) == (Role.LEADER, 0, 0)
 
 
 def test_two_leaders_of_one_term_stop_the_process() -> None:

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from consensus.cluster import ClusterState, Grant, Member, SyncGroup
+from consensus.cluster import ClusterState, Grant, seat_of, sync_group
+from consensus.membership import Member
 from consensus.record import EpochStart, NodeRecord, Position
 from fencing.lease import MS, PROFILES
 from supervisor import roles
@@ -34,7 +35,7 @@ def granted(term: int, node: str, **changes: Any) -> Grant:
 
 
 def agreed(*grants: Grant, **changes: Any) -> ClusterState:
-    group = SyncGroup(("a", "b", "c"), 2)
+    group = sync_group((seat_of(m) for m in MEMBERS), "quorum")
     state = ClusterState("1" * 32, MEMBERS, group=group, founder="a", nonce="n", system_identifier="7", grants=grants)
     return replace(state, **changes)
 

@@ -1,0 +1,254 @@
+"""What the leader changes next: one member, or the sync group; and whom it lets in or lets go. Pure.
+
+Every change is one entry of the log, proposed only by a leader that is primary and open, and only when the one before
+is settled. What is wanted stands in the log too (`Member.aim`), so the next leader goes on where this one stopped. The
+order is that of safety.md: a copy first, then the vote, then the seat in the sync group; and backwards for leaving.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from consensus.cluster import ClusterState, Seat, SyncGroup, seat_of, sync_group
+from consensus.founding import Greeting
+from consensus.membership import GONE, LEARNER, VOTER, WITNESS, Member
+from consensus.quorum import majority
+
+PATIENCE_MS = 10_000
+"""A change that waits for a new seat which has been silent for this long is reverted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the leader knows of the members, by name; itself included in all of them."""
+
+    me: str
+    connected: frozenset[str]
+    caught_up: frozenset[str]
+    """Have (nearly) the whole log and acknowledged a recent round."""
+    copied: frozenset[str]
+    """Stream from this leader's Postgres, and their copy has passed its proof."""
+    waited_ms: int = 0
+    """Since the open change of the sync group was seen first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """An entry for the log."""
+
+    kind: str
+    body: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What the asker is told. ``final``: asking again will not help."""
+
+    code: int
+    reason: str
+    hint: str
+    final: bool = True
+
+
+def at_rest(state: ClusterState) -> bool:
+    """Nothing to change, whatever the members' state: everybody is what it is to be."""
+    seats = {seat_of(m) for m in state.members if m.role == VOTER}
+    return state.change is None and seats == set(state.group.members) and all(m.aim == m.role for m in state.members)
+
+
+# -- the leader's next step ------------------------------------------------------------------------------------------
+
+
+def next_change(state: ClusterState, facts: Facts) -> Proposal | None:
+    """The next entry on the way to what is wanted; None: all is as it should be, or something has to happen first."""
+    if state.change is not None:
+        return _reverted(state, facts)
+    goal = wanted_seats(state, facts)
+    if goal != state.group:
+        joins = sorted(set(goal.members) - set(state.group.members))
+        leaves = sorted(set(state.group.members) - set(goal.members))
+        words = [f"{s.name} joins" for s in joins] + [f"{s.name} leaves" for s in leaves]
+        return group_change(state.group, goal, facts.me, "sync group", f"is changed: {', '.join(words) or 'another k'}")
+    for member in state.members:
+        proposal = _next_of(state, facts, member)
+        if proposal is not None:
+            return proposal
+    return None
+
+
+def _reverted(state: ClusterState, facts: Facts) -> Proposal | None:
+    change = state.change
+    if change is None or facts.waited_ms < PATIENCE_MS:
+        return None
+    silent = sorted({s.name for s in set(change.new.members) - set(change.old.members)} - facts.connected)
+    if not silent:
+        return None
+    text = f"is changed back: {', '.join(silent)} has not been heard of for {PATIENCE_MS // 1000} s"
+    return group_change(change.new, change.old, facts.me, "sync group", text)
+
+
+def wanted_seats(state: ClusterState, facts: Facts) -> SyncGroup:
+    """The sync group as it should be: every voter with a proven copy, and whoever sits already and is not to leave."""
+    seats: list[Seat] = []
+    for seat in state.group.members:
+        member = state.member(seat.name)
+        if member is None or (member.incarnation == seat.incarnation and not _stays(state, member)):
+            continue
+        if member.incarnation == seat.incarnation or not _ready(state, facts, member):
+            seats.append(seat)  # of one that lost its state the place is kept until its copy is proven
+    taken = {seat.name for seat in seats}
+    seats += [seat_of(m) for m in state.members if m.name not in taken and _ready(state, facts, m)]
+    return sync_group(seats, state.commit_mode)
+
+
+def _stays(state: ClusterState, member: Member) -> bool:
+    return member.role == VOTER and not (leaves(state, member) or member.aim in (LEARNER, WITNESS))
+
+
+def _ready(state: ClusterState, facts: Facts, member: Member) -> bool:
+    return _stays(state, member) and member.name in facts.copied
+
+
+def leaves(state: ClusterState, member: Member) -> bool:
+    """Is it to be removed now? With a successor named: once that one has its vote and its seat."""
+    if member.aim == GONE:
+        return True
+    if not member.aim.startswith(f"{GONE}:"):
+        return False
+    successor = state.member(member.aim.partition(":")[2])
+    if successor is None or not successor.votes:
+        return False
+    return successor.role == WITNESS or seat_of(successor) in state.group.members
+
+
+def _next_of(state: ClusterState, facts: Facts, member: Member) -> Proposal | None:
+    if leaves(state, member) and seat_of(member) not in state.group.members:
+        others = [m for m in state.members if m != member]
+        return list_change(others, facts.me, "removed", member.name, "is no member any more")
+    if member.role == LEARNER and member.aim in (VOTER, WITNESS):
+        fit = member.name in facts.caught_up and (member.aim == WITNESS or member.name in facts.copied)
+        if fit:
+            return _becomes(state, facts, member, member.aim)
+    if member.role == VOTER and member.aim == LEARNER and seat_of(member) not in state.group.members:
+        return _becomes(state, facts, member, LEARNER)
+    return None
+
+
+def _becomes(state: ClusterState, facts: Facts, member: Member, role: str) -> Proposal:
+    changed = [m._replace(role=role) if m == member else m for m in state.members]
+    return list_change(changed, facts.me, role, member.name, f"is a {role} now")
+
+
+# -- requests --------------------------------------------------------------------------------------------------------
+
+
+def admit(state: ClusterState, facts: Facts, greeting: Greeting) -> Proposal | Refusal:
+    """May this node in? As a learner; a vote and a seat come later. A lost incarnation gives way to the new one."""
+    name = greeting.name
+    seat, known = Seat(name, greeting.incarnation), state.member(name)
+    if seat in state.removed:
+        hint = "to bring this host back, start it with an empty data directory and --join"
+        return Refusal(78, f"{name} was removed from the cluster", hint)
+    if known is None and not greeting.joins:
+        hint = "start it with --join HOST:PORT of a member if it is to become one"
+        return Refusal(78, f"{name} is not a member of this cluster", hint)
+    if known is not None and name in facts.connected:
+        hint = "give this one another --name, or stop the other one"
+        return Refusal(78, f"another node named {name} is up and is a member", hint)
+    if greeting.adopts:
+        hint = "move its data directory away: it gets a copy of the primary's"
+        return Refusal(78, f"{name} brings a Postgres of its own, which can not become part of this cluster", hint)
+    if not settled(state):
+        return Refusal(75, "the cluster has something to finish first", "it is asked again", final=False)
+    aim = greeting.aim if known is None or known.aim.startswith(GONE) else known.aim
+    new = Member(name, greeting.incarnation, greeting.raft, greeting.postgres, greeting.http, LEARNER, aim)
+    members = [*(m for m in state.members if m.name != name), new]
+    text = "is let in" if known is None else "has lost its state and is let in again"
+    return list_change(members, facts.me, "joined", name, text)
+
+
+def settled(state: ClusterState) -> bool:
+    """May a change begin? Never before clients were let in for the first time: until then only the founder counts."""
+    grant = state.grant
+    return state.change is None and grant is not None and grant.opened and not grant.failed
+
+
+def aim_at(state: ClusterState, facts: Facts, name: str, aim: str) -> Proposal | Refusal:
+    """`pgr member add`: let a member that is here become a voter (witness), or keep it a learner."""
+    member = state.member(name)
+    if member is None:
+        hint = f"start it first: pgr-supervise --name {name} --join HOST:PORT of a member"
+        return Refusal(64, f"no member is named {name}", hint)
+    if aim not in (VOTER, LEARNER, WITNESS):
+        return Refusal(64, f"there is no role {aim}", f"one of {VOTER}, {WITNESS}, {LEARNER}")
+    if member.has_data is (aim == WITNESS):
+        what = "has a Postgres" if member.has_data else "has no Postgres"
+        hint = "remove it and start it anew, with or without --witness"
+        return Refusal(78, f"{name} {what}: it can't become a {aim}", hint)
+    if aim == LEARNER and (refusal := _may_lose(state, facts, member)):
+        return refusal
+    return _aims(state, facts, member, aim, f"is to be a {aim}")
+
+
+def remove(state: ClusterState, facts: Facts, name: str, successor: str = "") -> Proposal | Refusal:
+    """`pgr member remove`, and `replace` with a successor that is a member already."""
+    member = state.member(name)
+    names = ", ".join(m.name for m in state.members)
+    if member is None:
+        return Refusal(64, f"no member is named {name}", f"members: {names}")
+    if successor:
+        other = state.member(successor)
+        if other is None or successor == name:
+            hint = f"start it first: pgr-supervise --name {successor} --join HOST:PORT of a member"
+            return Refusal(64, f"{successor} is no other member", hint)
+        if other.has_data is not member.has_data:
+            return Refusal(78, f"{successor} can't take the place of {name}: only one of them is a witness", "")
+    if name == facts.me:
+        return Refusal(75, f"{name} is the primary", "first move it: `pgr switchover`")
+    if not successor and (refusal := _may_lose(state, facts, member)):
+        return refusal
+    aim = f"{GONE}:{successor}" if successor else GONE
+    text = f"is to be replaced by {successor}" if successor else "is to be removed"
+    return _aims(state, facts, member, aim, text)
+
+
+def _may_lose(state: ClusterState, facts: Facts, member: Member) -> Refusal | None:
+    """Why the cluster can't do without this vote or this copy now; None if it can."""
+    voters = [m for m in state.members if m.votes and m != member]
+    live = [m.name for m in voters if m.name in facts.connected]
+    if member.votes and len(live) < majority(len(voters)):
+        hint = "bring the others back first"
+        reason = f"without {member.name} {len(live)} of {len(voters)} voters are up, {majority(len(voters))} are needed"
+        return Refusal(78, reason, hint)
+    if seat_of(member) in state.group.members:
+        rest = sync_group((s for s in state.group.members if s != seat_of(member)), state.commit_mode)
+        holders = [s.name for s in rest.members if s.name in facts.connected and s.name in state.seated(rest)]
+        if len(holders) < rest.k:
+            reason = f"{member.name} holds a copy that is needed: without it {len(holders)} are left, and {rest.k} must"
+            return Refusal(78, f"{reason} have every commit", "bring the others back first")
+    return None
+
+
+def _aims(state: ClusterState, facts: Facts, member: Member, aim: str, text: str) -> Proposal | Refusal:
+    if not settled(state):
+        return Refusal(75, "the cluster has something to finish first", "see `pgr status`; ask again", final=False)
+    changed = [m._replace(aim=aim) if m == member else m for m in state.members]
+    return list_change(changed, facts.me, "member", member.name, text)
+
+
+# -- entries ---------------------------------------------------------------------------------------------------------
+
+
+def list_change(members: Iterable[Member], me: str, kind: str, node: str, text: str) -> Proposal:
+    """``me`` is unused by the state; it tells people who decided."""
+    rows = [list(m) for m in sorted(members)]
+    return Proposal("members/1", {"members": rows, "kind": kind, "node": node, "text": text, "fields": {"by": me}})
+
+
+def group_change(old: SyncGroup, new: SyncGroup, me: str, kind: str, text: str) -> Proposal:
+    def plain(group: SyncGroup) -> list[Any]:
+        return [[list(seat) for seat in group.members], group.k]
+
+    return Proposal("change/1", {"old": plain(old), "new": plain(new), "kind": kind, "node": me, "text": text})

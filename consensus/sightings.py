@@ -1,0 +1,80 @@
+"""What this node has heard of the others: when, and what they say of themselves. Informs, never decides. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from consensus.cluster import canonical
+from consensus.membership import VOTER, Member
+from fencing.lease import MS
+
+
+class Sightings:
+    """``alive_ms``: one that has been silent for so long does not count as connected."""
+
+    def __init__(self, me: str, alive_ms: int) -> None:
+        self.me, self._alive_ns = me, alive_ms * MS
+        self._heard: dict[str, int] = {}
+        self._said: dict[str, tuple[str, int]] = {}
+
+    def hear(self, name: str, now_ns: int) -> None:
+        self._heard[name] = now_ns
+
+    def is_connected(self, name: str, now_ns: int) -> bool:
+        """This node itself always is."""
+        return name == self.me or (name in self._heard and now_ns - self._heard[name] < self._alive_ns)
+
+    def of(self, name: str) -> dict[str, Any]:
+        """The last observation of a node (bus catalogue: `node.observed`); empty if there is none."""
+        found: dict[str, Any] = json.loads(self._said.get(name, ("{}", 0))[0])
+        return found
+
+    def own(self) -> str:
+        """As JSON, to be sent on; empty if there is none yet."""
+        return self._said.get(self.me, ("", 0))[0]
+
+    def say(self, data: str, now_ns: int) -> bool:
+        """This node's own observation. True: it has changed."""
+        changed = self.own() != data
+        self._said[self.me] = (data, now_ns)
+        return changed
+
+    def take_in(self, name: str, data: str, now_ns: int) -> None:
+        """What a member says of itself to the leader."""
+        self._said[name] = (data, now_ns)
+
+    def take_in_all(self, data: str, now_ns: int) -> None:
+        """What the leader tells of everybody."""
+        for name, one in json.loads(data).items():
+            if name != self.me:
+                self._said[name] = (canonical(one["seen"]), now_ns - int(one["age_ms"]) * MS)
+
+    def all(self, now_ns: int) -> dict[str, Any]:
+        """``{name: {seen, age_ms}}``."""
+        return {
+            name: {"seen": json.loads(data), "age_ms": 0 if name == self.me else (now_ns - at) // MS}
+            for name, (data, at) in sorted(self._said.items())
+        }
+
+    def furthest(self, members: Iterable[Member], now_ns: int) -> str:
+        """The connected voter whose data was furthest when last heard; "" if there is none. For speed only."""
+        best = (False, -2, 0, "")
+        for member in members:
+            if member.votes and member.name != self.me and self.is_connected(member.name, now_ns):
+                seen = self.of(member.name)
+                rank = (member.role == VOTER, int(seen.get("epoch", -1)), int(seen.get("lsn", 0)), member.name)
+                best = max(best, rank)
+        return best[3]
+
+    def unfit(self, target: str, term: int, now_ns: int) -> str:
+        """Why ``target`` can not take over from the primary of ``term`` without a long gap; empty if it can."""
+        if not target:
+            return "no other data node is connected"
+        if not self.is_connected(target, now_ns):
+            return f"{target} is not connected"
+        seen = self.of(target)
+        if seen.get("state") != "streaming" or seen.get("epoch_of_upstream") != term:
+            return f"{target} does not stream from the primary (it is {seen.get('state', 'unknown')})"
+        return ""
