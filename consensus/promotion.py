@@ -173,10 +173,10 @@ def _choose(s: Situation, quorums: tuple[Quorum, ...]) -> str | None:
     """
     electable = {m.name for m in s.state.members if m.role == VOTER}
     able: dict[str, Position] = {}
-    for name in electable.intersection(*(q.seated for q in quorums)):
-        position = s.promises.get(name)
-        if isinstance(position, Position) and all(_holds_all(s, q, position) for q in quorums):
-            able[name] = position
+    held = [_positions(s, q) for q in quorums]
+    for name in electable.intersection(*held):
+        if all(_holds_all(s, q, held[0][name]) for q in quorums):
+            able[name] = held[0][name]
     failed = _failed_lately(s.state.grants)
     fit = [n for n in able if n not in failed] or list(able)
     if not fit:
