@@ -155,8 +155,9 @@ def admit(state: ClusterState, facts: Facts, greeting: Greeting) -> Proposal | R
         hint = "start it with --join HOST:PORT of a member if it is to become one"
         return Refusal(78, f"{name} is not a member of this cluster", hint)
     if known is not None and name in facts.connected:
+        # Not final: one that was killed a moment ago still counts as connected.
         hint = "give this one another --name, or stop the other one"
-        return Refusal(78, f"another node named {name} is up and is a member", hint)
+        return Refusal(75, f"another node named {name} is up and is a member", hint, final=False)
     if greeting.adopts:
         hint = "move its data directory away: it gets a copy of the primary's"
         return Refusal(78, f"{name} brings a Postgres of its own, which can not become part of this cluster", hint)
@@ -204,7 +205,8 @@ def remove(state: ClusterState, facts: Facts, name: str, successor: str = "") ->
             hint = f"start it first: pgr-supervise --name {successor} --join HOST:PORT of a member"
             return Refusal(64, f"{successor} is no other member", hint)
         if other.has_data is not member.has_data:
-            return Refusal(78, f"{successor} can't take the place of {name}: only one of them is a witness", "")
+            hint = "name a member of the same kind"
+            return Refusal(78, f"{successor} can't take the place of {name}: only one of them is a witness", hint)
     if name == facts.me:
         return Refusal(75, f"{name} is the primary", "first move it: `pgr switchover`")
     if not successor and (refusal := _may_lose(state, facts, member)):

@@ -197,6 +197,8 @@ class Node:
             address, index = str(body["raft"]), int(body["index"])
         except (ValueError, KeyError, TypeError):
             return []
+        if src == self.me:
+            return []
         if Seat(src, incarnation) in self.cluster.removed:
             out = stranger_message(*removal(src), final=True)
             return [SendStranger(src, incarnation, address, Hello(self.raft.term, out))]
