@@ -18,7 +18,7 @@ from consensus import addressbook
 from consensus.cluster import ClusterState, canonical, found
 from consensus.effects import Effect, Removed, Save, Send, SendStranger, Tell, TellLease
 from consensus.founder import Founder, RefusedToStartError
-from consensus.keys import ClusterKey, KeyFileError, derived_key, read_key
+from consensus.keys import ClusterKey, KeyFileError, derived_key, founding_seed, read_key
 from consensus.membership import Member
 from consensus.messages import Hello, PeerMessage, Snapshot
 from consensus.node import Node
@@ -180,7 +180,7 @@ class Host:
     def _key(self) -> ClusterKey:
         if self.child.key_file:
             return read_key(Path(self.child.key_file))
-        return derived_key(canonical(sorted(self.child.peers)))
+        return derived_key(founding_seed(self.child.peers))
 
     def _bind_bus(self) -> zmq.Socket[bytes]:
         path = Path(self.child.run_dir) / "raft.sock"

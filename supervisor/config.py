@@ -59,7 +59,7 @@ class Config:
     http_advertise: Address | None
     run: Path
     peers: tuple[Peer, ...]
-    """Founding members in the order given; this node alone if none were given."""
+    """Founding members in the order given; this node alone if none were given (and it does not join a cluster)."""
     join: Address | None
     pg_listen: str
     pg_port: int
@@ -125,13 +125,13 @@ def load(
     """
     file = parse_file(file_text, file_path) if file_text is not None else {}
     values = Values(flags, env, file, file_path, facts.cwd)
-    _not_yet(values)
     data = values.path("data")
     if data is None:
         raise UsageError("no data directory given", "say where this node keeps everything: --data DIR (or PGR_DATA)")
     warnings = environment_warnings(env)
     name = values.get("name", parse_name, default_name(facts.hostname))
     listen = values.get("listen", parse_address, Address("127.0.0.1", 7400))
+    join = _joins(values, name, listen)
     peers = values.get("peers", parse_peers, ())
     if peers and name not in {peer.name for peer in peers}:
         raise UsageError(
@@ -160,13 +160,13 @@ def load(
         http_advertise=http_advertise,
         run=run_directory(data, values.path("run"), pg_port, facts.run_roots),
         peers=peers or (Peer(name, advertise),),
-        join=None,
+        join=join,
         pg_listen=values.get("pg_listen", parse_host, "127.0.0.1"),
         pg_port=pg_port,
         pg_bin=values.path("pg_bin"),
         http=http,
         cluster_key=cluster_key,
-        witness=False,
+        witness=values.get("witness", parse_truth, False),
         profile=cast(Literal["fast", "default", "cloud"], values.get("profile", parse_choice(PROFILES), "default")),
         commit=cast(Literal["quorum", "async"], values.get("commit", parse_choice(COMMITS), "quorum")),
         config_file=file_path if file_text is not None else None,
@@ -181,18 +181,27 @@ def load(
     )
 
 
-def _not_yet(values: Values) -> None:
-    """Parsed, so that mistakes are told, and then refused: promising what is not there would be worse."""
-    if values.get("witness", parse_truth, False):
-        raise UsageError(
-            f"a witness is not in this version yet ({values.source('witness')})", "start this member with Postgres"
-        )
+def _joins(values: Values, name: str, listen: Address) -> Address | None:
+    """Whom to ask to be let in; None: this node founds a cluster (or belongs to one already)."""
     join = values.get("join", parse_address, None)
-    if join is not None:
+    if join is None:
+        return None
+    if "peers" in values:
         raise UsageError(
-            f"joining a running cluster is not in this version yet ({values.source('join')})",
-            "name every member in --peers when the cluster is founded",
+            f"--join ({values.source('join')}) and --peers ({values.source('peers')}) exclude each other",
+            "--peers founds a new cluster, --join asks a running one to let this node in: leave one of them out",
         )
+    if listen.is_loopback and "advertise" not in values and not join.is_loopback:
+        raise UsageError(
+            f"the cluster at {join} ({values.source('join')}) can't reach {listen} ({values.source('listen')})",
+            "give --listen an address that the members can dial",
+        )
+    if join.is_wildcard or join == listen:
+        raise UsageError(
+            f"--join {join} ({values.source('join')}) is this node itself",
+            f"name the consensus address of a member of the cluster that {name} is to join",
+        )
+    return join
 
 
 def _http(text: str) -> Address | None:

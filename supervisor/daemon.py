@@ -34,6 +34,7 @@ from supervisor.links import Link
 from supervisor.offspring import Offspring, last_words
 from supervisor.postgres import OccupiedError, Postgres
 from supervisor.rebuild import Rebuild
+from supervisor.regroup import Regroup
 from supervisor.roles import Local, Plan, Server, Situation, Step, View, plan
 from supervisor.sql import SqlFailure
 from supervisor.steps import Steps
@@ -94,7 +95,7 @@ class Daemon:
             Step.CLONE: self.rebuild.clone, Step.REWIND: self.rebuild.rewind, Step.START: self.steps.start,
             Step.FREEZE: self.steps.freeze, Step.DETACH: self.steps.detach,
             Step.PROMOTE: self.steps.promote, Step.OPEN: self.steps.prove, Step.OPEN_GATE: self.steps.open_gate,
-            Step.FOLLOW: self.steps.follow,
+            Step.REGROUP: Regroup(self.c, self.steps).regroup, Step.FOLLOW: self.steps.follow,
         }  # fmt: skip
         self.runner = Runner()
         self.plan = Plan(Step.WAIT)
@@ -308,6 +309,8 @@ class Daemon:
                     self.offspring.ready("raft")
                 self.greeted = True
                 c.view = replace(c.view, incarnation=int(body["incarnation"]))
+                if body["cluster_id"]:
+                    datadir.keep_derived_key(self.config)
             case "raft.state":
                 if (body["term"], body["leader"], body["role"]) != (c.view.term, c.view.leader, c.view.role):
                     self.log.info("raft.role", term=body["term"], role=body["role"], leader=body["leader"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from consensus.cluster import canonical
+from consensus.keys import derived_key_text, founding_seed
+from consensus.membership import VOTER, WITNESS
 from fencing.clock import now_ns
 from fencing.kill import fence
 from fencing.lease import MS
@@ -15,7 +17,7 @@ from supervisor.context import Context
 from supervisor.errors import RefusedError
 from supervisor.postgres import OccupiedError, Postgres
 from supervisor.rebuild import read_mark
-from supervisor.roles import Data
+from supervisor.roles import Data, is_founder
 from supervisor.settings import REPLICATION_ROLE
 from supervisor.tasks import TaskTimeout, run_blocking
 
@@ -31,8 +33,8 @@ def look(c: Context) -> None:
         return
     if not expected:
         # Either this node is creating it (or bringing it in), or the log here is behind and will say.
-        creating = c.cluster.founder == c.local.me and bool(c.cluster.nonce) and not c.record.history
-        if creating and mark.get("nonce", c.cluster.nonce) == c.cluster.nonce:
+        mine = not mark or (mark["nonce"], mark["incarnation"]) == (c.cluster.nonce, c.view.incarnation)
+        if mine and is_founder(c.view, c.local) and not c.record.history:
             c.change(data=Data.ABSENT)
         return
     if c.record.marker:
@@ -56,7 +58,13 @@ def look(c: Context) -> None:
             f"{pgdata} is a copy of this cluster that this node did not make: nobody knows what it has promised",
             f"move it away ({pgdata}); the node then clones from the primary",
         )
-    if not c.record.history and c.cluster.founder == c.local.me and mark.get("nonce") == c.cluster.nonce:
+    if mark and mark["incarnation"] != c.view.incarnation:
+        # Nobody knows what that life has promised: never started, whatever the log says (safety.md, "Identity").
+        hint = "it is moved aside once this node has a new copy"
+        c.log.warning("data.of_another_life", incarnation=mark["incarnation"], mine=c.view.incarnation, hint=hint)
+        c.change(data=Data.BROKEN)
+        return
+    if not c.record.history and is_founder(c.view, c.local) and mark.get("nonce") == c.cluster.nonce:
         # Created or brought in, and accepted by the log; only the history was not written yet: create() goes on.
         c.change(data=Data.BROKEN if c.cluster.grants else Data.ABSENT)
         return
@@ -91,12 +99,21 @@ def raft_arguments(c: Context) -> dict[str, Any]:
         "listen": list(config.listen), "raft_address": str(config.advertise),
         "postgres_address": str(config.pg_advertise), "http_address": str(config.http_advertise or ""),
         "peers": {p.name: list(p.address) for p in config.peers},
-        "join": None, "role": "voter",
-        "key_file": str(config.cluster_key or ""), "profile": config.profile, "commit": config.commit,
+        "join": list(config.join) if config.join is not None else None,
+        "role": WITNESS if config.witness else VOTER,
+        "key_file": str(config.cluster_key or (config.key_file if config.key_file.exists() else "")),
+        "profile": config.profile, "commit": config.commit,
         "settings": canonical(settings), "data_incarnation": int(mark.get("incarnation", 0)), "adopts": adopts,
         "salvage": config.salvage_dir.exists() and any(config.salvage_dir.iterdir()),
         "log_format": config.log_format,
     }  # fmt: skip
+
+
+def keep_derived_key(config: Config) -> None:
+    """Founded on loopback without a key file: whoever joins later needs the key, and can't know the names."""
+    if config.cluster_key is None and not config.key_file.exists():
+        text = derived_key_text(founding_seed(peer.name for peer in config.peers))
+        files.write_atomically(config.key_file, text.encode())
 
 
 def end_leftover(config: Config, postgres: Postgres, log: Log) -> None:

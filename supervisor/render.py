@@ -51,10 +51,20 @@ def _lease(snapshot: Snapshot, member: Member, left_ms: int) -> str:
 
 
 def _notes(member: Member) -> str:
-    notes = ["pending restart"] * member.pending_restart
+    notes = [_aim(member)] if member.aim else []
+    notes += ["pending restart"] * member.pending_restart
     notes += ["not heard of"] * (not member.connected)
     notes += [name if value is True else f"{name}={value}" for name, value in member.tags.items() if value is not False]
     return ", ".join(notes)
+
+
+def _aim(member: Member) -> str:
+    """What it is to become, in words."""
+    if member.aim == "gone":
+        return "leaving"
+    if member.aim.startswith("gone:"):
+        return f"to be replaced by {member.aim.partition(':')[2]}"
+    return "joining" if member.member == "learner" else f"to be a {member.aim}"
 
 
 def _headline(snapshot: Snapshot) -> str:
@@ -62,6 +72,8 @@ def _headline(snapshot: Snapshot) -> str:
     commit = snapshot.commit
     if group.members:
         commit += f" {group.k} of {', '.join(group.members)}"
+    if snapshot.next_group is not None:
+        commit += f" -> {snapshot.next_group.k} of {', '.join(snapshot.next_group.members)}"
     parts = [f"cluster {snapshot.cluster_id[:8] or '?'}", f"term {snapshot.term}"]
     parts += [f"leader {snapshot.leader or 'none'}", f"commit {commit}", f"profile {snapshot.profile}"]
     return "   ".join(parts)

@@ -73,7 +73,7 @@ class Steps:
             prepared = c.postgres.prepare(owned, c.hba(), c.ident(), self._newest_own_timeline())
             if prepared.removed_lines:
                 c.log.warning("settings.removed", lines=list(prepared.removed_lines))
-            c.may_receive = False
+            c.may_receive, c.commits_wait = False, bool(c.conf["names"])
             _rotate(c.config.postgres_log)
             c.postmaster = c.postgres.start()
             c.process = process_id(c.postmaster.pid)
@@ -520,8 +520,7 @@ class Steps:
             yield Wait(until_ns=now_ns() + 1_000 * MS, ready=done)
 
     def _create_slots(self, session: sql.Session) -> Task[None]:
-        names = [f"pgr_{m.name}" for m in self.c.cluster.members if m.name != self.c.local.me]
-        for name in names:
+        for name in self.c.slots():
             yield from session.query(
                 "SELECT pg_create_physical_replication_slot($1, true)"
                 " WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1)",

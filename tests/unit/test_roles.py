@@ -287,7 +287,8 @@ def nothing_starts_beside_what_is_left(s: Situation) -> bool:
 
 def a_primary_is_left_alone_or_stopped(s: Situation) -> bool:
     """No step that expects a standby, or an empty place, ever meets a writable Postgres."""
-    allowed = {Step.WAIT, Step.FENCE, Step.HAND_OVER, Step.STOP, Step.PROMOTE, Step.OPEN, Step.OPEN_GATE}
+    standing = {Step.WAIT, Step.FENCE, Step.HAND_OVER, Step.STOP}
+    allowed = standing | {Step.PROMOTE, Step.OPEN, Step.OPEN_GATE, Step.REGROUP}
     running = s.local.server in (Server.PRIMARY, Server.PROMOTING)
     return not running or decided(s).step in allowed
 
