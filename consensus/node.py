@@ -121,6 +121,8 @@ class Node:
         """First effects: those of a resumed Raft, and the state for the parent."""
         if ready is not None:
             self._carry_out(ready)
+        if Seat(self.me, self.identity.incarnation) in self.cluster.removed:
+            self.effects.append(Removed(*removal(self.me)))
         return self._finish(now_ns)
 
     def tick(self, now_ns: int) -> list[Effect]:

@@ -139,6 +139,12 @@ def load(
             f"{', '.join(peer.name for peer in peers)} ({values.source('peers')})",
             "add this node to --peers, or give it one of those names with --name",
         )
+    witness = values.get("witness", parse_truth, False)
+    if witness and join is None and len(peers) < 2:
+        raise UsageError(
+            f"a witness alone ({values.source('witness')}) has nobody to vote for",
+            "name the members with --peers, or a running cluster with --join",
+        )
     cluster_key = values.path("cluster_key")
     if not listen.is_loopback and cluster_key is None:
         raise UsageError(
@@ -166,7 +172,7 @@ def load(
         pg_bin=values.path("pg_bin"),
         http=http,
         cluster_key=cluster_key,
-        witness=values.get("witness", parse_truth, False),
+        witness=witness,
         profile=cast(Literal["fast", "default", "cloud"], values.get("profile", parse_choice(PROFILES), "default")),
         commit=cast(Literal["quorum", "async"], values.get("commit", parse_choice(COMMITS), "quorum")),
         config_file=file_path if file_text is not None else None,

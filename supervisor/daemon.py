@@ -25,7 +25,7 @@ from supervisor.adminserver import AdminServer
 from supervisor.children import ChildTable
 from supervisor.config import Config
 from supervisor.context import Context, StepFailed
-from supervisor.errors import ExitCode, PgrError
+from supervisor.errors import ExitCode, PgrError, RefusedError
 from supervisor.healthserver import Current, HealthServer
 from supervisor.init import Signals
 from supervisor.jobs import JobFailed
@@ -124,6 +124,8 @@ class Daemon:
         """The grant this node holds, and since when."""
         self.was_primary = 0
         """The newest grant under which Postgres here was promoted."""
+        self.was_member = self.removed = False
+        """A leader of now has known this node as a member; it is one no longer."""
         self.raft_heard_ns = 0
         self.checkpointing = 0
 
@@ -317,6 +319,7 @@ class Daemon:
                 if body["sentence"] not in ("", c.view.sentence):
                     self.log.info("promotion.state", term=body["term"], text=body["sentence"])
                 c.view = observe.view_of(c.view, body)
+                self.was_member = self.was_member or (c.view.met and c.listed)
                 datadir.look(c)
             case "raft.cluster":
                 c.view = replace(c.view, cluster=load(body["state"]))
@@ -331,6 +334,8 @@ class Daemon:
             case "raft.members":
                 self.members = body["members"]
                 self.snapshot_at_ns = 0
+            case "raft.removed":
+                self._removed(str(body["reason"]), str(body["hint"]))
             case "raft.founding":
                 self.founding_sentence = str(body["sentence"])
                 self.snapshot_at_ns = 0
@@ -343,6 +348,16 @@ class Daemon:
                 self.admin.request(client, data, now_ns(), remote=True)
             case _:
                 pass  # late answers to questions that were given up
+
+    def _removed(self, reason: str, hint: str) -> None:
+        """No member any more, for good: an end as asked for, unless somebody starts it again afterwards."""
+        if self.removed:
+            return
+        self.removed = True
+        if not self.was_member:
+            self.failure = RefusedError(reason, hint)
+        self.log.warning("node.removed", expected=self.was_member, reason=reason, hint=hint)
+        self.c.change(stopping=True, asked_to_hand_over=True)
 
     # -- signals -------------------------------------------------------------------------------------------------
 
@@ -529,7 +544,7 @@ class Daemon:
         view = self.c.view
         handed = view.leader not in ("", self.config.name) or not view.alive
         alone = view.cluster is None or len(view.cluster.members) < 2
-        if handed or alone or now - self.exit_asked_ns > RELEASE_MS * MS:
+        if handed or alone or self.removed or now - self.exit_asked_ns > RELEASE_MS * MS:
             self.exit_code = ExitCode.STOPPED
 
     def close(self) -> None:

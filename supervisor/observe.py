@@ -194,8 +194,9 @@ def _member(
         lag_bytes=0 if primary is not None and primary.name == member.name else behind,
         sync=group.mark(member.name, primary.name if primary is not None else ""),
         host=host.strip("[]"),
-        pg_port=int(port),
+        pg_port=int(port or 0),
         http=member.http,
+        raft=member.raft,
         version=str(seen.get("version", "")),
         pgr_version=str(seen.get("pgr_version", "")),
         since=str(seen.get("since", "")),
@@ -211,7 +212,8 @@ def _warnings(cluster: ClusterState, rows: tuple[Member, ...], primary: Primary 
     found: list[str] = []
     voters = sum(m.votes for m in cluster.members)
     if voters == 1:
-        found.append("a single voter: nothing takes over when it fails")
+        what = "node" if len(cluster.members) == 1 else "voter"
+        found.append(f"a single {what}: nothing takes over when it fails")
     elif voters and voters % 2 == 0:
         found.append(f"{voters} voters survive no more failures than {voters - 1} would")
     if cluster.commit_mode == "async":
@@ -224,7 +226,7 @@ def _warnings(cluster: ClusterState, rows: tuple[Member, ...], primary: Primary 
         live = [r for r in group if r.state == "streaming" or r.name == primary.name]
         if len(live) < cluster.group.k:
             found.append(f"writes wait: {cluster.group.k} of the sync group must flush them, {len(live)} can")
-        elif len(live) == cluster.group.k and len(cluster.group.members) > cluster.group.k:
+        elif len(live) == cluster.group.k:
             found.append("no spare standby: writes wait if one more node is lost")
     return found
 

@@ -84,6 +84,8 @@ class Member:
     """voter, witness or learner: its place in the cluster, whatever it does at the moment."""
     aim: str = ""
     """What it is to become, if that is something else: a role, ``gone``, or ``gone:NAME`` once NAME has replaced it."""
+    raft: str = ""
+    """``HOST:PORT`` of its consensus port."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +274,18 @@ def from_json(data: Mapping[str, Any], now_ns: int = 0) -> Snapshot:
             "taken_ns": now_ns,
         }
     )
+
+
+def member_rows(snapshot: Snapshot) -> list[dict[str, Any]]:
+    """What ``pgr member list --json`` prints."""
+    return [
+        {
+            "name": m.name, "role": m.member, "aim": m.aim, "seat": m.name in snapshot.sync_group.members,
+            "incarnation": m.incarnation, "state": m.state, "raft": m.raft,
+            "postgres": f"{m.host}:{m.pg_port}" if m.host else "", "http": m.http,
+        }
+        for m in snapshot.members
+    ]  # fmt: skip
 
 
 def _group(data: Mapping[str, Any]) -> SyncGroup:
