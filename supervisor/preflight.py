@@ -11,7 +11,6 @@ import socket
 from pathlib import Path
 from typing import Final
 
-from consensus.keys import LOOPBACK_PREFIX
 from supervisor.addresses import Address
 from supervisor.config import Config
 from supervisor.errors import DiskError, MissingError, RefusedError, UsageError
@@ -182,6 +181,8 @@ def check_key(config: Config) -> None:
             )
         return
     _check_readable(config.cluster_key, "--cluster-key")
+    from consensus.keys import LOOPBACK_PREFIX
+
     derived = config.cluster_key.read_bytes().startswith(LOOPBACK_PREFIX.encode())
     if derived and not config.listen.is_loopback:
         raise UsageError(

@@ -91,7 +91,7 @@ def test_a_broken_value_that_is_overridden_does_not_matter_and_an_empty_variable
         ({"join": "10.0.0.1"}, {}, None, "is not HOST:PORT"),
         ({"join": "10.0.0.1:7400"}, {}, None, "can't reach 127.0.0.1:7400 (default)"),
         ({"join": "127.0.0.1:7400"}, {}, None, "is this node itself"),
-        ({"join": "127.0.0.1:1"}, {"PGR_PEERS": "a=127.0.0.1:1"}, None, "(environment variable PGR_PEERS) exclude each"),
+        ({"join": "h:1"}, {"PGR_PEERS": "a=h:1"}, None, "--peers (environment variable PGR_PEERS) exclude each other"),
         ({"data": "/a\nb"}, {}, None, "is not a path"),
         ({"pg_port": "7400"}, {}, None, "both want port 7400"),
     ],
