@@ -154,8 +154,9 @@ def load(
     advertise, pg_advertise, http_advertise = _advertised(values, name, listen, peers)
     pg_port = values.get("pg_port", parse_port, 5432)
     http = values.get("http", _http, Address("127.0.0.1", 8008))
-    _distinct_ports(listen, Address(values.get("pg_listen", parse_host, "127.0.0.1"), pg_port), http)
-    warnings += _peer_warnings(peers, name, listen, pg_advertise)
+    postgres = None if witness else Address(values.get("pg_listen", parse_host, "127.0.0.1"), pg_port)
+    _distinct_ports(listen, postgres, http)
+    warnings += _peer_warnings(peers, name, listen, None if witness else pg_advertise)
     return Config(
         data=data,
         pgdata=values.path("pgdata") or data / "pgdata",
@@ -245,7 +246,7 @@ def _advertised(
     return advertise, postgres, http
 
 
-def _distinct_ports(listen: Address, postgres: Address, http: Address | None) -> None:
+def _distinct_ports(listen: Address, postgres: Address | None, http: Address | None) -> None:
     taken: list[tuple[str, Address]] = []
     for flag, address in (("--listen", listen), ("--pg-port", postgres), ("--http", http)):
         if address is None:
@@ -256,7 +257,7 @@ def _distinct_ports(listen: Address, postgres: Address, http: Address | None) ->
         taken.append((flag, address))
 
 
-def _peer_warnings(peers: Sequence[Peer], name: str, listen: Address, postgres: Address) -> list[str]:
+def _peer_warnings(peers: Sequence[Peer], name: str, listen: Address, postgres: Address | None) -> list[str]:
     found: list[str] = []
     if len(peers) == 1:
         found.append("--peers names this node alone: it will not fail over; three members survive the loss of one")
@@ -266,7 +267,7 @@ def _peer_warnings(peers: Sequence[Peer], name: str, listen: Address, postgres: 
             f"no more than {len(peers) - 1} would; an odd number is better"
         )
     elsewhere = [peer.name for peer in peers if peer.name != name and not peer.address.is_loopback]
-    if elsewhere and is_loopback(postgres.host):
+    if elsewhere and postgres is not None and is_loopback(postgres.host):
         found.append(
             f"Postgres is advertised as {postgres}, which {', '.join(elsewhere)} cannot reach from another machine: "
             "give --pg-listen or --pg-advertise"

@@ -80,8 +80,8 @@ class Daemon:
 
     def __init__(self, config: Config, launcher: Launcher, log: Log) -> None:
         self.config, self.launcher, self.log = config, launcher, log
-        self.binaries = find_binaries.find(config.pg_bin)
-        if preflight.has_postgres(config.pgdata):
+        self.binaries = find_binaries.NONE if config.witness else find_binaries.find(config.pg_bin)
+        if not config.witness and preflight.has_postgres(config.pgdata):
             preflight.check_major(config.pgdata, self.binaries.major, self.binaries.bin_dir)
         self.signals = Signals()
         self.children = ChildTable()
@@ -140,8 +140,9 @@ class Daemon:
             datadir.end_leftover(config, postgres, self.log)
         return Context(
             config, self.log, privileges.current().name, self.binaries, self.children,
-            Link(self.zmq, config.raft_socket, self.log), Link(self.zmq, config.watchdog_socket, self.log), postgres,
-            PROFILES[config.profile], View(), Local(config.name),
+            Link(self.zmq, config.raft_socket, self.log),
+            Link(self.zmq, config.watchdog_socket, self.log, nobody=config.witness), postgres,
+            PROFILES[config.profile], View(), Local(config.name, witness=config.witness),
         )  # fmt: skip
 
     def _spawn_postgres(self, argv: Sequence[str], env: Mapping[str, str], log_path: Path) -> int:
@@ -154,7 +155,8 @@ class Daemon:
     def loop(self) -> int:
         self.offspring.describe(datadir.raft_arguments(self.c))
         self.offspring.start_all()
-        self.c.watchdog.tell("deadman.query", {})
+        if not self.config.witness:
+            self.c.watchdog.tell("deadman.query", {})
         while self.exit_code is None:
             self._turn()
         return self.exit_code
@@ -326,6 +328,7 @@ class Daemon:
                 c.timings = PROFILES[c.cluster.profile]
                 self.offspring.use_timings(c.timings)
                 self.founding_sentence = ""
+                datadir.refuse_another_role(c)
                 datadir.write_passfile(c)
                 datadir.look(c)
                 self.snapshot_at_ns = 0
@@ -555,7 +558,8 @@ class Daemon:
             self.steps.postmaster_ended("the parent ends")
         self.admin.close()
         self.c.raft.tell("node.stop", {})
-        self.c.watchdog.tell("deadman.exit", {})
+        if not self.config.witness:
+            self.c.watchdog.tell("deadman.exit", {})
         self.offspring.stop_all(STOP_CHILDREN_MS)
         if self.http is not None:
             self.http.close()

@@ -25,7 +25,7 @@ from supervisor.tasks import TaskTimeout, run_blocking
 def look(c: Context) -> None:
     """What PGDATA is, once both the log and this node's record are known; a foreign one stops the node (78)."""
     pgdata = c.config.pgdata
-    if c.local.data is not Data.UNKNOWN or not c.view.alive or c.view.cluster is None:
+    if c.local.witness or c.local.data is not Data.UNKNOWN or not c.view.alive or c.view.cluster is None:
         return
     expected, mark = c.cluster.system_identifier, read_mark(pgdata)
     if not preflight.has_postgres(pgdata):
@@ -71,9 +71,27 @@ def look(c: Context) -> None:
     c.change(data=Data.READY if c.record.history else Data.BROKEN)
 
 
+def refuse_another_role(c: Context) -> None:
+    """A witness stays one, and so does a node with a Postgres: the others count on it."""
+    own = c.cluster.member(c.local.me)
+    if own is None or own.incarnation != c.view.incarnation or own.has_data is not c.local.witness:
+        return
+    if c.local.witness:
+        raise RefusedError(
+            f"{own.name} is a member with a Postgres, not a witness",
+            f"start it without --witness; or remove it (pgr member remove {own.name}) and let it join anew, with an "
+            "empty data directory",
+        )
+    raise RefusedError(
+        f"{own.name} is a witness: it has no Postgres",
+        f"start it with --witness; or remove it (pgr member remove {own.name}) and let it join anew, with an empty "
+        "data directory",
+    )
+
+
 def write_passfile(c: Context) -> None:
     """What libpq reads the replication password from: never in a connection string, never in an argument."""
-    if not c.cluster.replication_password:
+    if not c.cluster.replication_password or c.local.witness:
         return
     line = f"*:*:*:{REPLICATION_ROLE}:{c.cluster.replication_password}\n".encode()
     path = c.config.run / "pgpass"
@@ -84,6 +102,11 @@ def write_passfile(c: Context) -> None:
 def raft_arguments(c: Context) -> dict[str, Any]:
     """What the Raft child is told at its start (consensus/process.py `RaftChild`)."""
     config, founding = c.config, c.config.founding
+    if config.witness and preflight.has_postgres(config.pgdata):
+        raise RefusedError(
+            f"{config.pgdata} holds a Postgres, and a witness has none",
+            f"start it without --witness, or move {config.pgdata} away",
+        )
     mark = read_mark(config.pgdata) if config.pgdata.exists() else {}
     adopts = ""
     if preflight.has_postgres(config.pgdata) and not mark:
@@ -97,7 +120,8 @@ def raft_arguments(c: Context) -> dict[str, Any]:
     return {
         "raft_dir": str(config.raft_dir), "run_dir": str(config.run), "name": config.name,
         "listen": list(config.listen), "raft_address": str(config.advertise),
-        "postgres_address": str(config.pg_advertise), "http_address": str(config.http_advertise or ""),
+        "postgres_address": "" if config.witness else str(config.pg_advertise),
+        "http_address": str(config.http_advertise or ""),
         "peers": {p.name: list(p.address) for p in config.peers},
         "join": list(config.join) if config.join is not None else None,
         "role": WITNESS if config.witness else VOTER,

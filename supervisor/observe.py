@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from consensus.cluster import ClusterState
-from consensus.membership import LEARNER
+from consensus.membership import LEARNER, WITNESS
 from consensus.membership import Member as LogMember
 from consensus.record import EpochStart, NodeRecord, Position
 from fencing.lease import MS, Timings
@@ -57,6 +57,8 @@ def view_of(view: View, body: Mapping[str, Any]) -> View:
 
 def role_of(local: Local) -> str:
     """The word for `pgr status`."""
+    if local.witness:
+        return WITNESS
     match local.server:
         case Server.PRIMARY:
             return "primary"
@@ -72,6 +74,8 @@ def role_of(local: Local) -> str:
 
 def state_of(local: Local, facts: Facts, running: Step) -> str:
     """The word for what Postgres does."""
+    if local.witness:
+        return "voting"
     match running:
         case Step.CLONE:
             return "cloning"

@@ -50,6 +50,8 @@ class Offspring:
         }  # fmt: skip
         self.watchdog = Child("watchdog", watchdog)
         self.raft = Child("raft", {})
+        self.all = (self.raft,) if config.witness else (self.watchdog, self.raft)
+        """A witness has nothing that a watchdog could fence."""
         self.stopping = False
 
     def describe(self, raft_arguments: dict[str, Any]) -> None:
@@ -64,7 +66,7 @@ class Offspring:
             signal.pidfd_send_signal(self.watchdog.pidfd, signal.SIGKILL)
 
     def start_all(self) -> None:
-        for child in (self.watchdog, self.raft):
+        for child in self.all:
             self._start(child)
 
     def _start(self, child: Child) -> None:
@@ -82,7 +84,7 @@ class Offspring:
 
     def fds(self) -> list[int]:
         """pidfds: readable once the child is dead."""
-        found = [child.pidfd for child in (self.watchdog, self.raft) if child.pidfd >= 0]
+        found = [child.pidfd for child in self.all if child.pidfd >= 0]
         return [*found, self.launcher.fileno()] if self.launcher.fileno() >= 0 else found
 
     def wakeup_ns(self) -> int:
@@ -94,7 +96,7 @@ class Offspring:
             self.log.warning("launcher.ended", expected=False)
             self.launcher.restart()
         found: list[tuple[str, int]] = []
-        for child in (self.watchdog, self.raft):
+        for child in self.all:
             if child.pidfd >= 0 and _dead(child.pidfd):
                 os.close(child.pidfd)
                 child.pidfd = -1
@@ -110,7 +112,7 @@ class Offspring:
 
     def start_due(self, now: int) -> None:
         """After what a death means has been noted: starting may take a while."""
-        for child in (self.watchdog, self.raft):
+        for child in self.all:
             if child.pidfd < 0 and now >= child.start_at_ns and not self.stopping:
                 self._start(child)
 
@@ -123,7 +125,7 @@ class Offspring:
     def stop_all(self, within_ms: int) -> None:
         """They were told to exit; who has not done so in time is killed."""
         self.stopping = True
-        for child in (self.raft, self.watchdog):
+        for child in reversed(self.all):
             if child.pidfd < 0:
                 continue
             poller = select.poll()

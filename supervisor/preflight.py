@@ -162,7 +162,7 @@ def check_files(config: Config) -> None:
     """What the configuration points to is there and readable. Raises `MissingError`, `UsageError`."""
     check_key(config)
     founding = config.founding
-    if has_postgres(config.pgdata):
+    if has_postgres(config.pgdata) or config.join is not None or config.witness:
         return  # the rest is only read at the founding
     if founding.password_file is not None:
         _check_readable(founding.password_file, "the superuser password file")
@@ -212,7 +212,8 @@ def _check_readable(path: Path, what: str) -> None:
 
 def check_ports(config: Config) -> None:
     """Postgres's and the HTTP port can be bound (the Raft child tells of its own). Raises `MissingError`."""
-    check_port(Address(config.pg_listen, config.pg_port), "--pg-port")
+    if not config.witness:
+        check_port(Address(config.pg_listen, config.pg_port), "--pg-port")
     if config.http is not None:
         check_port(config.http, "--http")
 

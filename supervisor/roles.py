@@ -96,6 +96,8 @@ class Local:
     needs_clone: int = 0
     """The grant that this node can only follow after a clone."""
     gate_open: bool = False
+    witness: bool = False
+    """It votes and has no Postgres."""
     stopping: bool = False
     """Asked to stop for good."""
     asked_to_hand_over: bool = False
@@ -288,6 +290,7 @@ RULES: tuple[Rule, ...] = (
         "the Raft child is being restarted; Postgres keeps its role until the lease runs low",
         lambda s: not s.view.alive or s.view.cluster is None,
     ),
+    Rule("witness", Step.WAIT, "witness: it votes and has no Postgres", lambda s: s.local.witness),
     Rule(
         "create", Step.CREATE, "this node is to create the cluster's data directory",
         lambda s: s.view.cluster is not None and is_founder(s.view, s.local) and not s.view.cluster.grants
