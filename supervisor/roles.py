@@ -81,6 +81,8 @@ class Local:
     """The grant under which the server is primary or promoting."""
     upstream: int = 0
     """The grant whose primary is named as upstream; 0: none."""
+    may_receive: bool = False
+    """A WAL receiver may exist or come back: from the moment an upstream is written until it is proven to be gone."""
     said_no_position: int = 0
     """The term to whose leader it was said that there is no position yet."""
     unguarded_since_ns: int = 0
@@ -332,9 +334,9 @@ RULES: tuple[Rule, ...] = (
         "vow-forbids",
         Step.DETACH,
         "a promise forbids the upstream of this standby: receive no more from it",
-        lambda s: s.local.server is Server.STANDBY
-        and 0 < s.local.upstream < max(s.view.record.promised, s.local.vowed),
-        lambda s: s.local.upstream,
+        # Not `upstream` alone: that ends before the receiver does, and the step must not end with it.
+        lambda s: s.local.server is Server.STANDBY and s.local.may_receive
+        and s.local.upstream < max(s.view.record.promised, s.local.vowed),
     ),
     Rule(
         "streaming", Step.WAIT, "standby of the primary",
