@@ -53,6 +53,8 @@ class Context:
     floors: dict[str, int] = field(default_factory=dict)
     conf: dict[str, Any] = field(default_factory=dict)
     """What the running server's changing settings are: conninfo, slot, names, gate."""
+    look_again_ns: int = 0
+    """PGDATA could not be looked at: it is tried again at this instant; 0: nothing to try."""
     copy_again_ns: int = 0
     """Not before this instant is a copy that is of no use made again."""
     freeze_failing_ns: int = 0

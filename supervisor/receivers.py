@@ -9,7 +9,6 @@ from pathlib import Path
 from supervisor.context import Context
 from supervisor.tasks import Task, TaskTimeout, Wait
 
-
 _LISTENS = "0A"
 """State in /proc/net/tcp: TCP_LISTEN (include/net/tcp_states.h)."""
 _CONNECTED = "03"
@@ -36,7 +35,7 @@ def serves_client(pid: int, port: int, socket_dir: Path) -> bool:
     The postmaster accepts, forks and closes its copy before it forks anything else, so no other child inherits one.
     """
     try:
-        links = [os.readlink(entry.path) for entry in os.scandir(f"/proc/{pid}/fd")]
+        links = [str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir()]
         inodes = {link[8:-1] for link in links if link.startswith("socket:[")}
         return bool(inodes) and not inodes.isdisjoint(_connections(pid, port, f"{socket_dir}/.s.PGSQL.{port}"))
     except OSError:

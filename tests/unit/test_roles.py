@@ -235,9 +235,9 @@ def some_situation(one: Choose) -> Situation:
     local = Local(
         me=one("ab"), data=one(list(Data)), server=server, clean=one([yes, no]),
         epoch=one([term, term, 4, 5] if writable else terms),  # set by the same change as PROMOTING, see steps.py
-        upstream=one(terms), may_receive=one([yes, yes, no]), said_no_position=one(terms), unguarded_since_ns=one(UNGUARDED), frozen=one(terms),
-        vowed=one(TERMS), rebuilding=one([0, 0, *TERMS]), diverged=one(terms),
-        needs_clone=one(terms), gate_open=one([no, yes]),
+        upstream=one(terms), may_receive=one([yes, yes, no]), said_no_position=one(terms),
+        unguarded_since_ns=one(UNGUARDED), frozen=one(terms), vowed=one(TERMS),
+        rebuilding=one([0, 0, *TERMS]), diverged=one(terms), needs_clone=one(terms), gate_open=one([no, yes]),
         stopping=one([no, no, yes]), asked_to_hand_over=one([no, yes]), failed_promotion=one(TERMS),
         crashed=one(["", "killed"]),
     )  # fmt: skip
