@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import zmq
 
 from consensus.cluster import ClusterState
 from consensus.record import EpochStart, NodeRecord
@@ -27,6 +28,7 @@ from supervisor.binaries import find
 from supervisor.children import ChildTable
 from supervisor.config import Facts, load
 from supervisor.context import Context
+from supervisor.daemon import Daemon
 from supervisor.errors import RefusedError
 from supervisor.links import Link
 from supervisor.postgres import OccupiedError, Postgres
@@ -390,6 +392,25 @@ def test_only_what_writes_to_this_node_is_ended(found: Found, monkeypatch: pytes
     finally:
         elsewhere.kill()
         elsewhere.wait(30)
+
+
+def test_a_node_that_starts_ends_them_first(found: Found, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()", str(found.pgdata)])
+    monkeypatch.setattr(datadir, "_WRITERS", (Path(sys.executable).name,))
+    daemon = Daemon.__new__(Daemon)
+    daemon.config, daemon.binaries, daemon.children, daemon.log = (
+        found.c.config, found.binaries, found.children, found.log
+    )  # fmt: skip
+    daemon.zmq = zmq.Context()
+    try:
+        made = daemon._context()
+        assert job.wait(0) == -signal.SIGKILL
+        for link in (made.raft, made.watchdog):
+            link.socket.close(0)
+    finally:
+        daemon.zmq.destroy(linger=0)
+        job.kill()
+        job.wait(30)
 
 
 def test_a_job_that_can_not_be_ended_stops_the_node(found: Found, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -194,7 +194,9 @@ def test_a_promise_forbids_the_upstream_until_no_receiver_is_left() -> None:
 def test_a_step_that_was_cut_off_half_way_is_finished() -> None:
     """A promise that is wanted no longer has emptied `upstream` already; what it began must not stay like that."""
     with standby() as (_, b):
+        b.c.freeze_failing_ns = 1
         b.streams()
+        assert b.c.freeze_failing_ns == 0, "a promise that failed long ago makes nobody hung"
         b.c.change(vowed=TERM + 1)
         b.daemon._replan()
         assert b.daemon.plan.step is Step.DETACH
@@ -218,13 +220,13 @@ def test_a_hung_postgres_is_killed_while_a_promise_is_wanted() -> None:
         b.sees(wanted=TERM + 1, term=TERM + 1)
         b.until(lambda: b.local.server is Server.DOWN, 20)
         assert b.local.clean
+        assert b.c.freeze_failing_ns == 0, "the next one has all of its time"
         assert "postgres.hung" in b.log()
         said = b.raft.frozen()
         assert [body["epoch"] for body in said] == [-1], "nobody need wait for it meanwhile"
         assert "does not answer" in said[0]["reason"]
         b.until(lambda: b.local.frozen == TERM + 1)
         assert b.raft.frozen()[-1]["epoch"] == TERM, "the next one promises"
-        assert b.c.freeze_failing_ns == 0
 
 
 @dropped
