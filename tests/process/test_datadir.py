@@ -23,7 +23,7 @@ from fencing.clock import now_ns
 from fencing.kill import FenceReport
 from fencing.lease import MS, PROFILES
 from fencing.logs import Log
-from supervisor import datadir
+from supervisor import controldata, datadir
 from supervisor.binaries import find
 from supervisor.children import ChildTable
 from supervisor.config import Facts, load
@@ -34,6 +34,7 @@ from supervisor.links import Link
 from supervisor.postgres import OccupiedError, Postgres
 from supervisor.rebuild import MARK, write_mark
 from supervisor.roles import Data, Local, View
+from supervisor.tasks import sleep
 from tests.pgbare import BarePostgres, own_directory, pg_bin, run, template
 
 INCARNATION, NONCE = 41, "n0nce"
@@ -254,14 +255,16 @@ def test_a_copy_that_this_node_did_not_make_stops_it(found: Found, ours: str) ->
 def test_a_slow_disk_is_not_a_damaged_one(found: Found, ours: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found.initdb()
     found.knows(system=ours)
-    monkeypatch.setattr(datadir, "LOOK_MS", 0)
-    assert found.looks() is Data.UNKNOWN
-    monkeypatch.setattr(datadir, "LOOK_MS", 30_000)
+    monkeypatch.setattr(datadir, "LOOK_MS", 1)
+    monkeypatch.setattr(datadir, "LOOK_AGAIN_MS", 60_000)
+    with monkeypatch.context() as slow:
+        slow.setattr(controldata, "read", lambda *_: sleep(60_000 * MS))
+        assert found.looks() is Data.UNKNOWN
+    monkeypatch.setattr(datadir, "LOOK_MS", 60_000)
     assert found.looks() is Data.UNKNOWN, "the loop does not stand still for it all the time"
     assert [event["event"] for event in found.events()] == ["data.slow"]
-    give_up_ns = now_ns() + 30_000 * MS
-    while found.c.local.data is Data.UNKNOWN and now_ns() < give_up_ns:
-        datadir.look_again(found.c)
+    found.c.look_again_ns = now_ns()
+    datadir.look_again(found.c)
     assert found.c.local.data is Data.READY
     assert found.c.look_again_ns == 0, "looked at, for good"
 

@@ -140,8 +140,9 @@ def primary(*unread: wire.Frame, lease_until_ns: int) -> Daemon:
     local = Local("a", Data.READY, Server.PRIMARY, epoch=EPOCH, frozen=EPOCH, gate_open=True)
     daemon = Daemon.__new__(Daemon)
     c: Any = SimpleNamespace(
-        view=view, local=local, timings=PROFILES["default"], raft=Link(*unread), watchdog=Link(), process=ProcessId(9, 9)
-    )
+        view=view, local=local, timings=PROFILES["default"], raft=Link(*unread), watchdog=Link(),
+        process=ProcessId(9, 9),
+    )  # fmt: skip
     daemon.c, daemon.runner = c, Runner()
     daemon.log = cast(Any, SimpleNamespace(info=lambda *_, **__: None))
     daemon.plan, daemon.sentence, daemon.task, daemon.failures = Plan(Step.WAIT, 0, "serving"), "", None, {}
