@@ -208,7 +208,9 @@ class Daemon:
             self.raft_heard_ns = now
             self.offspring.kill("raft")
         for frame in self.c.watchdog.facts():
+            self.offspring.asked_ns = 0
             self._from_watchdog(frame)
+        self.offspring.ask_watchdog(now, self.c.watchdog)
         for name, code in self.offspring.ended(now):
             self._child_ended(name, code)
         self.offspring.start_due(now)
@@ -269,8 +271,6 @@ class Daemon:
             return False
         body = {"term": epoch, "pid": process.pid, "start_ticks": process.start_ticks, "until_ns": view.lease_until_ns}
         answer = yield from self.c.watchdog.ask("deadman.arm", body, 200)
-        if self.c.process != process:
-            self.c.watchdog.tell("deadman.disarm", {})
         if answer.body.get("ok") is not True:
             yield from sleep(REARM_PAUSE_MS * MS)
             return False

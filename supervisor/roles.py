@@ -65,7 +65,8 @@ class View:
     renewed: bool = False
     """The Raft child of now has renewed the lease; False right after it was restarted."""
     met: bool = False
-    """The Raft child of now has met a leader. Before that, all it knows is what was agreed before it last stopped."""
+    """The Raft child of now has caught up with a leader. Before that it knows what was agreed before it last stopped,
+    and maybe a part of what came after: a primary that has been replaced looks like the newest one."""
 
 
 @dataclass(frozen=True, slots=True)

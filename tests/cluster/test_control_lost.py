@@ -52,6 +52,22 @@ def test_a_frozen_parent_of_the_primary_does_not_keep_it_writable(world: World) 
     world.check_no_loss(writer, everywhere=True)
 
 
+def test_a_frozen_watchdog_is_replaced_and_costs_no_write(world: World) -> None:
+    """Else nobody would be left to act when the parent hangs as well."""
+    primary = world.primary()
+    assert primary is not None
+    before = primary.pid_of("watchdog")
+    with world.writing() as writer:
+        os.kill(before, signal.SIGSTOP)
+        world.settles(lambda: bool(world.logged(primary, "watchdog.rearmed")), "the next watchdog is armed")
+        assert primary.pid_of("watchdog") != before
+        at_ns = now_ns()
+        world.settles(lambda: writer.acked_since(at_ns) > 100, "writes go on")
+    assert not writer.failures, "not one failed write"
+    assert world.primary() is primary
+    world.check_no_loss(writer)
+
+
 def promote_by_hand(world: World, node: LocalNode) -> None:
     with psycopg.connect(world.node_uri(node), autocommit=True) as connection:
         connection.execute("SELECT pg_promote(false)")
