@@ -236,6 +236,7 @@ def test_who_was_away_knows_the_newest_grant_before_it_says_that_it_does() -> No
     cluster.open()
     away = cluster.members["c"]
     away.up = False
+    cluster.members["b"].position = (99, 1)  # the furthest: it is chosen next
     cluster.tell("a", "node.fenced", {"term": cluster.members["a"].state["granted"], "reason": "killed", "at": ""})
     cluster.until(lambda: cluster.primary() not in ("", "a"))
     newest = cluster.members[cluster.primary()].state["granted"]

@@ -285,8 +285,8 @@ def test_a_lease_that_is_over_has_nothing_left() -> None:
 
 def state(**changes: Any) -> dict[str, Any]:
     """As the Raft child tells it (consensus/node.py)."""
-    record = {"history": [], "proof": None, "marker": ""}
-    body = {
+    record: dict[str, Any] = {"history": [], "proof": None, "marker": ""}
+    body: dict[str, Any] = {
         "boot": 1, "term": 7, "role": "follower", "leader": "", "current": False, "wanted": 0, "promised": 5,
         "granted": 0, "hand_over": None, "sentence": "", "record": record,
     }  # fmt: skip
