@@ -251,9 +251,9 @@ class Steps:
             c.log.warning("handover.no_checkpoint", error=str(error))
         clean = yield from self._stop_cleanly(FAST_STOP_MS)
         if c.local.clean:
-            body = {"term": plan.term, "reason": "switchover", "clean": clean, "at": utc_now()}
-            if c.raft.tell("node.fenced", body):  # else it is reported like any other end
-                c.change(crashed="")
+            # `crashed` stays: reported like any other end until the Raft child has taken it in. Until then the grant
+            # looks as if it could still be used, and a standby that is up by then would be promoted once more.
+            c.raft.tell("node.fenced", {"term": plan.term, "reason": "switchover", "clean": clean, "at": utc_now()})
 
     def report_fenced(self, plan: Plan) -> Task[None]:
         c = self.c

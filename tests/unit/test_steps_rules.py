@@ -1,8 +1,10 @@
-"""Rules that the steps themselves hold: a copy that does not start is made again once in a while, not in a loop."""
+"""Rules that the steps themselves hold: a copy that does not start is made again once in a while, not in a loop; a
+grant that was handed over is over."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,11 +12,14 @@ import pytest
 
 from consensus.cluster import ClusterState, Grant, Member
 from consensus.record import EpochStart, NodeRecord, Position
-from fencing.lease import MS
+from fencing.kill import FenceReport
+from fencing.lease import MS, PROFILES
 from supervisor import steps
 from supervisor.context import StepFailed
+from supervisor.observe import Facts
 from supervisor.postgres import StartFailed
-from supervisor.roles import Data, Local, Plan, Server, Step, View, followable
+from supervisor.roles import Data, Local, Plan, Server, Situation, Step, View, followable, plan
+from supervisor.sql import SqlConnectionLost
 from supervisor.steps import COPY_AGAIN_MS, START_FAILURES_MAX, Steps
 from supervisor.tasks import Task, run_blocking
 
@@ -83,3 +88,44 @@ def test_nothing_is_copied_from_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not copy.starts(START_FAILURES_MAX), "a promise is wanted: the primary of now may not be followed"
     copy.c.view = replace(copy.c.view, wanted=0)
     assert copy.starts(1), "that was no copy, so it has not to wait for ten minutes"
+
+
+# -- a grant that was handed over ------------------------------------------------------------------------------------
+
+
+def test_a_grant_that_was_handed_over_is_not_used_again_by_a_raft_child_that_is_slow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A standby is up within 100 ms; the Raft child may wait longer than that for a disk, its lease still running."""
+    told: list[str] = []
+    view = View(
+        True, 1, 5, "b", "leader", granted=5, hand_over="a", record=NodeRecord(5), met=True, renewed=True,
+        cluster=ClusterState(nonce="n", grants=(GRANT._replace(node="b"),)), lease_term=5, lease_until_ns=1 << 62,
+    )  # fmt: skip
+    c: Any = SimpleNamespace(
+        local=Local("b", Data.READY, Server.PRIMARY, epoch=5, gate_open=True), view=view, postmaster=None, session=None,
+        process=None, timings=PROFILES["default"], config=SimpleNamespace(pgdata=Path("/nowhere")), facts=Facts(),
+        log=SimpleNamespace(info=lambda *_, **__: None, warning=lambda *_, **__: None), freeze_failing_ns=0,
+        raft=SimpleNamespace(tell=lambda name, _: told.append(name)),
+        watchdog=SimpleNamespace(tell=lambda *_: True),
+    )  # fmt: skip
+    c.change = lambda **facts: setattr(c, "local", replace(c.local, **facts))
+    monkeypatch.setattr(steps, "fence", lambda *_: FenceReport(0, 0, ()))
+    run = Steps(c)
+
+    def stops(within_ms: int) -> Task[bool]:
+        run._bury("")
+        return True
+        yield
+
+    def no_session() -> Task[Any]:
+        raise SqlConnectionLost("gone")
+        yield
+
+    monkeypatch.setattr(run, "_stop_cleanly", stops)
+    monkeypatch.setattr(run, "_session", no_session)
+    run_blocking(run.hand_over(Plan(Step.HAND_OVER, 5)))
+    assert told == ["node.fenced"]
+    assert plan(Situation(c.view, c.local, c.timings, 0))[0].step is Step.REPORT_FENCED, "no start before it is heard"
+    c.view = replace(c.view, granted=0, hand_over=None)
+    assert plan(Situation(c.view, c.local, c.timings, 0))[0].step is Step.START
