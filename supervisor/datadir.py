@@ -109,7 +109,8 @@ def raft_arguments(c: Context) -> dict[str, Any]:
         "postgres_address": str(config.pg_advertise), "http_address": str(config.http_advertise or ""),
         "peers": {p.name: list(p.address) for p in config.peers},
         "key_file": str(config.cluster_key or ""), "profile": config.profile, "commit": config.commit,
-        "settings": canonical(settings), "data_incarnation": int(mark.get("incarnation", 0)), "adopts": adopts,
+        "settings": canonical(settings), "pgdata": str(config.pgdata),
+        "data_incarnation": int(mark.get("incarnation", 0)), "adopts": adopts,
         "salvage": config.salvage_dir.exists() and any(config.salvage_dir.iterdir()),
         "log_format": config.log_format,
     }  # fmt: skip
