@@ -547,6 +547,8 @@ class Node:
             self._tell("raft.cluster", {"index": self.applied, "state": dump(self.cluster)})
         state = {
             "boot": raft.boot, "term": raft.term, "role": raft.role.value, "leader": raft.leader,
+            # What is committed here reaches into the leader's term, so whatever was agreed before it is known.
+            "current": raft.leader != "" and raft.log.term_at(raft.commit) == raft.term,
             "wanted": self.wanted if self.wanted == raft.term else 0,
             "promised": self.record.promised, "granted": grant.term if grant is not None else 0,
             "hand_over": self.notes.handing_over_to if self.notes is not None else None,

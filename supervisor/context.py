@@ -53,12 +53,12 @@ class Context:
     floors: dict[str, int] = field(default_factory=dict)
     conf: dict[str, Any] = field(default_factory=dict)
     """What the running server's changing settings are: conninfo, slot, names, gate."""
-    may_receive: bool = False
-    """A WAL receiver may exist or come back: from the moment an upstream is written until it is proven to be gone."""
+    look_again_ns: int = 0
+    """PGDATA could not be looked at: it is tried again at this instant; 0: nothing to try."""
     copy_again_ns: int = 0
     """Not before this instant is a copy that is of no use made again."""
     freeze_failing_ns: int = 0
-    """Since when promises cannot be given; 0: they can."""
+    """Since when this Postgres can give no promise, as it does not answer; 0: it answered last."""
     start_failures: int = 0
     """In a row, since Postgres last became ready."""
     attach_offset: int = 0

@@ -232,6 +232,29 @@ def test_the_next_primary_takes_over_when_the_leader_is_gone() -> None:
     assert winner.disk.record.promised == winner.state["term"]
 
 
+def test_who_was_away_knows_the_newest_grant_before_it_says_that_it_does() -> None:
+    """It hears of its leader long before it has the log: to attach to a primary of before that would be in vain."""
+    cluster = Cluster("a", "b", "c")
+    cluster.open()
+    away = cluster.members["c"]
+    away.up = False
+    cluster.members["b"].position = (99, 1)  # the furthest: it is chosen next
+    cluster.tell("a", "node.fenced", {"term": cluster.members["a"].state["granted"], "reason": "killed", "at": ""})
+    cluster.until(lambda: cluster.primary() not in ("", "a"))
+    newest = cluster.members[cluster.primary()].state["granted"]
+    cluster.members["c"] = away = cluster.make("c", away.disk, boot=2, fresh=False)
+    cluster.carry_out("c", away.node.start(None, cluster.now))
+    assert not away.state["current"]
+    early = 0
+    while not away.state["current"]:
+        cluster.turn()
+        behind = away.cluster["grants"][-1][0] < newest
+        early += away.state["leader"] == cluster.primary() and behind
+        assert not (behind and away.state["current"])
+    assert early, "there is such a time"
+    assert away.cluster["grants"][-1][0] == newest
+
+
 def test_leadership_goes_to_the_node_with_the_wal() -> None:
     cluster = Cluster("a", "b", "c")
     cluster.open()
