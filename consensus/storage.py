@@ -120,7 +120,8 @@ class Store:
             # The lock mode first: it is what makes WAL work without shared memory.
             execute("PRAGMA locking_mode = EXCLUSIVE").fetchall()
             execute("PRAGMA synchronous = FULL").fetchall()
-            (mode,) = execute("PRAGMA journal_mode = WAL").fetchone()
+            # Here and wherever something is done: fetchall, since only the last step tells of an error.
+            [(mode,)] = execute("PRAGMA journal_mode = WAL").fetchall()
             if mode not in {"wal", "memory"}:
                 raise StorageError(f"{self._path}: SQLite offers no write-ahead log here (journal mode {mode})")
             execute("PRAGMA wal_autocheckpoint = 0").fetchall()
@@ -237,7 +238,7 @@ class Store:
 
     def _fold(self, mode: str) -> None:
         """Copies the write-ahead log into the file, which is synced; the log begins anew."""
-        (busy, *_) = self._connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+        [(busy, *_)] = self._connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
         if busy:
             raise StorageError(f"{self._path}: its write-ahead log cannot be folded into it")
         self._unfolded_bytes = 0

@@ -156,41 +156,44 @@ def reopen_and_cut(disk: Disk) -> Stored:
     return found
 
 
-def test_a_failing_sync_ends_it_and_loses_nothing() -> None:
-    """fsync fails once, and what it should have synced never arrives, as on Linux; each sync of the story in turn."""
-    count, in_closing = syncs_of_the_story(), 0
-    assert count > 40
-    for number in range(count):
+def after_a_failing_sync() -> list[Moment]:
+    """fsync fails once, and what it should have synced never arrives, as on Linux; each sync of the story in turn. What
+    the process has left, after it has noticed. (Not when it was closing, where nobody is hurt: the log just stays.)"""
+    whole = Disk()
+    discard(Play(whole, STORY).run())
+    found = []
+    for number in range(whole.syncs):
         disk = Disk()
-
-        def fail(now: Disk, number: int = number) -> None:
-            if now.syncs == number:
-                now.failing_syncs[:] = [""]
-
-        disk.on_boundary = fail
+        disk.on_boundary = functools.partial(fail_sync, number)
         play = Play(disk, STORY)
         try:
             play.run()
-            in_closing += 1  # where it hurts nobody: the write-ahead log stays
-            continue
         except StorageError:
             disk.on_boundary = None
-        if play.store is not None:
-            with pytest.raises(StorageError, match="earlier failure"):
-                play.store.save(Write())
+            found.append(Moment(disk.copy(), play.saved, play.saving))  # before closing the store folds the log
+            if play.store is not None:
+                with pytest.raises(StorageError, match="earlier failure"):
+                    play.store.save(Write())
+    assert 40 < whole.syncs - 6 < len(found)
+    return found
+
+
+def fail_sync(number: int, disk: Disk) -> None:
+    if disk.syncs == number:
+        disk.failing_syncs[:] = [""]
+
+
+def test_a_failing_sync_ends_it_and_loses_nothing() -> None:
+    for number, moment in enumerate(after_a_failing_sync()):
         for choose in (disks.nothing, disks.everything, disks.at_random(number)):
-            left = disk.copy()
-            left.power_cut(choose)
-            check(reopen(left), play.saved, play.saving, EXPECTED)
-        disk.kill()  # the next process reads what never got to disk, and believes it
-        check(reopen_and_cut(disk), play.saved, play.saving, EXPECTED)
-    assert in_closing < count // 8
+            survive(moment, choose, EXPECTED)
 
 
-def syncs_of_the_story() -> int:
-    disk = Disk()
-    discard(Play(disk, STORY).run())
-    return disk.syncs
+def test_a_start_after_a_failed_sync_reads_only_what_is_on_disk() -> None:
+    """The next process reads what never got to disk, and believes it; so it has to get it there."""
+    for moment in after_a_failing_sync():
+        moment.disk.kill()
+        check(reopen_and_cut(moment.disk), moment.saved, moment.saving, EXPECTED)
 
 
 def test_the_power_goes_and_the_process_notices() -> None:
@@ -247,17 +250,40 @@ def test_control_two_transactions_for_one_save(monkeypatch: pytest.MonkeyPatch) 
     assert losses(moments(STORY), FEW) > 10
 
 
-def test_control_without_the_fold_of_a_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Store, "_fold", lambda *_: None)
+def lost_by_starts(story: Sequence[Moment]) -> int:
+    """At how many moments a killed process is followed by one that reads what a power cut then takes away."""
     lost = 0
-    for moment in moments(STORY):
+    for moment in story:
         disk = moment.disk.copy()
         disk.kill()
         try:
             check(reopen_and_cut(disk), moment.saved, moment.saving, EXPECTED)
         except (LossError, StorageError):
             lost += 1
-    assert lost > 3
+    return lost
+
+
+def test_control_a_start_that_only_reads(story: list[Moment], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert lost_by_starts(story) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "_fold", lambda *_: None)
+        patch.setattr(Store, "_numbered", contextlib.nullcontext)
+        assert lost_by_starts(story) > 3
+
+
+def test_control_a_start_that_does_not_fold(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = after_a_failing_sync()
+    assert lost_by_starts(found) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "_fold", lambda *_: None)
+        assert lost_by_starts(found) > 3
+
+
+def test_control_a_start_that_does_not_begin_the_log_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = after_a_failing_sync()
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "_numbered", contextlib.nullcontext)
+        assert lost_by_starts(found) > 3
 
 
 def test_control_a_note_that_runs_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
