@@ -107,13 +107,14 @@ class Store:
     """Owner of the connection and of the witness, both closed by `close`. One thread."""
 
     def __init__(self, connection: Connection, witness: Witness) -> None:
-        """Takes the lock, creates the schema if the file is empty, makes sure that what can be read is on disk.
+        """Takes the lock, creates the schema if the file is empty, asks the witness.
         StorageBusyError, StorageNewerError, StorageCorruptError, StorageFullError, StorageError."""
         self._connection, self._witness = connection, witness
         self._path = "the store"
         self._failed = ""
         self._saves = 0
         self._unfolded_bytes = 0
+        self._settled = False
         with self._translated():
             execute = connection.execute
             self._path = str(execute("PRAGMA database_list").fetchone()[2] or "memory")
@@ -128,19 +129,16 @@ class Store:
             execute(f"PRAGMA journal_size_limit = {FOLD_AFTER_BYTES}").fetchall()
             execute("PRAGMA cell_size_check = ON").fetchall()
             with self._transaction():
-                self._create_or_check()
-            # A process that was killed before its fsync leaves pages that can be read but are not on disk. This node
-            # will speak of them as saved, so they are copied and synced now. It also puts the schema into a fresh file,
-            # so that a copy without the log is not taken for a new store.
-            self._fold("TRUNCATE")
-            # And the log begins anew, on disk: else a power cut could bring the old one back, but without what a failed
-            # fsync has lost of it, and its old pages would hide the new ones in the file.
-            with self._numbered():
-                pass
-            self._witness.sync()
+                fresh = self._create_or_check()
+            if fresh:
+                self._settle()
 
     def load(self) -> Stored:
-        """Everything; StorageCorruptError if pages, hashes, JSON, or the order of the log are not as saved."""
+        """Everything, and from now on it is on disk (what a process killed before its fsync has left need not be).
+
+        StorageCorruptError, with nothing written, if pages, hashes, JSON, or the order of the log are not as saved;
+        StorageFullError, StorageError.
+        """
         with self._translated():
             problems = self._connection.execute("PRAGMA integrity_check(1)").fetchall()
             if [tuple(row) for row in problems] != [("ok",)]:
@@ -154,10 +152,10 @@ class Store:
             if hard.commit > last:
                 raise self._corrupt(f"the log ends at {last}, before the commit index {hard.commit}")
             record = self._fact("record", NodeRecord) or NodeRecord()
-            identity = self._fact("identity", Identity)
-            if self._text(_SAVES) != self._seal(self._saves):
-                raise self._corrupt(f"it is not what save {self._saves} left")
-            return Stored(identity, hard, snapshot, entries, record)
+            stored = Stored(self._fact("identity", Identity), hard, snapshot, entries, record)
+            if not self._settled:
+                self._settle()
+            return stored
 
     def save(self, write: Write) -> None:
         """Durable when it returns; else StorageFullError (may be tried again) or StorageError (exit).
@@ -168,6 +166,8 @@ class Store:
         if self._failed:
             raise StorageError(f"{self._path}: not used any more after an earlier failure: {self._failed}")
         with self._translated():
+            if not self._settled:
+                self._settle()
             if self._unfolded_bytes >= FOLD_AFTER_BYTES:
                 self._fold("PASSIVE")  # before the save, so that an error says: nothing was saved
                 self._witness.sync()
@@ -190,7 +190,22 @@ class Store:
             finally:
                 self._witness.close()
 
-    def _create_or_check(self) -> None:
+    def _settle(self) -> None:
+        """What can be read is on disk, and no older log can come back.
+
+        A process that was killed before its fsync leaves pages that are only in the kernel's memory. This node will
+        speak of them as saved, so they are copied into the file, which is synced. (In a fresh store, the schema: else a
+        copy without the log would look like a new one.) Then the log begins anew, synced too: else a power cut could
+        bring the old one back without what a failed fsync has lost of it, and its pages would hide those in the file.
+        """
+        self._fold("TRUNCATE")
+        with self._numbered():
+            pass
+        self._witness.sync()
+        self._settled = True
+
+    def _create_or_check(self) -> bool:
+        """True: it was created."""
         execute = self._connection.execute
         (application,) = execute("PRAGMA application_id").fetchone()
         (version,) = execute("PRAGMA user_version").fetchone()
@@ -206,21 +221,24 @@ class Store:
                 execute(statement).fetchall()
             self._saves = 1
             self._put(_SAVES, self._seal(1))
-        elif application != _APPLICATION_ID:
+            return True
+        if application != _APPLICATION_ID:
             raise self._corrupt("it is a database of some other program")
-        elif version > SCHEMA_VERSION:
+        if version > SCHEMA_VERSION:
             raise StorageNewerError(
                 f"{self._path}: written by a newer pgr (schema {version}, this one knows {SCHEMA_VERSION}): "
                 "start that version"
             )
-        else:
-            self._saves = self._count()
-            if noted is None:
-                raise self._corrupt(f"{self._path}{WITNESS_SUFFIX} is missing: an incomplete copy of the directory?")
-            if self._saves < noted:
-                raise self._corrupt(
-                    f"it ends at save {self._saves} of {noted}: its write-ahead log {self._path}-wal is lost or damaged"
-                )
+        self._saves = self._count()
+        if noted is None:
+            raise self._corrupt(f"{self._path}{WITNESS_SUFFIX} is missing or empty: an incomplete copy?")
+        if self._saves < noted:
+            raise self._corrupt(
+                f"it ends at save {self._saves} of {noted}: its write-ahead log {self._path}-wal is lost or damaged"
+            )
+        if self._text(_SAVES) != self._seal(self._saves):
+            raise self._corrupt(f"it is not what save {self._saves} left")
+        return False
 
     def _count(self) -> int:
         """The number of the newest save, the first part of its seal."""
@@ -343,7 +361,11 @@ class Store:
             yield
             self._put(_SAVES, self._seal(self._saves + 1))
         self._saves += 1
-        self._witness.note(self._saves)
+        try:
+            self._witness.note(self._saves)
+        except OSError as error:
+            self._failed = f"{self._path}{WITNESS_SUFFIX}: {error.strerror}"
+            raise StorageError(f"{self._failed}: look for a failing disk or a read-only file system") from error
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -367,8 +389,7 @@ class Store:
         except (StorageError, ValueError):
             raise
         except OSError as error:  # of the witness
-            self._failed = str(error)
-            raise _os_failure(error, self._path) from error
+            raise self._os_failure(error) from error
         except Exception as error:
             code = getattr(error, "sqlite_errorcode", getattr(error, "extendedresult", None))
             if code is None and isinstance(error, sqlite3.OperationalError):  # that of the standard library
@@ -391,6 +412,10 @@ class Store:
         return StorageError(
             f"{self._path}: {error}: look for a failing disk, a quota, a file size limit or a read-only file system"
         )
+
+    def _os_failure(self, error: OSError) -> StorageError:
+        self._failed = str(error)
+        return _os_failure(error, self._path)
 
     def _corrupt(self, what: str) -> StorageCorruptError:
         return _damaged(self._path, what)

@@ -20,6 +20,7 @@ from consensus.digest import blake2b
 
 _DIGITS = 19
 """Of 2**63 - 1."""
+FILE_BYTES = _DIGITS + 1 + 32 + 1
 
 
 class SmallFile(Protocol):
@@ -44,9 +45,10 @@ class Witness:
         self._file = file
 
     def newest(self) -> int | None:
-        """The highest number noted; None: there is no such file; 0: it says nothing (a power cut tore it). OSError."""
+        """The highest number noted; None: the file is gone, or cut off as no crash leaves it; 0: it says nothing (a
+        power cut tore it). OSError."""
         data = self._file.read()
-        if data is None:
+        if data is None or len(data) < FILE_BYTES:
             return None
         digits = data[:_DIGITS]
         return int(digits) if data == _line(digits) and digits.isdigit() else 0

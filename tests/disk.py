@@ -189,7 +189,7 @@ class Disk:
             self.sync_directory()
         connection = apsw.Connection(self.path, vfs=_vfs().name)
         try:
-            return Store(connection, Witness(_Note(self)))
+            return Store(connection, Witness(Note(self)))
         except BaseException:
             with contextlib.suppress(apsw.Error):  # the disk may fail this, too
                 connection.close()
@@ -369,7 +369,7 @@ def _error(code: int) -> Exception:
     return error
 
 
-class _Note:
+class Note:
     """The witness's file; speaks OSError, as a real one does."""
 
     def __init__(self, disk: Disk) -> None:

@@ -124,9 +124,15 @@ class Play:
 
     def _open(self) -> Store:
         self.store = None
-        self.store = self.disk.open_store()
-        self.sabotage(self.store)
-        return self.store
+        store = self.disk.open_store()
+        try:
+            self.sabotage(store)
+            store.load()
+        except StorageError:
+            discard(store)
+            raise
+        self.store = store
+        return store
 
 
 def discard(store: Store) -> None:

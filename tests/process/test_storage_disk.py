@@ -15,7 +15,7 @@ import pytest
 from consensus.messages import Entry, HardState
 from consensus.record import Identity
 from consensus.storage import StorageBusyError, StorageError, StorageFullError, open_store
-from consensus.write import Write
+from consensus.write import Stored, Write
 
 ROOT = Path(__file__).parents[2]
 SAVE_AND_SAY = """
@@ -43,6 +43,14 @@ def child(program: str, path: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-c", program, str(path)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
+
+
+def load(path: Path) -> Stored:
+    store = open_store(path)
+    try:
+        return store.load()
+    finally:
+        store.close()
 
 
 def end(process: subprocess.Popen[bytes]) -> bytes:
@@ -123,8 +131,9 @@ def test_a_full_disk(small_disk: Path) -> None:
         assert stored.entries == tuple(saved)
         assert stored.hard == HardState(len(saved))
 
+    (small_disk / "more").write_bytes(bytes(300_000))
     ballast = small_disk / "ballast"
-    ballast.write_bytes(bytes(400_000))
+    ballast.write_bytes(bytes(300_000))
     fill()
     assert saved
     check()
@@ -136,6 +145,9 @@ def test_a_full_disk(small_disk: Path) -> None:
     assert len(saved) > before
     check()
     store.close()
+    with pytest.raises(StorageFullError):  # the log has to be folded into the file at a start, which needs room
+        load(path)
+    (small_disk / "more").unlink()
     store = open_store(path)
     check()
     store.close()

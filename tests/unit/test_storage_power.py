@@ -156,6 +156,15 @@ def reopen_and_cut(disk: Disk) -> Stored:
     return found
 
 
+@pytest.fixture(scope="module")
+def failed_syncs() -> list[Moment]:
+    before, storage.FOLD_AFTER_BYTES = storage.FOLD_AFTER_BYTES, 100_000
+    try:
+        return after_a_failing_sync()
+    finally:
+        storage.FOLD_AFTER_BYTES = before
+
+
 def after_a_failing_sync() -> list[Moment]:
     """fsync fails once, and what it should have synced never arrives, as on Linux; each sync of the story in turn. What
     the process has left, after it has noticed. (Not when it was closing, where nobody is hurt: the log just stays.)"""
@@ -183,17 +192,18 @@ def fail_sync(number: int, disk: Disk) -> None:
         disk.failing_syncs[:] = [""]
 
 
-def test_a_failing_sync_ends_it_and_loses_nothing() -> None:
-    for number, moment in enumerate(after_a_failing_sync()):
+def test_a_failing_sync_ends_it_and_loses_nothing(failed_syncs: list[Moment]) -> None:
+    for number, moment in enumerate(failed_syncs):
         for choose in (disks.nothing, disks.everything, disks.at_random(number)):
             survive(moment, choose, EXPECTED)
 
 
-def test_a_start_after_a_failed_sync_reads_only_what_is_on_disk() -> None:
+def test_a_start_after_a_failed_sync_reads_only_what_is_on_disk(failed_syncs: list[Moment]) -> None:
     """The next process reads what never got to disk, and believes it; so it has to get it there."""
-    for moment in after_a_failing_sync():
-        moment.disk.kill()
-        check(reopen_and_cut(moment.disk), moment.saved, moment.saving, EXPECTED)
+    for moment in failed_syncs:
+        disk = moment.disk.copy()
+        disk.kill()
+        check(reopen_and_cut(disk), moment.saved, moment.saving, EXPECTED)
 
 
 def test_the_power_goes_and_the_process_notices() -> None:
@@ -265,25 +275,22 @@ def lost_by_starts(story: Sequence[Moment]) -> int:
 
 def test_control_a_start_that_only_reads(story: list[Moment], monkeypatch: pytest.MonkeyPatch) -> None:
     assert lost_by_starts(story) == 0
-    with monkeypatch.context() as patch:
-        patch.setattr(Store, "_fold", lambda *_: None)
-        patch.setattr(Store, "_numbered", contextlib.nullcontext)
-        assert lost_by_starts(story) > 3
+    monkeypatch.setattr(Store, "_fold", lambda *_: None)
+    monkeypatch.setattr(Store, "_numbered", contextlib.nullcontext)
+    assert lost_by_starts(story) > 3
 
 
-def test_control_a_start_that_does_not_fold(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = after_a_failing_sync()
-    assert lost_by_starts(found) == 0
-    with monkeypatch.context() as patch:
-        patch.setattr(Store, "_fold", lambda *_: None)
-        assert lost_by_starts(found) > 3
+def test_control_a_start_that_does_not_fold(failed_syncs: list[Moment], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert lost_by_starts(failed_syncs) == 0
+    monkeypatch.setattr(Store, "_fold", lambda *_: None)
+    assert lost_by_starts(failed_syncs) > 3
 
 
-def test_control_a_start_that_does_not_begin_the_log_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = after_a_failing_sync()
-    with monkeypatch.context() as patch:
-        patch.setattr(Store, "_numbered", contextlib.nullcontext)
-        assert lost_by_starts(found) > 3
+def test_control_a_start_that_does_not_begin_the_log_anew(
+    failed_syncs: list[Moment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Store, "_numbered", contextlib.nullcontext)
+    assert lost_by_starts(failed_syncs) > 3
 
 
 def test_control_a_note_that_runs_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
