@@ -20,6 +20,7 @@ from consensus.founding import (
 )
 from consensus.messages import Hello
 from consensus.peerwire import NO_CLUSTER
+from consensus.storage import WAY_BACK
 from consensus.transport import PeerFrame
 from consensus.write import Write
 from fencing.clock import now_ns
@@ -121,8 +122,8 @@ class Founder:
         if body["kind"] == "stranger":
             raise RefusedToStartError(
                 f"{envelope.src} says: {body['reason']}",
-                "re-admission of a wiped node is not in this version yet; restore its Raft directory from before, or "
-                "keep the node stopped (the others go on without it)",
+                "if its Raft directory was only moved away, put it back as it was (an old copy has forgotten votes); "
+                f"else keep the node stopped, the others go on without it. {WAY_BACK}",
             )
         charter = str(body["charter"])
         if not standing(charter, self.host.child.name, self.host.identity.incarnation):

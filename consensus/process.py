@@ -23,6 +23,7 @@ from consensus.peerwire import NO_CLUSTER, Envelope, PeerWireError, decode, enco
 from consensus.raft import Log, Raft, RaftConfig, Ready
 from consensus.record import Identity
 from consensus.storage import (
+    WAY_BACK,
     StorageBusyError,
     StorageCorruptError,
     StorageError,
@@ -156,8 +157,8 @@ class Host:
                 raise RefusedToStartError(
                     f"the Raft directory {child.raft_dir} is empty, but this node has data of a cluster: its votes and "
                     "promises are lost, so it must not take part as the node it was",
-                    "re-admission of a node that lost its Raft directory is not in this version yet; restore the "
-                    "directory from before, or keep the node stopped (the others go on without it)",
+                    "if the directory was only moved away, put it back as it was (an old copy has forgotten votes); "
+                    f"else keep the node stopped, the others go on without it. {WAY_BACK}",
                 )
             known = Identity(child.name, _random(62) + 1)
             self.store.save(Write(identity=known))
