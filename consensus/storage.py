@@ -122,13 +122,13 @@ class Store:
         self._settled = False
         with self._translated():
             execute = connection.execute
-            self._path = str(execute("PRAGMA database_list").fetchone()[2] or "memory")
+            self._path = str(execute("PRAGMA database_list").fetchone()[2] or self._path)
             # The lock mode first: it is what makes WAL work without shared memory.
             execute("PRAGMA locking_mode = EXCLUSIVE").fetchall()
             execute("PRAGMA synchronous = FULL").fetchall()
             # Here and wherever something is done: fetchall, since only the last step tells of an error.
             [(mode,)] = execute("PRAGMA journal_mode = WAL").fetchall()
-            if mode not in {"wal", "memory"}:
+            if mode != "wal":
                 raise StorageError(f"{self._path}: SQLite offers no write-ahead log here (journal mode {mode})")
             execute("PRAGMA wal_autocheckpoint = 0").fetchall()
             execute(f"PRAGMA journal_size_limit = {FOLD_AFTER_BYTES}").fetchall()
@@ -423,6 +423,7 @@ class Store:
         return _os_failure(error, self._path)
 
     def _corrupt(self, what: str) -> StorageCorruptError:
+        self._failed = what
         return _damaged(self._path, what)
 
 

@@ -17,8 +17,10 @@ from consensus.storage import (
     StorageCorruptError,
     StorageError,
     StorageNewerError,
+    Store,
     open_store,
 )
+from consensus.witness import PlainFile, Witness
 from consensus.write import Stored, Write
 
 ME = Identity("a", 77)
@@ -131,6 +133,25 @@ def test_settings(path: Path) -> None:
     assert ask("PRAGMA wal_autocheckpoint").fetchone() == (0,)
     assert ask("PRAGMA journal_size_limit").fetchone() == (FOLD_AFTER_BYTES,)
     assert ask("PRAGMA cell_size_check").fetchone() == (1,)
+    store.close()
+
+
+def test_a_connection_that_cannot_be_durable() -> None:
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    with pytest.raises(StorageError, match="no write-ahead log here") as error:
+        Store(connection, Witness(PlainFile(Path("/nowhere/raft.sqlite-saves"))))
+    assert error.value.exit_code == 74
+    connection.close()
+
+
+def test_damage_found_by_a_save_ends_it(path: Path) -> None:
+    store = open_store(path)
+    store.save(Write(HardState(2, "b")))
+    store._connection.execute("UPDATE facts SET json = replace(json, '2', '1') WHERE name = 'hard'").fetchall()
+    with pytest.raises(StorageCorruptError):
+        store.save(Write(HardState(3)))
+    with pytest.raises(StorageError, match="earlier failure"):
+        store.save(Write(identity=ME))
     store.close()
 
 

@@ -64,7 +64,7 @@ def test_both_disks_hold_what_they_should() -> None:
 
 
 @pytest.mark.parametrize("disk", [KILLED, CLOSED], ids=["killed", "closed"])
-@pytest.mark.parametrize("step", [23, pytest.param(1, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
+@pytest.mark.parametrize("step", [23, pytest.param(3, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
 def test_a_flipped_bit_anywhere(disk: Disk, step: int) -> None:
     found: dict[tuple[str, str], int] = {}
     for name, offset, damaged in flipped(disk, step):
@@ -76,6 +76,16 @@ def test_a_flipped_bit_anywhere(disk: Disk, step: int) -> None:
         assert found[LOG, "refused"] > 50
     else:
         assert found[MAIN, "refused"] > 10
+
+
+def test_damage_to_the_structure_that_no_row_shows() -> None:
+    """The number of free pages in the header: all rows can be read, and a page would be used twice later on."""
+    disk = CLOSED.copy()
+    disk.corrupt(MAIN, 39, 1)
+    store = disk.open_store()
+    with pytest.raises(StorageCorruptError, match="integrity check"):
+        store.load()
+    store.close()
 
 
 def test_a_store_that_was_refused_is_refused_again() -> None:
