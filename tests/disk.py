@@ -225,6 +225,11 @@ class Disk:
         writes = [each for inode in self._inodes.values() for piece in inode.pending for each in _sectors(piece)]
         return sorted([*self._pending_names, *writes], key=lambda piece: (piece.order, piece.offset))
 
+    def unsynced_in(self, name: str) -> int:
+        """Bytes written to that file since its last sync."""
+        inode = self._names.get(name)
+        return sum(len(piece.data) for piece in inode.pending) if inode else 0
+
     def copy(self) -> Disk:
         """Another disk with the same files, synced and not, and no faults."""
         other = Disk()

@@ -144,6 +144,17 @@ def test_a_connection_that_cannot_be_durable() -> None:
     connection.close()
 
 
+def test_a_log_that_ends_before_the_commit_index(path: Path) -> None:
+    """As a mistake of ours would leave it, sealed and all."""
+    store = open_store(path)
+    store.save(Write(HardState(2, "b", 5), entries=entries(1, 5)))
+    store._connection.execute('DELETE FROM log WHERE "index" = 5').fetchall()
+    store.save(Write())
+    store.close()
+    with pytest.raises(StorageCorruptError, match="before the commit index 5"):
+        load(path)
+
+
 def test_damage_found_by_a_save_ends_it(path: Path) -> None:
     store = open_store(path)
     store.save(Write(HardState(2, "b")))

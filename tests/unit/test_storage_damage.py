@@ -152,6 +152,37 @@ def test_a_copy_of_the_file_alone() -> None:
         discard(store)
 
 
+def test_a_copy_of_the_file_alone_after_a_start_that_died_early() -> None:
+    """The first start died between creating the schema and folding it; the second saves before it loads."""
+    disk = Disk()
+    disk.on_boundary = lambda now: setattr(now, "cut_at", now.boundaries if now.unsynced_in(LOG) > 8192 else None)
+    with pytest.raises(StorageError):
+        disk.open_store()
+    disk.on_boundary = None
+    disk.power_cut(disks.everything)
+    assert len(disk.files()[MAIN]) == 4096, "no schema in it"
+    store = disk.open_store()
+    store.save(Write(HardState(3, "a")))
+    copy = Disk()
+    copy.put(MAIN, disk.files()[MAIN])
+    with pytest.raises(StorageCorruptError, match="incomplete copy"):
+        copy.open_store()
+    discard(store)
+
+
+def test_a_fold_brings_the_note_to_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "FOLD_AFTER_BYTES", 200_000)
+    disk = Disk()
+    store = disk.open_store()
+    first = Witness(disks.Note(disk)).newest()
+    for term in range(1, 30):
+        store.save(Write(HardState(term)))
+    assert Witness(disks.Note(disk)).newest() == (first or 0) + 29
+    disk.power_cut(disks.nothing)
+    discard(store)
+    assert (Witness(disks.Note(disk)).newest() or 0) > (first or 0) + 10
+
+
 def test_a_file_of_before_with_the_log_of_now() -> None:
     """An old copy of one file put back beside the others."""
     disk = Disk()
