@@ -12,12 +12,15 @@ import pytest
 from consensus.messages import Entry, HardState, Snapshot
 from consensus.record import EpochStart, Identity, NodeRecord, Position
 from consensus.storage import (
+    FOLD_AFTER_BYTES,
     StorageBusyError,
     StorageCorruptError,
     StorageError,
     StorageNewerError,
+    Store,
     open_store,
 )
+from consensus.tally import PlainFile, Tally
 from consensus.write import Stored, Write
 
 ME = Identity("a", 77)
@@ -113,7 +116,8 @@ def test_modes(path: Path) -> None:
     store.save(Write(identity=ME))
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     assert {stat.S_IMODE(each.stat().st_mode) for each in path.parent.iterdir()} == {0o600}
-    assert {each.name for each in path.parent.iterdir()} == {"raft.sqlite", "raft.sqlite-wal"}  # no -shm
+    names = sorted(each.name for each in path.parent.iterdir())
+    assert names == ["raft.sqlite", "raft.sqlite-saves", "raft.sqlite-wal"]  # no -shm
     store.close()
     path.chmod(0o644)
     open_store(path).close()
@@ -126,6 +130,39 @@ def test_settings(path: Path) -> None:
     assert ask("PRAGMA synchronous").fetchone() == (2,)
     assert ask("PRAGMA journal_mode").fetchone() == ("wal",)
     assert ask("PRAGMA locking_mode").fetchone() == ("exclusive",)
+    assert ask("PRAGMA wal_autocheckpoint").fetchone() == (0,)
+    assert ask("PRAGMA journal_size_limit").fetchone() == (FOLD_AFTER_BYTES,)
+    assert ask("PRAGMA cell_size_check").fetchone() == (1,)
+    store.close()
+
+
+def test_a_connection_that_cannot_be_durable() -> None:
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    with pytest.raises(StorageError, match="no write-ahead log here") as error:
+        Store(connection, Tally(PlainFile(Path("/nowhere/raft.sqlite-saves"))))
+    assert error.value.exit_code == 74
+    connection.close()
+
+
+def test_a_log_that_ends_before_the_commit_index(path: Path) -> None:
+    """As a mistake of ours would leave it, sealed and all."""
+    store = open_store(path)
+    store.save(Write(HardState(2, "b", 5), entries=entries(1, 5)))
+    store._connection.execute('DELETE FROM log WHERE "index" = 5').fetchall()
+    store.save(Write())
+    store.close()
+    with pytest.raises(StorageCorruptError, match="before the commit index 5"):
+        load(path)
+
+
+def test_damage_found_by_a_save_ends_it(path: Path) -> None:
+    store = open_store(path)
+    store.save(Write(HardState(2, "b")))
+    store._connection.execute("UPDATE facts SET json = replace(json, '2', '1') WHERE name = 'hard'").fetchall()
+    with pytest.raises(StorageCorruptError):
+        store.save(Write(HardState(3)))
+    with pytest.raises(StorageError, match="earlier failure"):
+        store.save(Write(identity=ME))
     store.close()
 
 
@@ -163,6 +200,9 @@ def change(path: Path, *statements: str) -> None:
         "UPDATE log SET data = data || ' '", "UPDATE log SET kind = x'00'", "UPDATE log SET data = CAST(x'ff' AS TEXT)",
         "UPDATE facts SET json = replace(json, '2', '1') WHERE name = 'hard'",
         "UPDATE facts SET json = '{' WHERE name = 'record'", "UPDATE facts SET hash = x'' WHERE name = 'identity'",
+        "DELETE FROM facts WHERE name = 'hard'", "DELETE FROM facts WHERE name = 'record'",
+        "DELETE FROM facts WHERE name = 'identity'", "DELETE FROM facts WHERE name = 'saves'",
+        'DELETE FROM log WHERE "index" >= 4', "UPDATE facts SET hash = 5 WHERE name = 'hard'",
         "DELETE FROM facts WHERE name = 'snapshot'", "UPDATE facts SET json = '2' WHERE name = 'snapshot.index'",
         "UPDATE log SET \"index\" = 60 WHERE \"index\" = 6",
     ],
@@ -201,7 +241,7 @@ def test_a_torn_last_write_is_as_if_it_had_not_been(path: Path, tmp_path: Path) 
     store = open_store(path)
     store.save(Write(entries=entries(1, 3)))
     wal = path.with_name("raft.sqlite-wal")
-    size = wal.stat().st_size
+    size, note = wal.stat().st_size, path.with_name("raft.sqlite-saves").read_bytes()
     store.save(Write(HardState(5, "b"), entries=entries(4, 6)))
     image, whole = path.read_bytes(), wal.read_bytes()
     store.close()
@@ -211,6 +251,7 @@ def test_a_torn_last_write_is_as_if_it_had_not_been(path: Path, tmp_path: Path) 
         copy.parent.mkdir()
         copy.write_bytes(image)
         copy.with_name("raft.sqlite-wal").write_bytes(whole[:end] + b"\x5a" * (len(whole) - end))
+        copy.with_name("raft.sqlite-saves").write_bytes(note)
         assert load(copy) == Stored(None, HardState(), None, entries(1, 3), NodeRecord())
         shutil.rmtree(copy.parent)
 
