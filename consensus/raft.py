@@ -656,7 +656,9 @@ class Raft:
             match = max(known.match, m.match)
             known = Progress(max(known.next, match + 1), match, acked)
         else:
-            known = Progress(max(known.match, min(known.next - 1, m.match)) + 1, known.match, acked)
+            # A learner may be a new life of a known name, with an empty log. It counts nowhere: it may go back.
+            match = known.match if src in self.members.voters else min(known.match, m.match)
+            known = Progress(max(match, min(known.next - 1, m.match)) + 1, match, acked)
         self._set_progress(src, known)
         self._earn_lease()
         before = self.commit

@@ -16,7 +16,8 @@ from typing import Any, cast
 
 import pytest
 
-from consensus.cluster import ClusterState, Grant, Member, SyncGroup, canonical
+from consensus.cluster import ClusterState, Grant, Seat, SyncGroup, canonical
+from consensus.membership import Member
 from consensus.record import EpochStart, NodeRecord, Position
 from fencing import wire
 from fencing.clock import now_ns
@@ -86,7 +87,7 @@ class Standby:
         grant = Grant(TERM, "a", Position(0, switch), 2, history, opened=True)
         cluster = ClusterState(
             "1" * 32, (Member("a", 7, "", f"127.0.0.1:{source.port}", ""), Member("b", 8, "", f"127.0.0.1:{port}", "")),
-            group=SyncGroup(("a", "b"), 2), founder="a", nonce="n", replication_password=PASSWORD,
+            group=SyncGroup((Seat("a", 7), Seat("b", 8)), 2), founder="a", nonce="n", replication_password=PASSWORD,
             system_identifier=str(source.control().system_identifier), grants=(grant,), settings=canonical(settings),
         )  # fmt: skip
         record = NodeRecord(promised=TERM, history=history)

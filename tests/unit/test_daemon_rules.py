@@ -9,7 +9,8 @@ from typing import Any, cast
 
 import pytest
 
-from consensus.cluster import ClusterState, Grant, Member
+from consensus.cluster import ClusterState, Grant
+from consensus.membership import Member
 from consensus.record import EpochStart, Position
 from fencing import wire
 from fencing.clock import now_ns

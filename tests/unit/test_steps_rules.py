@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from consensus.cluster import ClusterState, Grant, Member
+from consensus.cluster import ClusterState, Grant
+from consensus.membership import Member
 from consensus.record import EpochStart, NodeRecord, Position
 from fencing.kill import FenceReport
 from fencing.lease import MS, PROFILES

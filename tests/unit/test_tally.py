@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from consensus.witness import FILE_BYTES, PlainFile, Witness
+from consensus.tally import FILE_BYTES, PlainFile, Tally
 
 
 @pytest.fixture
@@ -16,20 +16,20 @@ def path(tmp_path: Path) -> Path:
 
 
 def newest(path: Path) -> int | None:
-    witness = Witness(PlainFile(path))
+    tally = Tally(PlainFile(path))
     try:
-        return witness.newest()
+        return tally.newest()
     finally:
-        witness.close()
+        tally.close()
 
 
 def note(path: Path, *numbers: int) -> None:
-    witness = Witness(PlainFile(path))
+    tally = Tally(PlainFile(path))
     for number in numbers:
-        witness.note(number)
-        assert witness.newest() == number
-    witness.sync()
-    witness.close()
+        tally.note(number)
+        assert tally.newest() == number
+    tally.sync()
+    tally.close()
 
 
 def test_what_is_noted_is_found(path: Path) -> None:
