@@ -155,6 +155,38 @@ def test_a_log_that_ends_before_the_commit_index(path: Path) -> None:
         load(path)
 
 
+def test_the_newest_entries_are_missed_before_they_are_committed(path: Path) -> None:
+    """The leader has been told that they are here, and may count on them."""
+    save(path, Write(HardState(2, "b", 3), entries=entries(1, 6)))
+    change(path, 'DELETE FROM log WHERE "index" = 6')
+    with pytest.raises(StorageCorruptError, match="not what save"):
+        load(path)
+
+
+def test_a_log_that_cannot_be_folded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite says so in a row, not as an error."""
+
+    class Cursor:
+        def fetchall(self) -> list[tuple[int, int, int]]:
+            return [(1, 5, 0)]
+
+    class Connection:
+        in_transaction = False
+
+        def execute(self, sql: str, parameters: tuple[object, ...] = ()) -> Cursor:
+            assert "wal_checkpoint" in sql
+            return Cursor()
+
+    store = open_store(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_connection", Connection())
+        patch.setattr(store, "_unfolded_bytes", FOLD_AFTER_BYTES)
+        with pytest.raises(StorageError, match="cannot be folded"):
+            store.save(Write(HardState(1)))
+    store.close()
+    assert load(path).hard == HardState()
+
+
 def test_damage_found_by_a_save_ends_it(path: Path) -> None:
     store = open_store(path)
     store.save(Write(HardState(2, "b")))
