@@ -16,7 +16,7 @@ from consensus import changes, requests
 from consensus.addressbook import AddressBook
 from consensus.addressbook import Entry as Address
 from consensus.changes import Facts, Proposal, Refusal
-from consensus.cluster import ClusterState, Grant, Seat, apply, canonical, dump, found, load
+from consensus.cluster import ClusterState, Grant, Seat, apply, canonical, dump, found, load, seat_of
 from consensus.effects import Effect, Removed, Save, Send, SendStranger, Tell, TellLease
 from consensus.founding import (
     Greeting,
@@ -121,6 +121,8 @@ class Node:
         """First effects: those of a resumed Raft, and the state for the parent."""
         if ready is not None:
             self._carry_out(ready)
+        if Seat(self.me, self.identity.incarnation) in self.cluster.removed:
+            self.effects.append(Removed(*removal(self.me)))
         return self._finish(now_ns)
 
     def tick(self, now_ns: int) -> list[Effect]:
@@ -311,7 +313,8 @@ class Node:
         if len(self.raft.log.entries) > COMPACT_AFTER_ENTRIES and self.applied > self.raft.log.snapshot.index:
             self._raft(Compact(self.applied, dump(self.cluster)), now_ns)
         listed = self.cluster.member(self.me)
-        if now_ns >= self.observe_at_ns and listed is not None and listed[:5] != self.mine[:5]:
+        mine = listed is not None and seat_of(listed) == seat_of(self.mine)
+        if now_ns >= self.observe_at_ns and mine and listed is not None and listed[:5] != self.mine[:5]:
             self.propose_or_forward("member/1", {"member": list(self.mine)}, now_ns)
         self._observe(now_ns)
         self._tell_state()

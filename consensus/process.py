@@ -18,9 +18,9 @@ from consensus import addressbook
 from consensus.cluster import ClusterState, canonical, found
 from consensus.effects import Effect, Removed, Save, Send, SendStranger, Tell, TellLease
 from consensus.founder import Founder, RefusedToStartError
-from consensus.keys import ClusterKey, KeyFileError, derived_key, read_key
+from consensus.keys import ClusterKey, KeyFileError, derived_key, founding_seed, read_key
 from consensus.lastresort import LastResort
-from consensus.membership import Member
+from consensus.membership import WITNESS, Member
 from consensus.messages import Hello, PeerMessage, Snapshot
 from consensus.node import PARENT_SILENT_MS, Node
 from consensus.peerwire import NO_CLUSTER, Envelope, PeerWireError, decode, encode
@@ -158,7 +158,7 @@ class Host:
         realtime.quiet_gc()
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
         self.bus = self._bind_bus()
-        self.watchdog = self._dial_watchdog()
+        self.watchdog = self._dial_watchdog() if child.role != WITNESS else None
         self.transport = Transport(child.name, (str(child.listen[0]), int(child.listen[1])), self._key(), {})
         self.poller = zmq.Poller()
         self._register()
@@ -184,7 +184,7 @@ class Host:
     def _key(self) -> ClusterKey:
         if self.child.key_file:
             return read_key(Path(self.child.key_file))
-        return derived_key(canonical(sorted(self.child.peers)))
+        return derived_key(founding_seed(self.child.peers))
 
     def _bind_bus(self) -> zmq.Socket[bytes]:
         path = Path(self.child.run_dir) / "raft.sock"
@@ -207,7 +207,7 @@ class Host:
 
     def _register(self) -> None:
         self.poller = zmq.Poller()
-        for socket in (*self.transport.sockets(), self.bus, self.watchdog):
+        for socket in (*self.transport.sockets(), self.bus, *([self.watchdog] if self.watchdog else ())):
             self.poller.register(socket, zmq.POLLIN)
 
     # -- life ----------------------------------------------------------------------------------------------------
@@ -253,7 +253,7 @@ class Host:
         """safety.md "Resume": same term, own committed grant, no release, and a lease the watchdog still counts on."""
         raft, grant = node.raft, node.cluster.grant
         mine = grant is not None and grant.node == self.child.name and grant.term == raft.term and not grant.failed
-        if not mine or raft.released >= raft.term or raft.vote != self.child.name:
+        if self.watchdog is None or not mine or raft.released >= raft.term or raft.vote != self.child.name:
             return None
         self.watchdog.send(wire.encode("deadman.query", {}))
         give_up_ns = now_ns() + RESUME_ANSWER_MS * MS
@@ -284,7 +284,7 @@ class Host:
                 case AdminFrame(identity, data):
                     self._remote(identity, data)
         self.log_transport()
-        if self.watchdog in events:
+        if self.watchdog is not None and self.watchdog in events:
             self.watchdog.recv()
         self.carry_out(node.tick(now_ns()))
         self.last_resort.tick(now_ns())
@@ -348,6 +348,8 @@ class Host:
             self.log.once_per("bus.full", 10).warning("bus.full", dropped=name)
 
     def _tell_lease(self, term: int, until_ns: int) -> None:
+        if self.watchdog is None:
+            return
         self.last_resort.until_ns = until_ns
         try:
             self.watchdog.send(wire.encode("lease.changed", {"term": term, "until_ns": until_ns}), zmq.NOBLOCK)

@@ -375,7 +375,8 @@ class Raft:
         return own and self.changed_at <= self.commit and self.config.me in new.voters
 
     def _meet_the_added(self) -> None:
-        known = dict(self.progress)
+        """Of a learner nothing is believed from before: it may be a new life of one that had the log and lost it."""
+        known = {name: p for name, p in self.progress if name not in self.members.learners}
         names = sorted({*self.members.voters, *self.members.learners, *known} - {self.config.me})
         self.progress = tuple((name, known.get(name, Progress(self.log.last_index + 1))) for name in names)
 
@@ -656,9 +657,7 @@ class Raft:
             match = max(known.match, m.match)
             known = Progress(max(known.next, match + 1), match, acked)
         else:
-            # A learner may be a new life of a known name, with an empty log. It counts nowhere: it may go back.
-            match = known.match if src in self.members.voters else min(known.match, m.match)
-            known = Progress(max(match, min(known.next - 1, m.match)) + 1, match, acked)
+            known = Progress(max(known.match, min(known.next - 1, m.match)) + 1, known.match, acked)
         self._set_progress(src, known)
         self._earn_lease()
         before = self.commit
@@ -676,6 +675,7 @@ class Raft:
             self.commit = index
             if self.settled is not self.members:
                 self._look_for_members()
+                self._meet_the_added()  # its earlier life may have answered until now
 
     def _earn_lease(self) -> None:
         """By a majority of every membership in force (safety.md, "Lease")."""

@@ -25,7 +25,7 @@ from supervisor.adminserver import AdminServer
 from supervisor.children import ChildTable
 from supervisor.config import Config
 from supervisor.context import Context, StepFailed
-from supervisor.errors import ExitCode, PgrError
+from supervisor.errors import ExitCode, PgrError, RefusedError
 from supervisor.healthserver import Current, HealthServer
 from supervisor.init import Signals
 from supervisor.jobs import JobFailed
@@ -34,6 +34,7 @@ from supervisor.links import Link
 from supervisor.offspring import Offspring, last_words
 from supervisor.postgres import OccupiedError, Postgres
 from supervisor.rebuild import Rebuild
+from supervisor.regroup import Regroup
 from supervisor.roles import Local, Plan, Server, Situation, Step, View, plan
 from supervisor.sql import SqlFailure
 from supervisor.steps import Steps
@@ -79,8 +80,8 @@ class Daemon:
 
     def __init__(self, config: Config, launcher: Launcher, log: Log) -> None:
         self.config, self.launcher, self.log = config, launcher, log
-        self.binaries = find_binaries.find(config.pg_bin)
-        if preflight.has_postgres(config.pgdata):
+        self.binaries = find_binaries.NONE if config.witness else find_binaries.find(config.pg_bin)
+        if not config.witness and preflight.has_postgres(config.pgdata):
             preflight.check_major(config.pgdata, self.binaries.major, self.binaries.bin_dir)
         self.signals = Signals()
         self.children = ChildTable()
@@ -94,7 +95,7 @@ class Daemon:
             Step.CLONE: self.rebuild.clone, Step.REWIND: self.rebuild.rewind, Step.START: self.steps.start,
             Step.FREEZE: self.steps.freeze, Step.DETACH: self.steps.detach,
             Step.PROMOTE: self.steps.promote, Step.OPEN: self.steps.prove, Step.OPEN_GATE: self.steps.open_gate,
-            Step.FOLLOW: self.steps.follow,
+            Step.REGROUP: Regroup(self.c, self.steps).regroup, Step.FOLLOW: self.steps.follow,
         }  # fmt: skip
         self.runner = Runner()
         self.plan = Plan(Step.WAIT)
@@ -123,6 +124,8 @@ class Daemon:
         """The grant this node holds, and since when."""
         self.was_primary = 0
         """The newest grant under which Postgres here was promoted."""
+        self.was_member = self.removed = False
+        """A leader of now has known this node as a member; it is one no longer."""
         self.raft_heard_ns = 0
         self.checkpointing = 0
 
@@ -138,8 +141,9 @@ class Daemon:
             datadir.end_leftover(config, postgres, self.log)
         return Context(
             config, self.log, privileges.current().name, self.binaries, self.children,
-            Link(self.zmq, config.raft_socket, self.log), Link(self.zmq, config.watchdog_socket, self.log), postgres,
-            PROFILES[config.profile], View(), Local(config.name),
+            Link(self.zmq, config.raft_socket, self.log),
+            Link(self.zmq, config.watchdog_socket, self.log, nobody=config.witness), postgres,
+            PROFILES[config.profile], View(), Local(config.name, witness=config.witness),
         )  # fmt: skip
 
     def _spawn_postgres(self, argv: Sequence[str], env: Mapping[str, str], log_path: Path) -> int:
@@ -152,7 +156,8 @@ class Daemon:
     def loop(self) -> int:
         self.offspring.describe(datadir.raft_arguments(self.c))
         self.offspring.start_all()
-        self.c.watchdog.tell("deadman.query", {})
+        if not self.config.witness:
+            self.c.watchdog.tell("deadman.query", {})
         while self.exit_code is None:
             self._turn()
         return self.exit_code
@@ -310,18 +315,22 @@ class Daemon:
                     self.offspring.ready("raft")
                 self.greeted = True
                 c.view = replace(c.view, incarnation=int(body["incarnation"]))
+                if body["cluster_id"]:
+                    datadir.keep_derived_key(self.config)
             case "raft.state":
                 if (body["term"], body["leader"], body["role"]) != (c.view.term, c.view.leader, c.view.role):
                     self.log.info("raft.role", term=body["term"], role=body["role"], leader=body["leader"])
                 if body["sentence"] not in ("", c.view.sentence):
                     self.log.info("promotion.state", term=body["term"], text=body["sentence"])
                 c.view = observe.view_of(c.view, body)
+                self.was_member = self.was_member or (c.view.met and c.listed)
                 datadir.look(c)
             case "raft.cluster":
                 c.view = replace(c.view, cluster=load(body["state"]))
                 c.timings = PROFILES[c.cluster.profile]
                 self.offspring.use_timings(c.timings)
                 self.founding_sentence = ""
+                datadir.refuse_another_role(c)
                 datadir.write_passfile(c)
                 datadir.look(c)
                 self.snapshot_at_ns = 0
@@ -330,6 +339,8 @@ class Daemon:
             case "raft.members":
                 self.members = body["members"]
                 self.snapshot_at_ns = 0
+            case "raft.removed":
+                self._removed(str(body["reason"]), str(body["hint"]))
             case "raft.founding":
                 self.founding_sentence = str(body["sentence"])
                 self.snapshot_at_ns = 0
@@ -342,6 +353,16 @@ class Daemon:
                 self.admin.request(client, data, now_ns(), remote=True)
             case _:
                 pass  # late answers to questions that were given up
+
+    def _removed(self, reason: str, hint: str) -> None:
+        """No member any more, for good: an end as asked for, unless somebody starts it again afterwards."""
+        if self.removed:
+            return
+        self.removed = True
+        if not self.was_member:
+            self.failure = RefusedError(reason, hint)
+        self.log.warning("node.removed", expected=self.was_member, reason=reason, hint=hint)
+        self.c.change(stopping=True, asked_to_hand_over=True)
 
     # -- signals -------------------------------------------------------------------------------------------------
 
@@ -528,7 +549,7 @@ class Daemon:
         view = self.c.view
         handed = view.leader not in ("", self.config.name) or not view.alive
         alone = view.cluster is None or len(view.cluster.members) < 2
-        if handed or alone or now - self.exit_asked_ns > RELEASE_MS * MS:
+        if handed or alone or self.removed or now - self.exit_asked_ns > RELEASE_MS * MS:
             self.exit_code = ExitCode.STOPPED
 
     def close(self) -> None:
@@ -539,7 +560,8 @@ class Daemon:
             self.steps.postmaster_ended("the parent ends")
         self.admin.close()
         self.c.raft.tell("node.stop", {})
-        self.c.watchdog.tell("deadman.exit", {})
+        if not self.config.witness:
+            self.c.watchdog.tell("deadman.exit", {})
         self.offspring.stop_all(STOP_CHILDREN_MS)
         if self.http is not None:
             self.http.close()

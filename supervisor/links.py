@@ -23,8 +23,9 @@ from supervisor.tasks import Task, TaskTimeout, Wait
 class Link:
     """One DEALER with the identity ``parent``."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], path: Path, log: Log) -> None:
-        self.path, self.log = path, log
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], path: Path, log: Log, *, nobody: bool = False) -> None:
+        """``nobody``: there is no such child, so that it must not be told or asked anything."""
+        self.path, self.log, self.nobody = path, log, nobody
         self.answers: dict[str, wire.Frame] = {}
         self.asked: set[str] = set()
         self._ids = itertools.count(1)
@@ -38,7 +39,8 @@ class Link:
         socket.setsockopt(zmq.SNDHWM, 200)
         socket.setsockopt(zmq.RECONNECT_IVL, 5)
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 20)
-        socket.connect(f"ipc://{self.path}")
+        if not self.nobody:
+            socket.connect(f"ipc://{self.path}")
         return socket
 
     def redial(self) -> None:

@@ -18,7 +18,7 @@ from fencing.clock import now_ns
 from fencing.lease import MS
 from fencing.logs import utc_now
 from supervisor import controldata, files, jobs, preflight, sql, timelines
-from supervisor.context import Context, StepFailed
+from supervisor.context import CLONE, Context, StepFailed
 from supervisor.errors import RefusedError
 from supervisor.roles import Data, Plan, Server
 from supervisor.steps import Steps
@@ -135,7 +135,7 @@ class Rebuild:
 
         try:
             result = yield from jobs.basebackup(
-                c.binaries, c.upstream(grant, application=f"pgr_clone_{c.local.me}"), self.new, c.children,
+                c.binaries, c.upstream(grant, application=f"{CLONE}{c.local.me}"), self.new, c.children,
                 slot=None, on_progress=progress,
             )  # fmt: skip
             proof = yield from self._end_of_primary(grant)

@@ -99,6 +99,8 @@ class Local:
     needs_clone: int = 0
     """The grant that this node can only follow after a clone."""
     gate_open: bool = False
+    witness: bool = False
+    """It votes and has no Postgres."""
     stopping: bool = False
     """Asked to stop for good."""
     asked_to_hand_over: bool = False
@@ -126,6 +128,7 @@ class Step(StrEnum):
     PROMOTE = "promote"
     OPEN = "open"
     OPEN_GATE = "open-gate"
+    REGROUP = "regroup"
     FOLLOW = "follow"
     DETACH = "detach"
 
@@ -136,7 +139,7 @@ class Plan:
 
     step: Step
     term: int = 0
-    """The grant or the promise that the step is about."""
+    """The grant, the promise or (regroup) the index of the change that the step is about."""
     rule: str = ""
     """Name of the rule that decided."""
 
@@ -236,6 +239,20 @@ def _grant_term(s: Situation) -> int:
     return s.grant.term if s.grant is not None else 0
 
 
+def is_founder(view: View, local: Local) -> bool:
+    """Is it to create the cluster's data, and in the life that was named then? A later one of that name never is."""
+    cluster = view.cluster
+    if cluster is None or not cluster.nonce or cluster.founder != local.me:
+        return False
+    member = cluster.member(local.me)
+    return member is not None and member.incarnation == view.incarnation
+
+
+def _change_index(s: Situation) -> int:
+    change = s.view.cluster.change if s.view.cluster is not None else None
+    return change.index if change is not None else 0
+
+
 RULES: tuple[Rule, ...] = (
     Rule(
         "authority-lost", Step.FENCE, "the lease or the grant of this primary is gone: stop Postgres at once",
@@ -276,10 +293,11 @@ RULES: tuple[Rule, ...] = (
         "the Raft child is being restarted; Postgres keeps its role until the lease runs low",
         lambda s: not s.view.alive or s.view.cluster is None,
     ),
+    Rule("witness", Step.WAIT, "witness: it votes and has no Postgres", lambda s: s.local.witness),
     Rule(
         "create", Step.CREATE, "this node is to create the cluster's data directory",
-        lambda s: s.view.cluster is not None and bool(s.view.cluster.nonce) and s.view.cluster.founder == s.local.me
-        and s.local.data is Data.ABSENT and s.local.server is Server.DOWN and not s.view.cluster.grants,
+        lambda s: s.view.cluster is not None and is_founder(s.view, s.local) and not s.view.cluster.grants
+        and s.local.data is Data.ABSENT and s.local.server is Server.DOWN,
     ),
     Rule(
         "promise", Step.FREEZE,
@@ -300,6 +318,10 @@ RULES: tuple[Rule, ...] = (
         "open-gate", Step.OPEN_GATE, "the epoch is proven and recorded: let clients in",
         lambda s: s.local.server is Server.PRIMARY and s.grant is not None and s.grant.opened and not s.local.gate_open,
         _grant_term,
+    ),
+    Rule(
+        "regroup", Step.REGROUP, "the sync group changes: put its names in force, prove that, and tell the log",
+        lambda s: s.local.server is Server.PRIMARY and s.local.gate_open and _change_index(s) > 0, _change_index,
     ),
     Rule("serving", Step.WAIT, "primary, open to clients", lambda s: s.local.server is Server.PRIMARY),
     Rule(

@@ -73,6 +73,7 @@ class Steps:
             prepared = c.postgres.prepare(owned, c.hba(), c.ident(), self._newest_own_timeline())
             if prepared.removed_lines:
                 c.log.warning("settings.removed", lines=list(prepared.removed_lines))
+            c.commits_wait = bool(c.conf["names"])
             _rotate(c.config.postgres_log)
             c.postmaster = c.postgres.start()
             c.process = process_id(c.postmaster.pid)
@@ -269,6 +270,7 @@ class Steps:
         c = self.c
         server, data = c.local.server, c.local.data
         why = f"Postgres is {server.value}" if data is Data.READY else f"its data is {data.value}"
+        why = "it is a witness" if c.local.witness else why
         if c.raft.tell("node.frozen", {"term": term, "epoch": -1, "lsn": 0, "reason": reason or why}):
             c.change(said_no_position=term)
 
@@ -532,8 +534,7 @@ class Steps:
             yield Wait(until_ns=now_ns() + 1_000 * MS, ready=done)
 
     def _create_slots(self, session: sql.Session) -> Task[None]:
-        names = [f"pgr_{m.name}" for m in self.c.cluster.members if m.name != self.c.local.me]
-        for name in names:
+        for name in self.c.slots():
             yield from session.query(
                 "SELECT pg_create_physical_replication_slot($1, true)"
                 " WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1)",

@@ -81,17 +81,6 @@ def test_a_data_directory_of_another_cluster_is_refused(world: World, make_world
     world.wait_streaming(node)
 
 
-def test_a_node_whose_raft_directory_was_wiped_refuses(world: World) -> None:
-    node = world.standbys()[0]
-    assert node.stop(60) == 0
-    shutil.rmtree(node.data / "raft")
-    code, stderr = world.run_node(node)
-    assert code == 78, stderr
-    assert "hint" in stderr
-    assert (node.data / "pgdata" / "PG_VERSION").exists()
-    assert world.primary() is not None
-
-
 def test_a_second_supervisor_on_the_same_data_is_refused(world: World) -> None:
     node = world.standbys()[0]
     code, stderr = world.run_node(node)

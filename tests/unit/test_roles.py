@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from consensus.cluster import ClusterState, Grant, seat_of, sync_group
+from consensus.cluster import Change, ClusterState, Grant, seat_of, sync_group
 from consensus.membership import Member
 from consensus.record import EpochStart, NodeRecord, Position
 from fencing.lease import MS, PROFILES
@@ -23,6 +23,8 @@ TIMINGS = PROFILES["default"]
 NOW = 1_000_000 * MS
 FIRST = EpochStart(0, 0, 1)
 MEMBERS = tuple(Member(name, 7, f"{name}:1", f"{name}:2", "") for name in "abc")
+REBORN = tuple(m._replace(incarnation=8) for m in MEMBERS)
+"""Of the same names as those here, in another life."""
 FRESH = NOW + TIMINGS.lease_ms * MS
 """A lease that was earned this instant."""
 DEMOTED = (TIMINGS.lease_ms - TIMINGS.demote_ms) * MS
@@ -67,6 +69,8 @@ DOWN: dict[str, Any] = {"server": Server.DOWN, "upstream": 0, "may_receive": Fal
 DETACHED: dict[str, Any] = {"upstream": 0, "may_receive": False}
 FOUNDING: dict[str, Any] = {"cluster": agreed(system_identifier=""), "wanted": 1, "record": NodeRecord()}
 UNOPENED = agreed(granted(5, "a", opened=False))
+SMALLER = sync_group((seat_of(m) for m in MEMBERS[:2]), "quorum")
+CHANGING = agreed(granted(5, "a"), change=Change(9, agreed().group, SMALLER))
 
 DECIDES: tuple[tuple[str, int, Situation], ...] = (
     # rule, term of the plan, situation
@@ -105,6 +109,7 @@ DECIDES: tuple[tuple[str, int, Situation], ...] = (
     ("promote", 5, serving(local={"server": Server.PROMOTING, "gate_open": False})),
     ("prove", 5, serving(view={"cluster": UNOPENED}, local={"gate_open": False})),
     ("open-gate", 5, serving(local={"gate_open": False})),
+    ("regroup", 9, serving(view={"cluster": CHANGING})),
     ("serving", 0, serving()),
     ("clone", 5, streaming(local={**DOWN, "data": Data.ABSENT})),
     ("clone", 5, streaming(local={**DOWN, "data": Data.BROKEN})),
@@ -114,6 +119,7 @@ DECIDES: tuple[tuple[str, int, Situation], ...] = (
     ("rewind", 5, streaming(local={**DOWN, "diverged": 5})),
     ("rewind", 5, streaming(view={"wanted": 6}, local={**DOWN, "rebuilding": 5})),
     ("rewind", 5, streaming(local={**DOWN, "rebuilding": 5, "data": Data.BROKEN})),
+    ("witness", 0, streaming(local={**DOWN, "data": Data.ABSENT, "witness": True})),
     ("start", 0, streaming(local=DOWN)),
     ("start", 0, streaming(local={**DOWN, "server": Server.STARTING})),
     ("start", 0, streaming(local={**DOWN, "diverged": 4, "needs_clone": 3})),
@@ -225,7 +231,10 @@ def some_situation(one: Choose) -> Situation:
     no, yes = [False, True]
     term = one([5, 6])
     terms = (term, term, term, *TERMS)  # what is likely often enough, and everything else
-    cluster = None if one([no, no, no, yes]) else agreed(*some_grants(one, term), nonce=one(["", "n"]))
+    members = one([MEMBERS, MEMBERS, REBORN])
+    change = one([None, None, CHANGING.change])
+    known = agreed(*some_grants(one, term), nonce=one(["", "n"]), change=change, members=members)
+    cluster = None if one([no, no, no, yes]) else known
     view = View(
         alive=one([yes, yes, no]), incarnation=7, term=one(terms), leader=one(["", "a", "b"]), wanted=one(terms),
         granted=one(terms), hand_over=one([None, None, "b"]), record=NodeRecord(one(terms)), cluster=cluster,
@@ -297,7 +306,8 @@ def nothing_starts_beside_what_is_left(s: Situation) -> bool:
 
 def a_primary_is_left_alone_or_stopped(s: Situation) -> bool:
     """No step that expects a standby, or an empty place, ever meets a writable Postgres."""
-    allowed = {Step.WAIT, Step.FENCE, Step.HAND_OVER, Step.STOP, Step.PROMOTE, Step.OPEN, Step.OPEN_GATE}
+    standing = {Step.WAIT, Step.FENCE, Step.HAND_OVER, Step.STOP}
+    allowed = standing | {Step.PROMOTE, Step.OPEN, Step.OPEN_GATE, Step.REGROUP}
     running = s.local.server in (Server.PRIMARY, Server.PROMOTING)
     return not running or decided(s).step in allowed
 
@@ -310,11 +320,19 @@ def the_gate_opens_only_for_a_proven_epoch(s: Situation) -> bool:
 
 
 def nothing_is_created_where_something_was(s: Situation) -> bool:
-    """initdb: only the founder, only without data, only before the first grant."""
+    """initdb: only the founder in the life that was named, only without data, only before the first grant."""
     cluster = s.view.cluster
     if decided(s).step is not Step.CREATE:
         return True
-    return cluster is not None and cluster.founder == s.local.me and not cluster.grants and s.local.data is Data.ABSENT
+    here = cluster is not None and cluster.founder == s.local.me and (s.local.me, 7) in {m[:2] for m in cluster.members}
+    return here and cluster is not None and not cluster.grants and s.local.data is Data.ABSENT
+
+
+def names_are_changed_only_with_authority_and_for_a_change(s: Situation) -> bool:
+    if decided(s).step is not Step.REGROUP:
+        return True
+    change = s.view.cluster.change if s.view.cluster is not None else None
+    return change is not None and decided(s).term == change.index and s.local.server is Server.PRIMARY and may_write(s)
 
 
 PROPERTIES: tuple[Callable[[Situation], bool], ...] = (
@@ -326,6 +344,7 @@ PROPERTIES: tuple[Callable[[Situation], bool], ...] = (
     a_primary_is_left_alone_or_stopped,
     the_gate_opens_only_for_a_proven_epoch,
     nothing_is_created_where_something_was,
+    names_are_changed_only_with_authority_and_for_a_change,
 )
 
 
@@ -371,6 +390,7 @@ CONTROLS: tuple[tuple[Callable[[Situation], bool], tuple[Rule, ...]], ...] = (
     (promotion_takes_a_committed_grant, last("control-away")),
     (the_gate_opens_only_for_a_proven_epoch, always("open-gate", lambda s: s.local.server is Server.PRIMARY)),
     (nothing_is_created_where_something_was, always("create", lambda s: s.local.data is Data.ABSENT)),
+    (names_are_changed_only_with_authority_and_for_a_change, first("regroup")),
 )
 
 
