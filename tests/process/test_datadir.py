@@ -382,9 +382,17 @@ def test_what_a_killed_parent_was_copying_with_is_ended(home: Path) -> None:
     node.close()
 
 
+def a_process_that_names(place: Path) -> subprocess.Popen[bytes]:
+    """Python by its name, with this path among its arguments; it ends by a signal alone."""
+    words = [sys.executable, "-c", "import signal; signal.pause()", str(place)]
+    process = subprocess.Popen(words, stdin=subprocess.DEVNULL)
+    while not writers_to(place):  # the kernel closes our pipe to it before its command line is there
+        assert process.poll() is None
+    return process
+
+
 def test_only_what_writes_to_this_node_is_ended(found: Found, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = [sys.executable, "-c", "import signal; signal.pause()", str(found.pgdata)]
-    elsewhere = subprocess.Popen(words, stdin=subprocess.DEVNULL)
+    elsewhere = a_process_that_names(found.pgdata)
     try:
         datadir.end_jobs(found.c.config, found.log)
         assert elsewhere.poll() is None
@@ -398,7 +406,7 @@ def test_only_what_writes_to_this_node_is_ended(found: Found, monkeypatch: pytes
 
 
 def test_a_node_that_starts_ends_them_first(found: Found, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()", str(found.pgdata)])
+    job = a_process_that_names(found.pgdata)
     monkeypatch.setattr(datadir, "_WRITERS", (Path(sys.executable).name,))
     daemon = Daemon.__new__(Daemon)
     daemon.config, daemon.binaries, daemon.children, daemon.log = (
@@ -407,7 +415,7 @@ def test_a_node_that_starts_ends_them_first(found: Found, monkeypatch: pytest.Mo
     daemon.zmq = zmq.Context()
     try:
         made = daemon._context()
-        assert job.wait(0) == -signal.SIGKILL
+        assert job.wait(30) == -signal.SIGKILL
         for link in (made.raft, made.watchdog):
             link.socket.close(0)
     finally:
