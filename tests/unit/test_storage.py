@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
 import stat
@@ -16,6 +17,7 @@ from consensus.storage import (
     StorageBusyError,
     StorageCorruptError,
     StorageError,
+    StorageFullError,
     StorageNewerError,
     Store,
     open_store,
@@ -92,6 +94,9 @@ def test_snapshot_from_a_leader_beyond_the_log(path: Path) -> None:
         Write(truncate_from=2), Write(truncate_from=5, entries=entries(6, 6)), Write(HardState(1)),
         Write(HardState(2, "c")),
         Write(HardState(2)), Write(HardState(3, "b", 6)), Write(HardState(3, "b", 3, 0)), Write(record=NodeRecord(1)),
+        # Each wrong in nothing else, so that no other check can step in.
+        Write(HardState(1, "b", 2, 1)), Write(HardState(2, "c", 2, 1)), Write(HardState(2, "", 2, 1)),
+        Write(HardState(3, "b", 6, 1)), Write(HardState(3, "b", 2, 0)), Write(HardState(1 << 63, "b", 2, 1)),
         Write(HardState(3), entries=(Entry(6, 1, "x", 5),)),  # type: ignore[arg-type]
         Write(HardState(3), entries=(Entry(True, 1, "x", ""),)), Write(HardState(1 << 63)),
     ],
@@ -187,6 +192,71 @@ def test_a_log_that_cannot_be_folded(path: Path, monkeypatch: pytest.MonkeyPatch
     assert load(path).hard == HardState()
 
 
+def test_a_log_whose_terms_go_down(path: Path) -> None:
+    save(path, Write(entries=(*entries(1, 2, term=3), *entries(3, 3, term=2))))
+    with pytest.raises(StorageCorruptError, match="lower term"):
+        load(path)
+
+
+def test_an_orphaned_log_is_left_alone(path: Path) -> None:
+    """SQLite would delete it."""
+    store = open_store(path)
+    store.save(Write(HardState(4, "a")))
+    log = path.with_name("raft.sqlite-wal")
+    whole = log.read_bytes()
+    store.close()
+    for leave in (True, False):
+        path.write_bytes(b"")
+        if not leave:
+            path.unlink()
+        path.with_name("raft.sqlite-saves").unlink(missing_ok=True)
+        log.write_bytes(whole)
+        with pytest.raises(StorageCorruptError, match="its write-ahead log is there"):
+            open_store(path)
+        assert log.read_bytes() == whole
+
+
+def test_new_names_are_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And again at each start, because the one before may have died in between."""
+    path = tmp_path / "one" / "two" / "raft.sqlite"
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def record(descriptor: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    open_store(path).close()
+    note = str(path.with_name("raft.sqlite-saves"))
+    assert set(synced) == {str(tmp_path), str(tmp_path / "one"), str(tmp_path / "one" / "two"), note}
+    assert synced.count(str(path.parent)) >= 3, "after the file was made, and each time the note is synced"
+    synced.clear()
+    store = open_store(path)
+    assert set(synced) == {str(tmp_path / "one"), str(tmp_path / "one" / "two")}
+    store.load()
+    assert note in synced
+    store.close()
+
+
+def test_no_room_for_the_note(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_space(self: Witness) -> None:
+        raise OSError(28, "No space left on device", "the-note")
+
+    monkeypatch.setattr(Witness, "sync", no_space)
+    with pytest.raises(StorageFullError, match="the-note: no room"):
+        open_store(path)
+
+
+def test_a_log_that_has_lost_its_beginning(path: Path) -> None:
+    store = open_store(path)
+    store.save(Write(entries=entries(1, 6), snapshot=Snapshot(3, 1, "{}")))
+    store._connection.execute('DELETE FROM log WHERE "index" = 4').fetchall()
+    with pytest.raises(ValueError, match="would begin at 5 after a snapshot at 3"):
+        store.save(Write(entries=entries(7, 7)))
+    store.close()
+
+
 def test_damage_found_by_a_save_ends_it(path: Path) -> None:
     store = open_store(path)
     store.save(Write(HardState(2, "b")))
@@ -232,6 +302,7 @@ def change(path: Path, *statements: str) -> None:
         "UPDATE log SET data = data || ' '", "UPDATE log SET kind = x'00'", "UPDATE log SET data = CAST(x'ff' AS TEXT)",
         "UPDATE facts SET json = replace(json, '2', '1') WHERE name = 'hard'",
         "UPDATE facts SET json = '{' WHERE name = 'record'", "UPDATE facts SET hash = x'' WHERE name = 'identity'",
+        "UPDATE facts SET json = CAST(json AS BLOB) WHERE name = 'hard'",
         "DELETE FROM facts WHERE name = 'hard'", "DELETE FROM facts WHERE name = 'record'",
         "DELETE FROM facts WHERE name = 'identity'", "DELETE FROM facts WHERE name = 'saves'",
         'DELETE FROM log WHERE "index" >= 4', "UPDATE facts SET hash = 5 WHERE name = 'hard'",

@@ -88,6 +88,16 @@ def test_damage_to_the_structure_that_no_row_shows() -> None:
     store.close()
 
 
+def test_text_that_is_none() -> None:
+    """apsw says so in another way than the standard library."""
+    store = Disk().open_store()
+    store.save(Write(entries=log(1, 3, 1)))
+    store._connection.execute("UPDATE log SET data = CAST(x'ff' AS TEXT)").fetchall()
+    with pytest.raises(StorageCorruptError, match="utf-8"):
+        store.load()
+    store.close()
+
+
 def test_a_store_that_was_refused_is_refused_again() -> None:
     """Also by the next start: SQLite folds and deletes a write-ahead log even on the way out."""
     refused = 0
@@ -155,13 +165,14 @@ def test_a_copy_of_the_file_alone() -> None:
 def test_a_copy_of_the_file_alone_after_a_start_that_died_early() -> None:
     """The first start died between creating the schema and folding it; the second saves before it loads."""
     disk = Disk()
-    disk.on_boundary = lambda now: setattr(now, "cut_at", now.boundaries if now.unsynced_in(LOG) > 8192 else None)
+    disk.on_boundary = lambda now: setattr(now, "cut_at", now.boundaries if now.unsynced_in(LOG) > 12288 else None)
     with pytest.raises(StorageError):
         disk.open_store()
     disk.on_boundary = None
     disk.power_cut(disks.everything)
     assert len(disk.files()[MAIN]) == 4096, "no schema in it"
     store = disk.open_store()
+    assert store._saves == 1, "it was created"
     store.save(Write(HardState(3, "a")))
     copy = Disk()
     copy.put(MAIN, disk.files()[MAIN])
