@@ -160,7 +160,8 @@ def admit(state: ClusterState, facts: Facts, greeting: Greeting) -> Proposal | R
         return Refusal(78, f"{name} is not a member of this cluster", hint)
     if known is not None and name in facts.connected:
         hint = "give this one another --name, or stop the other one"
-        return Refusal(78, f"another node named {name} is up and is a member", hint)
+        # Not final: its earlier life may have been heard of a moment ago.
+        return Refusal(75, f"another node named {name} is up and is a member", hint, final=False)
     if greeting.adopts:
         hint = "move its data directory away: it gets a copy of the primary's"
         return Refusal(78, f"{name} brings a Postgres of its own, which can not become part of this cluster", hint)
