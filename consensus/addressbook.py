@@ -53,8 +53,10 @@ class AddressBook:
         }
 
     def introduce(self, name: str, entry: Entry, applied: int) -> bool:
-        """Believe who says that it knows more than this node has applied; and whoever is known, on where it is now. True:
-        something new was learnt."""
+        """Believe who says that it knows more than this node has applied; and whoever is known, on where it is now.
+
+        True: something new was learnt.
+        """
         known = self.introduced.get(name) or self.members.get(name)
         if known is not None and known.incarnation == entry.incarnation:
             # One that moved is behind, for nobody can reach it; a late word of the old place is mended by its next one.
