@@ -104,7 +104,9 @@ class Mail(NamedTuple):
 
 
 class Cluster:
-    def __init__(self, *names: str, witnesses: str = "", streams: bool = False) -> None:
+    def __init__(
+        self, *names: str, witnesses: str = "", streams: bool = False, commit: str = "quorum"
+    ) -> None:  # fmt: skip
         """``streams``: standbys follow an open primary, and its parent puts changes of the sync group in force."""
         self.now = MS
         self.names, self.streams = names, streams
@@ -113,10 +115,14 @@ class Cluster:
         self.mail: list[Mail] = []
         self.cut: set[tuple[str, str]] = set()
         """Pairs (src, dst) that nothing passes between."""
+        self.hung: set[str] = set()
+        """Whose parent says nothing any more."""
+        self.holds_changes = False
+        """The primary's parent does not get a change of the sync group into force."""
         rows = [member_of(n, 1, f"{n}:1", WITNESS if n in witnesses else VOTER) for n in names]
         self.charter = canonical({
             "members": [list(row) for row in rows], "founder": names[0],
-            "commit": "quorum", "profile": "default", "settings": {},
+            "commit": commit, "profile": "default", "settings": {},
         })  # fmt: skip
         self.members: dict[str, Machine] = {}
         for row in rows:
@@ -281,7 +287,7 @@ class Cluster:
         for name, m in self.members.items():
             if m.refused[0]:
                 m.up = False
-            if not m.up or m.running is None:
+            if not m.up or m.running is None or name in self.hung:
                 continue
             if self.streams:
                 self.follow(name, m)
@@ -315,12 +321,17 @@ class Cluster:
                 m.seen = seen
                 self.tell(name, "node.observed", seen)
         change = m.cluster["change"]
-        if m.state.get("granted") and change is not None:
+        if m.state.get("granted") and change is not None and not self.holds_changes:
             body = {"index": change[0], "node": name}
             self.tell(name, "node.propose", {"kind": "done/1", "body": body})
 
     def tell(self, name: str, what: str, body: dict[str, Any], request: str = "") -> None:
         self.carry_out(name, self.members[name].node.parent(what, request, body, self.now))
+
+    def note(self, name: str, text: str) -> None:
+        """One more entry of the log."""
+        body = {"kind": "note", "term": 0, "node": name, "text": text, "fields": {}, "at": ""}
+        self.tell(name, "node.propose", {"kind": "event/1", "body": body})
 
     def ask(self, name: str, what: str, /, **body: str) -> dict[str, Any]:
         """An admin request at ``name``, and its answer."""
@@ -394,6 +405,9 @@ class Cluster:
             if other.up:
                 other.position = (term, at + 50)
         return name
+
+    def leader(self) -> str:
+        return next((n for n, m in self.members.items() if m.up and m.state.get("role") == "leader"), "")
 
     def lose(self, name: str) -> str:
         """This primary's host; returns the next one, open."""

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
+from consensus import changes
 from consensus.cluster import Seat
+from consensus.effects import Removed, Save, Send, SendStranger, Tell
+from consensus.founding import Greeting, stranger_message
 from consensus.membership import WITNESS
-from consensus.raft import Role
+from consensus.messages import Hello, PromiseReq, PromiseResp
+from consensus.node import COMPACT_AFTER_ENTRIES
+from consensus.positions import NoPosition
+from consensus.raft import Campaign, Role
+from consensus.record import EpochStart, NodeRecord, Position
+from consensus.write import Write
 from fencing.lease import MS
 from tests.unit.nodes import Cluster, T
 
@@ -40,15 +52,43 @@ def test_the_next_primary_takes_over_when_the_leader_is_gone() -> None:
     assert winner.disk.record.promised == winner.state["term"]
 
 
-def test_leadership_goes_to_the_node_with_the_wal() -> None:
+def campaign(cluster: Cluster, name: str) -> None:
+    """As if its jitter had been the shortest."""
+    node = cluster.members[name].node
+    node._raft(Campaign(), cluster.now)
+    cluster.carry_out(name, node.tick(cluster.now))
+
+
+@pytest.mark.parametrize("first", "bc")
+def test_leadership_goes_to_the_node_with_the_wal(first: str) -> None:
     cluster = Cluster("a", "b", "c")
     cluster.open()
     epoch, lsn = cluster.members["b"].position
     cluster.members["a"].up = False
-    for best in ("b", "c"):
-        cluster.members[best].position = (epoch, lsn + 1 if best == "c" else lsn)
+    cluster.run(T.election_ms)
+    best = "c" if first == "b" else "b"
+    cluster.members[best].position = (epoch, lsn + 1)
+    campaign(cluster, first)
     cluster.until(lambda: cluster.primary() != "")
-    assert cluster.primary() == "c"
+    assert cluster.primary() == best
+    assert cluster.members[first].disk.hard.released > 1, "it led, and handed over"
+
+
+def test_a_leader_hands_over_only_once_its_own_parent_has_answered() -> None:
+    """Either answer says that Postgres here is not writable; until then it may be."""
+    cluster = Cluster("a", "b", "c")
+    cluster.open()
+    cluster.members["a"].up = False
+    cluster.run(T.election_ms)
+    cluster.hung = {"b"}
+    campaign(cluster, "b")
+    cluster.members["a"].up = True
+    cluster.until(lambda: cluster.members["b"].state["sentence"].endswith("needed promises"))
+    cluster.run(100)
+    assert (cluster.leader(), cluster.primary()) == ("b", "")
+    cluster.hung = set()
+    cluster.members["b"].position = (-1, 0)
+    cluster.until(lambda: cluster.primary() not in ("", "b"))
 
 
 def test_no_promotion_without_a_read_quorum_and_the_reason_is_told() -> None:
@@ -153,6 +193,132 @@ def test_an_isolated_leader_does_not_spin() -> None:
     assert cluster.primary() == ""
 
 
+# -- what else the parent says
+
+
+def test_a_hung_parent_makes_a_leader_step_down_without_a_release_and_not_campaign() -> None:
+    cluster = Cluster("a", "b", "c")
+    cluster.open()
+    cluster.hung = {"a"}
+    cluster.until(lambda: cluster.leader() not in ("", "a"))
+    a = cluster.members["a"]
+    assert (a.disk.hard.released, a.state["role"]) == (0, "follower")
+    cluster.open()
+    for name in "bc":
+        cluster.members[name].up = False
+    term = a.state["term"]
+    cluster.run(4 * T.election_ms)
+    assert a.state["term"] == term
+    assert a.state["role"] == "follower"
+
+
+def test_a_lone_node_makes_way_for_nobody() -> None:
+    cluster = Cluster("a")
+    cluster.open()
+    cluster.hung = {"a"}
+    cluster.run(5000)
+    assert cluster.primary() == "a"
+
+
+def test_a_record_is_on_disk_before_it_is_confirmed() -> None:
+    cluster = Cluster("a")
+    cluster.open()
+    node = cluster.members["a"].node
+    body = {"history": [[0, 0, 1], [1, 100, 2]], "proof": [1, 150], "marker": "clone"}
+    effects = node.parent("node.record", "r1", body, cluster.now)
+    record = NodeRecord(1, (EpochStart(0, 0, 1), EpochStart(1, 100, 2)), Position(1, 150), "clone")
+    assert effects[:2] == [Save(Write(record=record)), Tell("record.saved", {}, "r1")]
+    effects = node.parent("node.record", "r2", body | {"proof": None, "marker": ""}, cluster.now)
+    assert effects[0] == Save(Write(record=record._replace(proof=None, marker="")))
+
+
+@pytest.mark.parametrize(
+    ("name", "body"),
+    [
+        ("node.frozen", {"term": 0, "epoch": 1, "lsn": 1, "reason": ""}),
+        ("node.frozen", {"term": 9, "epoch": 1, "lsn": 1, "reason": ""}),
+        ("node.fenced", {"term": 0, "reason": "x", "at": ""}),
+    ],
+    ids=["older promise", "newer promise", "older fence"],
+)  # fmt: skip
+def test_a_parent_that_acts_on_an_old_state_is_told_the_new_one(name: str, body: dict[str, Any]) -> None:
+    cluster = Cluster("a", "b", "c")
+    cluster.open()
+    m = cluster.members["a"]
+    before = (m.disk.record, m.disk.hard, m.node.raft.log.last_index)
+    m.state = {}
+    cluster.tell("a", name, body)
+    assert m.state["granted"] == 1
+    assert (m.disk.record, m.disk.hard, m.node.raft.log.last_index) == before
+
+
+def test_a_promise_is_asked_for_by_the_leader_of_this_term_only() -> None:
+    cluster = Cluster("a", "b", "c")
+    cluster.open()
+    cluster.hung = {"b"}
+    node = cluster.members["b"].node
+    wanted = node.wanted
+    for src, term in (("a", 0), ("a", 9), ("c", 1)):
+        assert not [e for e in node.peer(src, PromiseReq(term), cluster.now) if isinstance(e, Send)]
+    assert node.wanted == wanted == 1
+    assert Send("a", PromiseResp(1, 0, 100, "")) in node.peer("a", PromiseReq(1), cluster.now), "repeated when asked"
+    node.answer = None
+    assert not [e for e in node.peer("a", PromiseReq(1), cluster.now) if isinstance(e, Send)], "not before it is given"
+
+
+def test_a_promise_to_another_term_counts_for_nothing() -> None:
+    cluster = Cluster("a", "b", "c")
+    cluster.until(lambda: cluster.members["a"].node.notes is not None)
+    node = cluster.members["a"].node
+    for term in (0, 2):
+        node.peer("b", PromiseResp(term, 1, 100, ""), cluster.now)
+    assert node.notes is not None
+    assert "b" not in node.notes.promises
+    node.peer("b", PromiseResp(1, 1, 100, ""), cluster.now)
+    node.peer("c", PromiseResp(1, -1, 0, "down"), cluster.now)
+    assert (node.notes.promises["b"], node.notes.promises["c"]) == (Position(1, 100), NoPosition("down"))
+
+
+def test_the_parent_and_the_peers_have_a_catalogue() -> None:
+    cluster = Cluster("a")
+    node = cluster.members["a"].node
+    with pytest.raises(ValueError, match=r"node\.dance, which is not in the catalogue"):
+        node.parent("node.dance", "", {}, cluster.now)
+    key = node.raft.key()
+    node.peer("b", Hello(9, "{}"), cluster.now)
+    assert node.raft.key() == key, "a Hello has ways in of its own"
+
+
+def test_the_log_is_compacted_and_one_that_was_away_gets_the_state() -> None:
+    cluster = Cluster("a", "b", "c")
+    cluster.open()
+    cluster.members["c"].up = False
+    for n in range(COMPACT_AFTER_ENTRIES + 1):
+        cluster.note("a", str(n))
+        cluster.turn()
+        cluster.turn()
+    a, c = cluster.members["a"], cluster.members["c"]
+    assert a.disk.snapshot.index > c.node.raft.log.last_index
+    assert len(a.disk.entries) < COMPACT_AFTER_ENTRIES
+    cluster.members["c"].up = True
+    cluster.until(lambda: c.node.applied == a.node.applied)
+    assert c.node.cluster == a.node.cluster
+    again = cluster.restart("c")
+    assert again.node.cluster.history[-1].text == str(COMPACT_AFTER_ENTRIES)
+
+
+def test_in_asynchronous_mode_the_bound_on_loss_is_what_was_last_heard_of_the_primary() -> None:
+    cluster = Cluster("a", "b", "c", commit="async")
+    cluster.open()
+    cluster.members["a"].seen = {"role": "primary", "epoch": 1, "lsn": 10_000_000}
+    cluster.run(2000)
+    cluster.members["a"].up = False
+    cluster.until(lambda: any("maximum_lag" in m.state.get("sentence", "") for m in cluster.members.values()))
+    for name in "bc":
+        cluster.members[name].position = (1, 9_999_000)
+    cluster.until(lambda: cluster.primary() != "")
+
+
 # -- members
 
 
@@ -184,6 +350,80 @@ def test_a_node_joins_gets_a_copy_then_a_vote_then_a_seat() -> None:
     cluster.until(lambda: cluster.roles("d") == "a b c d")
     cluster.until(lambda: all("d" in m.node.book.members for m in cluster.members.values()))
     assert cluster.lose("a") in "bcd", "four voters, three left"
+
+
+def hello_to(cluster: Cluster, name: str, greeting: str) -> list[str]:
+    """Kinds of the answers."""
+    effects = cluster.members[name].node.hello("d", Hello(0, greeting), cluster.now)
+    return [json.loads(e.message.data)["kind"] for e in effects if isinstance(e, SendStranger)]
+
+
+def test_who_is_answered_what() -> None:
+    cluster = opened("a", "b", "c")
+    greeting = Greeting("d", 1, "d:1", "d:2", "d:3", (), "", joins=True)
+    assert hello_to(cluster, "a", "garbage") == []
+    assert hello_to(cluster, "a", replace(greeting, name="e").dump()) == [], "it speaks for somebody else"
+    assert hello_to(cluster, "b", greeting.dump()) == ["elsewhere"]
+    for name in "ac":
+        cluster.cut |= {(name, "b"), ("b", name)}
+    cluster.until(lambda: cluster.members["b"].state["leader"] == "")
+    assert hello_to(cluster, "b", greeting.dump()) == ["stranger"], "nobody knows a leader"
+    assert hello_to(cluster, "a", greeting.dump()) == ["stranger"], "it is being let in"
+    assert hello_to(cluster, "a", greeting.dump()) == ["stranger"], "another change is under way"
+    cluster.until(lambda: cluster.members["a"].node.cluster.member("d") is not None)
+    assert hello_to(cluster, "a", greeting.dump()) == ["charter"]
+
+
+@pytest.mark.parametrize(
+    "data", ["", "[]", '{"kind":"introduction"}', '{"kind":"introduction","raft":"x:1","index":null}']
+)
+def test_a_malformed_introduction_is_nothing(data: str) -> None:
+    cluster = opened("a", "b", "c")
+    before = cluster.members["a"].node.book.current()
+    assert cluster.members["a"].node.met("b", 1, Hello(1, data), cluster.now) == []
+    assert cluster.members["a"].node.book.current() == before
+
+
+def test_only_a_final_word_removes() -> None:
+    node = opened("a", "b", "c").members["a"].node
+    assert node.met("b", 1, Hello(1, stranger_message("why", "do", final=False)), MS) == []
+    assert node.met("b", 1, Hello(1, stranger_message("why", "do", final=True)), MS) == [Removed("why", "do")]
+
+
+def test_a_change_that_waits_for_one_that_is_gone_is_reverted() -> None:
+    cluster = opened("a", "b", "c")
+    cluster.holds_changes = True
+    cluster.join("d", by="a")
+    cluster.until(lambda: cluster.members["a"].node.cluster.change is not None)
+    cluster.members["d"].up = False
+    cluster.run(changes.PATIENCE_MS - 100)
+    change = cluster.members["a"].node.cluster.change
+    assert change is not None
+    assert change.old.names == ("a", "b", "c")
+    cluster.until(lambda: cluster.members["a"].node.cluster.wanted_group.names == ("a", "b", "c"), 1000)
+    cluster.holds_changes = False
+    settle(cluster, "a b c d", "2 of a b c")
+
+
+def test_the_next_primary_finishes_what_was_begun() -> None:
+    cluster = opened("a", "b", "c")
+    cluster.holds_changes = True
+    assert cluster.ask("a", "member.remove", name="c")["ok"]
+    cluster.until(lambda: all(m.node.cluster.change is not None for m in cluster.members.values()))
+    assert cluster.lose("a") == "b", "c has no seat in the new group"
+    cluster.holds_changes = False
+    cluster.members["a"].up = True
+    settle(cluster, "a b", "2 of a b", at="b")
+
+
+def test_nothing_changes_before_the_opening() -> None:
+    cluster = Cluster("a", "b", "c", streams=True)
+    cluster.until(lambda: cluster.primary() == "a")
+    cluster.join("d", by="a")
+    cluster.run(500)
+    assert cluster.roles("a") == "a b c"
+    cluster.open()
+    cluster.until(lambda: cluster.roles("a") == "a b c d")
 
 
 def test_one_that_asks_a_follower_is_sent_to_the_leader() -> None:

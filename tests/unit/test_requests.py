@@ -75,17 +75,13 @@ def stuck() -> Cluster:
     return cluster
 
 
-def leader(cluster: Cluster) -> str:
-    return next(n for n, m in cluster.members.items() if m.up and m.state["role"] == "leader")
-
-
 def test_a_failover_that_may_lose_something_is_refused_until_that_is_accepted() -> None:
     cluster = stuck()
     code, error = refusal(cluster.ask("b", "failover"))
     assert code == 78
     assert error.startswith("no primary: 1 more of these is needed")
     assert refusal(cluster.ask("b", "switchover"))[0] == 75
-    assert cluster.ask(leader(cluster), "failover", to="b", accept_data_loss="yes")["ok"]
+    assert cluster.ask(cluster.leader(), "failover", to="b", accept_data_loss="yes")["ok"]
     cluster.until(lambda: cluster.primary() == "b", 30_000)
 
 
