@@ -53,11 +53,17 @@ class AddressBook:
         }
 
     def introduce(self, name: str, entry: Entry, applied: int) -> bool:
-        """Believe who says that it knows more than this node has applied. True: something new was learnt."""
+        """Believe who says that it knows more than this node has applied; and whoever is known, on where it is now.
+
+        True: something new was learnt.
+        """
         known = self.introduced.get(name) or self.members.get(name)
-        if entry.index <= applied or (known is not None and known[:2] == entry[:2]):
-            return False
-        if known is not None and known.index > entry.index:
+        if known is not None and known.incarnation == entry.incarnation:
+            # One that moved is behind, for nobody can reach it; a late word of the old place is mended by its next one.
+            if known.address != entry.address:
+                self.introduced[name] = entry
+            return known.address != entry.address
+        if entry.index <= applied or (known is not None and known.index > entry.index):
             return False
         if len(self.introduced) >= INTRODUCED_MAX and name not in self.introduced:
             return False

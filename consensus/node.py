@@ -412,7 +412,7 @@ class Node:
                     "at": self.wall_clock(),
                 }  # fmt: skip
                 notes.granted_index = self._raft(Propose("promoted/1", canonical(body)), now_ns)
-            case HandOver(to, reason):
+            case HandOver(to, reason):  # pragma: no branch  # mypy knows that there is no other decision
                 notes.sentence = reason
                 # Only when the parent has said for this very term that Postgres here is not writable.
                 if self.me in notes.promises:
