@@ -412,7 +412,7 @@ class Node:
                     "at": self.wall_clock(),
                 }  # fmt: skip
                 notes.granted_index = self._raft(Propose("promoted/1", canonical(body)), now_ns)
-            case HandOver(to, reason):
+            case HandOver(to, reason):  # pragma: no branch  # mypy knows that there is no other decision
                 notes.sentence = reason
                 # Only when the parent has said for this very term that Postgres here is not writable.
                 if self.me in notes.promises:
@@ -550,6 +550,8 @@ class Node:
             self._tell("raft.cluster", {"index": self.applied, "state": dump(self.cluster)})
         state = {
             "boot": raft.boot, "term": raft.term, "role": raft.role.value, "leader": raft.leader,
+            # What is committed here reaches into the leader's term, so whatever was agreed before it is known.
+            "current": raft.leader != "" and raft.log.term_at(raft.commit) == raft.term,
             "wanted": self.wanted if self.wanted == raft.term else 0,
             "promised": self.record.promised, "granted": grant.term if grant is not None else 0,
             "hand_over": self.notes.handing_over_to if self.notes is not None else None,

@@ -19,9 +19,10 @@ from consensus.cluster import ClusterState, canonical, found
 from consensus.effects import Effect, Removed, Save, Send, SendStranger, Tell, TellLease
 from consensus.founder import Founder, RefusedToStartError
 from consensus.keys import ClusterKey, KeyFileError, derived_key, founding_seed, read_key
+from consensus.lastresort import LastResort
 from consensus.membership import WITNESS, Member
 from consensus.messages import Hello, PeerMessage, Snapshot
-from consensus.node import Node
+from consensus.node import PARENT_SILENT_MS, Node
 from consensus.peerwire import NO_CLUSTER, Envelope, PeerWireError, decode, encode
 from consensus.raft import Log, Raft, RaftConfig, Ready
 from consensus.record import Identity
@@ -88,6 +89,7 @@ class RaftChild:
     """Found in PGDATA; 0: none."""
     adopts: str
     """System identifier of a data directory to bring in at the founding."""
+    pgdata: str
     salvage: bool
     """There is salvaged WAL of an earlier life."""
     log_format: str
@@ -160,6 +162,8 @@ class Host:
         self.transport = Transport(child.name, (str(child.listen[0]), int(child.listen[1])), self._key(), {})
         self.poller = zmq.Poller()
         self._register()
+        kill_bound_ms = PROFILES[child.profile].kill_bound_ms
+        self.last_resort = LastResort(Path(child.pgdata), PARENT_SILENT_MS, kill_bound_ms, log)
         self.stopping = False
 
     # -- start ---------------------------------------------------------------------------------------------------
@@ -276,7 +280,7 @@ class Host:
         return None
 
     def _turn(self, node: Node) -> None:
-        timeout_ns = node.wakeup_ns - now_ns()
+        timeout_ns = min(node.wakeup_ns, self.last_resort.due_ns or node.wakeup_ns) - now_ns()
         events = dict(self.poller.poll(max(0, min(timeout_ns, 1_000 * MS) + MS - 1) // MS))
         if self.bus in events:  # first: whether the parent is silent is judged on every message
             self.read_bus(node)
@@ -290,6 +294,7 @@ class Host:
         if self.watchdog is not None and self.watchdog in events:
             self.watchdog.recv()
         self.carry_out(node.tick(now_ns()))
+        self.last_resort.tick(now_ns())
         if node.book.current() != self.book:
             self._readdress(node)
 
@@ -355,6 +360,7 @@ class Host:
     def _tell_lease(self, term: int, until_ns: int) -> None:
         if self.watchdog is None:
             return
+        self.last_resort.until_ns = until_ns
         try:
             self.watchdog.send(wire.encode("lease.changed", {"term": term, "until_ns": until_ns}), zmq.NOBLOCK)
         except zmq.Again:
@@ -402,6 +408,7 @@ class Host:
         """Orders and facts from the parent; before the founding only hello and stop mean something."""
         while self.bus.poll(0):
             _, data = self.bus.recv_multipart()
+            self.last_resort.heard(now_ns())
             frame = self._frame(data)
             if frame is None:
                 continue

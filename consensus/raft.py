@@ -258,7 +258,7 @@ class Raft:
             case StepDown():
                 if self.role is Role.LEADER:
                     self._follow(self.term, "")
-            case Compact(index, data):
+            case Compact(index, data):  # pragma: no branch  # mypy knows that there is no other event
                 self._compact(index, data)
         return self._ready(proposed)
 
@@ -501,7 +501,7 @@ class Raft:
                 self._on_leader(src, message)
             case AppendResp():
                 self._on_append_resp(src, message)
-            case TimeoutNow():
+            case TimeoutNow():  # pragma: no branch  # nor another message
                 self._on_timeout_now(src, message)
 
     def _on_pre_vote_req(self, src: str, m: PreVoteReq) -> None:

@@ -56,14 +56,14 @@ class Context:
     floors: dict[str, int] = field(default_factory=dict)
     conf: dict[str, Any] = field(default_factory=dict)
     """What the running server's changing settings are: conninfo, slot, names, gate."""
+    look_again_ns: int = 0
+    """PGDATA could not be looked at: it is tried again at this instant; 0: nothing to try."""
     commits_wait: bool = False
     """Postgres's "standbys defined" flag is known to be set; without it no commit waits, whatever the names say."""
-    may_receive: bool = False
-    """A WAL receiver may exist or come back: from the moment an upstream is written until it is proven to be gone."""
     copy_again_ns: int = 0
     """Not before this instant is a copy that is of no use made again."""
     freeze_failing_ns: int = 0
-    """Since when promises cannot be given; 0: they can."""
+    """Since when this Postgres can give no promise, as it does not answer; 0: it answered last."""
     start_failures: int = 0
     """In a row, since Postgres last became ready."""
     attach_offset: int = 0

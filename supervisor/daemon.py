@@ -134,6 +134,7 @@ class Daemon:
         postgres = Postgres(
             self.binaries, config.pgdata, config.run, config.postgres_log, self._spawn_postgres, self.children
         )
+        datadir.end_jobs(config, self.log)
         try:
             postgres.refuse_if_occupied()
         except OccupiedError:
@@ -212,11 +213,14 @@ class Daemon:
             self.raft_heard_ns = now
             self.offspring.kill("raft")
         for frame in self.c.watchdog.facts():
+            self.offspring.asked_ns = 0
             self._from_watchdog(frame)
+        self.offspring.ask_watchdog(now, self.c.watchdog)
         for name, code in self.offspring.ended(now):
             self._child_ended(name, code)
         self.offspring.start_due(now)
         self._look_after_postmaster()
+        datadir.look_again(self.c)
         self.admin.receive(now)
         if self.http is not None:
             self.http.handle(now)
@@ -268,12 +272,10 @@ class Daemon:
 
     def _rearm(self, epoch: int) -> Task[bool]:
         process, view = self.c.process, self.c.view
-        if process is None or view.lease_term != epoch:
+        if process is None or view.lease_term != epoch or not self._situation(now_ns()).writable:
             return False
         body = {"term": epoch, "pid": process.pid, "start_ticks": process.start_ticks, "until_ns": view.lease_until_ns}
         answer = yield from self.c.watchdog.ask("deadman.arm", body, 200)
-        if self.c.process != process:
-            self.c.watchdog.tell("deadman.disarm", {})
         if answer.body.get("ok") is not True:
             yield from sleep(REARM_PAUSE_MS * MS)
             return False

@@ -43,7 +43,7 @@ def view_of(view: View, body: Mapping[str, Any]) -> View:
     return replace(
         view,
         alive=True,
-        met=view.met or bool(body["leader"]),
+        met=view.met or bool(body["current"]),
         term=body["term"],
         leader=body["leader"],
         role=body["role"],

@@ -65,7 +65,8 @@ class View:
     renewed: bool = False
     """The Raft child of now has renewed the lease; False right after it was restarted."""
     met: bool = False
-    """The Raft child of now has met a leader. Before that, all it knows is what was agreed before it last stopped."""
+    """The Raft child of now has caught up with a leader. Before that it knows what was agreed before it last stopped,
+    and maybe a part of what came after: a primary that has been replaced looks like the newest one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,8 @@ class Local:
     """The grant under which the server is primary or promoting."""
     upstream: int = 0
     """The grant whose primary is named as upstream; 0: none."""
+    may_receive: bool = False
+    """A WAL receiver may exist or come back: from the moment an upstream is written until it is proven to be gone."""
     said_no_position: int = 0
     """The term to whose leader it was said that there is no position yet."""
     unguarded_since_ns: int = 0
@@ -354,9 +357,9 @@ RULES: tuple[Rule, ...] = (
         "vow-forbids",
         Step.DETACH,
         "a promise forbids the upstream of this standby: receive no more from it",
-        lambda s: s.local.server is Server.STANDBY
-        and 0 < s.local.upstream < max(s.view.record.promised, s.local.vowed),
-        lambda s: s.local.upstream,
+        # Not `upstream` alone: that ends before the receiver does, and the step must not end with it.
+        lambda s: s.local.server is Server.STANDBY and s.local.may_receive
+        and s.local.upstream < max(s.view.record.promised, s.local.vowed),
     ),
     Rule(
         "streaming", Step.WAIT, "standby of the primary",

@@ -13,7 +13,7 @@ from fencing.lease import MS
 from supervisor import files, sql, timelines
 from supervisor.context import Context
 from supervisor.roles import Server
-from supervisor.tasks import Task, Wait, sleep
+from supervisor.tasks import Task, Wait
 
 EVERY_MS = 1_000
 SOON_MS = 50
@@ -141,4 +141,3 @@ def checkpoint(c: Context, epoch: int) -> Task[None]:
     if c.local.epoch == epoch:
         c.facts = replace(c.facts, checkpointed=epoch)
         c.log.info("checkpoint.done", epoch=epoch)
-    yield from sleep(0)

@@ -49,7 +49,6 @@ def test_a_node_with_another_cluster_key_stays_outside(world: World) -> None:
         world.settles(lambda: mentions(world, node, "key"), f"{node.name} says that its key is another")
         for other in others:
             world.settles(lambda other=other: mentions(world, other, "key", f'"{node.name}"'), f"{other.name} names it")  # type: ignore[misc]  # bound now
-        world.settles(lambda: bool(node.pid_of("postmaster")), "its Postgres is up")
         at_ns = now_ns()
         world.settles(lambda: writer.acked_since(at_ns) > 50, "writes go on")
         assert not world.streams(node)

@@ -164,3 +164,8 @@ def test_optional_fields_keep_their_class() -> None:
     got = peerwire.from_plain(NodeRecord, peerwire.to_plain(record))
     assert type(got.proof) is Position
     assert type(got.history[0]) is EpochStart
+
+
+def test_a_message_class_with_a_field_that_can_not_travel_is_noticed_at_import() -> None:
+    with pytest.raises(TypeError, match=r"Hello\.data: fields of type .*float.* cannot travel"):
+        peerwire._make_builder(float, "Hello.data", 0)

@@ -18,7 +18,22 @@ from consensus.messages import (
     VoteReq,
     VoteResp,
 )
-from consensus.raft import Compact, Log, Propose, Raft, RaftBugError, RaftConfig, Ready, Received, Release, Role, Tick
+from consensus.raft import (
+    Beat,
+    Campaign,
+    Compact,
+    Log,
+    Propose,
+    Raft,
+    RaftBugError,
+    RaftConfig,
+    Ready,
+    Received,
+    Release,
+    Role,
+    StepDown,
+    Tick,
+)
 from fencing.lease import MS
 
 VOTERS = ("a", "b", "c")
@@ -185,6 +200,52 @@ def test_a_resumed_leader_that_steps_down_at_once_waits_like_any_restarted_voter
     receive(raft, "c", AppendResp(4, 7, 0, ok=False, match=0), 201)
     assert raft.role is Role.FOLLOWER
     assert sent(receive(raft, "c", VoteReq(5, 9, 9, "", 0), 202), "c") == [VoteResp(4, granted=False)]
+
+
+@pytest.mark.parametrize(
+    "answer", [PreVoteResp(7, 1, granted=False), VoteResp(7, granted=False), AppendResp(7, 7, 1, ok=False, match=0)]
+)
+def test_an_answer_of_a_higher_term_is_adopted(answer: PreVoteResp | VoteResp | AppendResp) -> None:
+    """3.3; and 22 of the known bugs: or it would ask for a term the others are past, for ever."""
+    raft = node()
+    raft.step(Tick(), 0)
+    ready = receive(raft, "b", answer, 1)
+    assert (raft.term, raft.vote, raft.role) == (7, "", Role.FOLLOWER)
+    assert ready.hard == HardState(7)
+
+
+def test_one_that_is_bound_does_not_campaign_before_it_is_free() -> None:
+    raft = node("b")
+    receive(raft, "a", append(entries=(NOOP,)), 10)
+    ready = raft.step(Campaign(), 20 * MS)
+    assert (ready.now, ready.after, raft.role) == ((), (), Role.FOLLOWER)
+    assert raft.election_at_ns > (10 + E) * MS
+
+
+def test_a_leader_that_makes_way_releases_nothing() -> None:
+    raft = led()
+    raft.step(StepDown(), 20 * MS)
+    assert (raft.role, raft.released, raft.lease_until_ns) == (Role.FOLLOWER, 0, 0)
+    assert sent(receive(raft, "c", VoteReq(5, 9, 9, "", 0), E), "c") == [VoteResp(1, granted=False)], "still bound"
+    assert raft.step(StepDown(), 2 * E * MS).hard is None, "only a leader makes way"
+
+
+@pytest.mark.parametrize(
+    "event", [Beat(), Release("b"), StepDown(), Propose("x/1", "")], ids=lambda e: type(e).__name__
+)
+def test_what_only_a_leader_does_is_nothing_for_others(event: Beat | Release | StepDown | Propose) -> None:
+    raft = node("b")
+    key = raft.key()
+    ready = raft.step(event, MS)
+    assert (ready.hard, ready.now, ready.after, ready.proposed, raft.key()) == (None, (), (), 0, key)
+
+
+def test_without_time_nothing_is_numbered_and_nothing_binds() -> None:
+    """What the model checker explores."""
+    raft = Raft(RaftConfig("a", ("a",)), HardState(), Log(), boot=7, seed=1, now_ns=0, fresh=True)
+    raft.step(Campaign(), 0)
+    raft.step(Beat(), 0)
+    assert (raft.role, raft.round, raft.lease_until_ns, raft.heartbeat_at_ns) == (Role.LEADER, 0, 0, 0)
 
 
 # -- the lease

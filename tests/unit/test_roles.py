@@ -55,7 +55,7 @@ def serving(*, view: dict[str, Any] | None = None, local: dict[str, Any] | None 
 def streaming(*, view: dict[str, Any] | None = None, local: dict[str, Any] | None = None) -> Situation:
     """``b`` streams from ``a``, the primary of term 5."""
     seen = View(True, 7, 5, "a", wanted=5, record=NodeRecord(5), cluster=agreed(granted(5, "a")), met=True)
-    here = Local("b", Data.READY, Server.STANDBY, upstream=5)
+    here = Local("b", Data.READY, Server.STANDBY, upstream=5, may_receive=True)
     return Situation(replace(seen, **view or {}), replace(here, **local or {}), TIMINGS, NOW)
 
 
@@ -65,7 +65,8 @@ def decided(situation: Situation) -> Plan:
 
 SITUATIONS_TRIED = 4_000
 
-DOWN: dict[str, Any] = {"server": Server.DOWN, "upstream": 0}
+DOWN: dict[str, Any] = {"server": Server.DOWN, "upstream": 0, "may_receive": False}
+DETACHED: dict[str, Any] = {"upstream": 0, "may_receive": False}
 FOUNDING: dict[str, Any] = {"cluster": agreed(system_identifier=""), "wanted": 1, "record": NodeRecord()}
 UNOPENED = agreed(granted(5, "a", opened=False))
 SMALLER = sync_group((seat_of(m) for m in MEMBERS[:2]), "quorum")
@@ -118,23 +119,25 @@ DECIDES: tuple[tuple[str, int, Situation], ...] = (
     ("rewind", 5, streaming(local={**DOWN, "diverged": 5})),
     ("rewind", 5, streaming(view={"wanted": 6}, local={**DOWN, "rebuilding": 5})),
     ("rewind", 5, streaming(local={**DOWN, "rebuilding": 5, "data": Data.BROKEN})),
+    ("witness", 0, streaming(local={**DOWN, "data": Data.ABSENT, "witness": True})),
     ("start", 0, streaming(local=DOWN)),
     ("start", 0, streaming(local={**DOWN, "server": Server.STARTING})),
     ("start", 0, streaming(local={**DOWN, "diverged": 4, "needs_clone": 3})),
     ("start", 0, streaming(view={"wanted": 6}, local={**DOWN, "diverged": 5, "needs_clone": 5})),
     ("follow", 5, streaming(local={"upstream": 0})),
     ("follow", 5, streaming(local={"upstream": 4})),
-    ("vow-forbids", 5, streaming(view={"record": NodeRecord(6)})),
-    ("vow-forbids", 5, streaming(local={"vowed": 6})),
+    ("vow-forbids", 0, streaming(view={"record": NodeRecord(6)})),
+    ("vow-forbids", 0, streaming(local={"vowed": 6})),
+    ("vow-forbids", 0, streaming(local={"vowed": 6, "upstream": 0})),
     ("streaming", 0, streaming()),
-    ("waiting", 0, streaming(view={"cluster": agreed()}, local={"upstream": 0, "frozen": 5})),
-    ("waiting", 0, streaming(view={"cluster": agreed(granted(5, "a", ancestry=()))}, local={"upstream": 0})),
-    ("waiting", 0, streaming(view={"cluster": agreed(granted(5, "a", failed="killed"))}, local={"upstream": 0})),
-    ("waiting", 0, streaming(view={"record": NodeRecord(6)}, local={"upstream": 0})),
-    ("waiting", 0, streaming(view={"wanted": 6}, local={"upstream": 0, "frozen": 6})),
-    ("waiting", 0, streaming(view={"met": False, "leader": ""}, local={"upstream": 0})),
+    ("waiting", 0, streaming(view={"cluster": agreed()}, local={**DETACHED, "frozen": 5})),
+    ("waiting", 0, streaming(view={"cluster": agreed(granted(5, "a", ancestry=()))}, local=DETACHED)),
+    ("waiting", 0, streaming(view={"cluster": agreed(granted(5, "a", failed="killed"))}, local=DETACHED)),
+    ("waiting", 0, streaming(view={"record": NodeRecord(6)}, local=DETACHED)),
+    ("waiting", 0, streaming(view={"wanted": 6}, local={**DETACHED, "frozen": 6})),
+    ("waiting", 0, streaming(view={"met": False, "leader": ""}, local=DETACHED)),
     ("waiting", 0, streaming(view={"met": False, "leader": ""}, local={**DOWN, "data": Data.ABSENT})),
-    ("waiting", 0, streaming(local={"upstream": 0, "vowed": 6})),
+    ("waiting", 0, streaming(local={**DETACHED, "vowed": 6})),
     ("waiting", 0, streaming(local={**DOWN, "data": Data.UNKNOWN})),
 )
 
@@ -184,6 +187,7 @@ def test_a_child_that_is_being_restarted_gets_the_whole_lease(away: dict[str, An
         (streaming(view={"wanted": 6}, local={**DOWN, "said_no_position": 6}), False),
         (streaming(view={"wanted": 6}), False),
         (streaming(local=DOWN), False),
+        (streaming(view={"wanted": 6}, local={**DOWN, "clean": False}), False),
         (streaming(view={"wanted": 6, "alive": False}, local=DOWN), False),
         (serving(view={"wanted": 6}), False),
         (serving(view={"wanted": 6}, local={"server": Server.STOPPING}), False),
@@ -191,6 +195,13 @@ def test_a_child_that_is_being_restarted_gets_the_whole_lease(away: dict[str, An
 )
 def test_no_position_is_said_once_and_only_when_nothing_is_writable(situation: Situation, owed: bool) -> None:
     assert situation.owes_no_position is owed
+
+
+def test_a_step_that_ends_an_upstream_does_not_cancel_itself() -> None:
+    """`steps._detach` sets `upstream` to 0 long before the receiver is gone; another plan would cancel it there."""
+    begun = decided(streaming(local={"vowed": 6}))
+    assert decided(streaming(local={"vowed": 6, "upstream": 0})) == begun
+    assert decided(streaming(local={"vowed": 6, **DETACHED})).step is Step.WAIT
 
 
 # What must hold in every situation
@@ -234,9 +245,9 @@ def some_situation(one: Choose) -> Situation:
     local = Local(
         me=one("ab"), data=one(list(Data)), server=server, clean=one([yes, no]),
         epoch=one([term, term, 4, 5] if writable else terms),  # set by the same change as PROMOTING, see steps.py
-        upstream=one(terms), said_no_position=one(terms), unguarded_since_ns=one(UNGUARDED), frozen=one(terms),
-        vowed=one(TERMS), rebuilding=one([0, 0, *TERMS]), diverged=one(terms),
-        needs_clone=one(terms), gate_open=one([no, yes]),
+        upstream=one(terms), may_receive=one([yes, yes, no]), said_no_position=one(terms),
+        unguarded_since_ns=one(UNGUARDED), frozen=one(terms), vowed=one(TERMS),
+        rebuilding=one([0, 0, *TERMS]), diverged=one(terms), needs_clone=one(terms), gate_open=one([no, yes]),
         stopping=one([no, no, yes]), asked_to_hand_over=one([no, yes]), failed_promotion=one(TERMS),
         crashed=one(["", "killed"]),
     )  # fmt: skip
@@ -283,7 +294,7 @@ def nothing_older_than_the_promise_is_followed(s: Situation) -> bool:
 
 
 def no_upstream_outlives_a_newer_promise(s: Situation) -> bool:
-    forbidden = 0 < s.local.upstream < max(s.view.record.promised, s.local.vowed)
+    forbidden = s.local.may_receive and s.local.upstream < max(s.view.record.promised, s.local.vowed)
     settled = decided(s).rule in ("streaming", "waiting")
     return not (s.local.server is Server.STANDBY and forbidden and settled)
 
