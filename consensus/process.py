@@ -245,9 +245,16 @@ class Host:
         members, index = self.introduced
         for member in members:
             node.book.introduce(member.name, addressbook.Entry(member.incarnation, member.raft, index), node.applied)
+        self.guests = self._hints(node)
         self._readdress(node)
         self.carry_out(node.start(ready, now_ns()))
         return node
+
+    def _hints(self, node: Node) -> dict[str, Address]:
+        """Where --peers says that members are, if the log says otherwise: they may all have moved while down."""
+        known = {name: split(entry.address) for name, entry in node.book.current().items()}
+        given = {name: (str(host), int(port)) for name, (host, port) in self.child.peers.items()}
+        return {name: there for name, there in given.items() if known.get(name, there) != there}
 
     def _resume(self, node: Node) -> Ready | None:
         """safety.md "Resume": same term, own committed grant, no release, and a lease the watchdog still counts on."""
@@ -311,7 +318,10 @@ class Host:
 
     def send(self, dst: str, message: PeerMessage, cluster_id: str = "", incarnation: int = 0) -> None:
         known = self.book.get(dst)
-        self._send_to(dst, dst, incarnation or (known.incarnation if known else 0), message, cluster_id)
+        incarnation = incarnation or (known.incarnation if known else 0)
+        self._send_to(dst, dst, incarnation, message, cluster_id)
+        if isinstance(message, Hello) and dst in self.guests and not cluster_id:
+            self.send_guest(dst, dst, incarnation, message)
 
     def send_guest(self, guest: str, dst: str, incarnation: int, hello: Hello) -> None:
         """To somebody who is dialed by an address of its own: see `dial`. Without a cluster id unless it names a term,

@@ -327,6 +327,8 @@ class Daemon:
                 datadir.look(c)
             case "raft.cluster":
                 c.view = replace(c.view, cluster=load(body["state"]))
+                self.was_member = self.was_member or (c.view.met and c.listed)
+                self.steps.notice_moved_primary()
                 c.timings = PROFILES[c.cluster.profile]
                 self.offspring.use_timings(c.timings)
                 self.founding_sentence = ""

@@ -160,6 +160,16 @@ class Steps:
         c.need_postmaster().reload()
         c.log.info("follow.attached", primary=grant.node, term=grant.term)
 
+    def notice_moved_primary(self) -> None:
+        """The primary that this standby follows has another address now: it is to be followed there."""
+        c = self.c
+        grant = c.cluster.grant
+        if grant is None or grant.term != c.local.upstream or c.cluster.member(grant.node) is None:
+            return
+        if c.local.server is Server.STANDBY and c.conf["conninfo"] != c.upstream(grant):
+            c.log.info("follow.moved", primary=grant.node)
+            c.change(upstream=0)
+
     def _look_at_control_data(self) -> Task[None]:
         c = self.c
         control = yield from controldata.read(c.binaries, c.config.pgdata, c.children)
