@@ -62,8 +62,7 @@ def test_who_was_away_knows_the_newest_grant_before_it_says_that_it_does() -> No
     cluster.tell("a", "node.fenced", {"term": cluster.members["a"].state["granted"], "reason": "killed", "at": ""})
     cluster.until(lambda: cluster.primary() not in ("", "a"))
     newest = cluster.members[cluster.primary()].state["granted"]
-    cluster.members["c"] = away = cluster.make("c", away.disk, boot=2, fresh=False)
-    cluster.carry_out("c", away.node.start(None, cluster.now))
+    away = cluster.restart("c")
     assert not away.state["current"]
     early = 0
     while not away.state["current"]:

@@ -240,10 +240,10 @@ def test_new_names_are_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_no_room_for_the_note(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_space(self: Witness) -> None:
+    def no_space(self: Tally) -> None:
         raise OSError(28, "No space left on device", "the-note")
 
-    monkeypatch.setattr(Witness, "sync", no_space)
+    monkeypatch.setattr(Tally, "sync", no_space)
     with pytest.raises(StorageFullError, match="the-note: no room"):
         open_store(path)
 
