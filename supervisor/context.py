@@ -123,11 +123,6 @@ class Context:
         """As the log here says; nobody while that is not known."""
         return self.view.cluster.members if self.view.cluster is not None else ()
 
-    @property
-    def listed(self) -> bool:
-        """Is this life of this node a member, as far as the log here says?"""
-        return any((m.name, m.incarnation) == (self.local.me, self.view.incarnation) for m in self.members)
-
     def slots(self) -> list[str]:
         """The replication slots that belong here: one for every other member with a Postgres."""
         return [f"pgr_{m.name}" for m in self.members if m.has_data and m.name != self.local.me]

@@ -20,7 +20,7 @@ from fencing.clock import now_ns
 from fencing.lease import MS, PROFILES
 from fencing.logs import Log
 from supervisor import binaries as find_binaries
-from supervisor import controldata, datadir, observe, preflight, privileges, watch
+from supervisor import controldata, datadir, member, observe, preflight, privileges, watch
 from supervisor.adminserver import AdminServer
 from supervisor.children import ChildTable
 from supervisor.config import Config
@@ -80,8 +80,8 @@ class Daemon:
 
     def __init__(self, config: Config, launcher: Launcher, log: Log) -> None:
         self.config, self.launcher, self.log = config, launcher, log
-        self.binaries = find_binaries.NONE if config.witness else find_binaries.find(config.pg_bin)
-        if not config.witness and preflight.has_postgres(config.pgdata):
+        self.binaries = find_binaries.find(config.pg_bin)
+        if preflight.has_postgres(config.pgdata):
             preflight.check_major(config.pgdata, self.binaries.major, self.binaries.bin_dir)
         self.signals = Signals()
         self.children = ChildTable()
@@ -141,9 +141,8 @@ class Daemon:
             datadir.end_leftover(config, postgres, self.log)
         return Context(
             config, self.log, privileges.current().name, self.binaries, self.children,
-            Link(self.zmq, config.raft_socket, self.log),
-            Link(self.zmq, config.watchdog_socket, self.log, nobody=config.witness), postgres,
-            PROFILES[config.profile], View(), Local(config.name, witness=config.witness),
+            Link(self.zmq, config.raft_socket, self.log), Link(self.zmq, config.watchdog_socket, self.log), postgres,
+            PROFILES[config.profile], View(), Local(config.name),
         )  # fmt: skip
 
     def _spawn_postgres(self, argv: Sequence[str], env: Mapping[str, str], log_path: Path) -> int:
@@ -156,8 +155,7 @@ class Daemon:
     def loop(self) -> int:
         self.offspring.describe(datadir.raft_arguments(self.c))
         self.offspring.start_all()
-        if not self.config.witness:
-            self.c.watchdog.tell("deadman.query", {})
+        self.c.watchdog.tell("deadman.query", {})
         while self.exit_code is None:
             self._turn()
         return self.exit_code
@@ -316,23 +314,23 @@ class Daemon:
                 self.greeted = True
                 c.view = replace(c.view, incarnation=int(body["incarnation"]))
                 if body["cluster_id"]:
-                    datadir.keep_derived_key(self.config)
+                    member.keep_derived_key(self.config)
             case "raft.state":
                 if (body["term"], body["leader"], body["role"]) != (c.view.term, c.view.leader, c.view.role):
                     self.log.info("raft.role", term=body["term"], role=body["role"], leader=body["leader"])
                 if body["sentence"] not in ("", c.view.sentence):
                     self.log.info("promotion.state", term=body["term"], text=body["sentence"])
                 c.view = observe.view_of(c.view, body)
-                self.was_member = self.was_member or (c.view.met and c.listed)
+                self.was_member = self.was_member or member.is_member(c.view, c.local)
                 datadir.look(c)
             case "raft.cluster":
                 c.view = replace(c.view, cluster=load(body["state"]))
-                self.was_member = self.was_member or (c.view.met and c.listed)
+                self.was_member = self.was_member or member.is_member(c.view, c.local)
                 self.steps.notice_moved_primary()
                 c.timings = PROFILES[c.cluster.profile]
                 self.offspring.use_timings(c.timings)
                 self.founding_sentence = ""
-                datadir.refuse_another_role(c)
+                member.refuse_another_role(c.view, c.local)
                 datadir.write_passfile(c)
                 datadir.look(c)
                 self.snapshot_at_ns = 0
@@ -562,8 +560,7 @@ class Daemon:
             self.steps.postmaster_ended("the parent ends")
         self.admin.close()
         self.c.raft.tell("node.stop", {})
-        if not self.config.witness:
-            self.c.watchdog.tell("deadman.exit", {})
+        self.c.watchdog.tell("deadman.exit", {})
         self.offspring.stop_all(STOP_CHILDREN_MS)
         if self.http is not None:
             self.http.close()

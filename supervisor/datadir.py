@@ -6,14 +6,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from consensus.cluster import canonical
-from consensus.keys import derived_key_text, founding_seed
-from consensus.membership import VOTER, WITNESS
 from fencing.clock import now_ns
 from fencing.kill import end, fence
 from fencing.lease import MS
 from fencing.logs import Log
-from supervisor import controldata, files, preflight
+from supervisor import controldata, files, member, preflight
 from supervisor.config import Config
 from supervisor.context import Context
 from supervisor.errors import RefusedError
@@ -32,7 +29,7 @@ def look(c: Context) -> None:
     """What PGDATA is, once both the log and this node's record are known; a foreign one stops the node (78)."""
     pgdata = c.config.pgdata
     known = c.view.alive and c.view.cluster is not None
-    if c.local.witness or c.local.data is not Data.UNKNOWN or not known or now_ns() < c.look_again_ns:
+    if c.local.data is not Data.UNKNOWN or not known or now_ns() < c.look_again_ns:
         return
     c.look_again_ns = 0
     expected, mark = c.cluster.system_identifier, read_mark(pgdata)
@@ -89,27 +86,9 @@ def look_again(c: Context) -> None:
         look(c)
 
 
-def refuse_another_role(c: Context) -> None:
-    """A witness stays one, and so does a node with a Postgres: the others count on it."""
-    own = c.cluster.member(c.local.me)
-    if own is None or own.incarnation != c.view.incarnation or own.has_data is not c.local.witness:
-        return
-    if c.local.witness:
-        raise RefusedError(
-            f"{own.name} is a member with a Postgres, not a witness",
-            f"start it without --witness; or remove it (pgr member remove {own.name}) and let it join anew, with an "
-            "empty data directory",
-        )
-    raise RefusedError(
-        f"{own.name} is a witness: it has no Postgres",
-        f"start it with --witness; or remove it (pgr member remove {own.name}) and let it join anew, with an empty "
-        "data directory",
-    )
-
-
 def write_passfile(c: Context) -> None:
     """What libpq reads the replication password from: never in a connection string, never in an argument."""
-    if not c.cluster.replication_password or c.local.witness:
+    if not c.cluster.replication_password:
         return
     line = f"*:*:*:{REPLICATION_ROLE}:{c.cluster.replication_password}\n".encode()
     path = c.config.run / "pgpass"
@@ -119,12 +98,7 @@ def write_passfile(c: Context) -> None:
 
 def raft_arguments(c: Context) -> dict[str, Any]:
     """What the Raft child is told at its start (consensus/process.py `RaftChild`)."""
-    config, founding = c.config, c.config.founding
-    if config.witness and preflight.has_postgres(config.pgdata):
-        raise RefusedError(
-            f"{config.pgdata} holds a Postgres, and a witness has none",
-            f"start it without --witness, or move {config.pgdata} away",
-        )
+    config = c.config
     mark = read_mark(config.pgdata) if config.pgdata.exists() else {}
     adopts = ""
     if preflight.has_postgres(config.pgdata) and not mark:
@@ -134,22 +108,7 @@ def raft_arguments(c: Context) -> dict[str, Any]:
             hint = f"repair it, or move {config.pgdata} away"
             raise RefusedError(f"{config.pgdata} cannot be brought into a cluster: {error}", hint) from error
         adopts = str(control.system_identifier)
-    settings = {"parameters": dict(founding.parameters), "hba": list(founding.hba), "superuser": founding.superuser}
-    return {
-        "raft_dir": str(config.raft_dir), "run_dir": str(config.run), "name": config.name,
-        "listen": list(config.listen), "raft_address": str(config.advertise),
-        "postgres_address": "" if config.witness else str(config.pg_advertise),
-        "http_address": str(config.http_advertise or ""),
-        "peers": {p.name: list(p.address) for p in config.peers},
-        "join": list(config.join) if config.join is not None else None,
-        "role": WITNESS if config.witness else VOTER,
-        "key_file": str(config.cluster_key or (config.key_file if config.key_file.exists() else "")),
-        "profile": config.profile, "commit": config.commit,
-        "settings": canonical(settings), "pgdata": str(config.pgdata),
-        "data_incarnation": int(mark.get("incarnation", 0)), "adopts": adopts,
-        "salvage": config.salvage_dir.exists() and any(config.salvage_dir.iterdir()),
-        "log_format": config.log_format,
-    }  # fmt: skip
+    return member.raft_arguments(config, mark, adopts)
 
 
 _WRITERS = ("initdb", "pg_basebackup", "pg_rewind", "rm")
@@ -184,13 +143,6 @@ def _writes_to(pid: int, places: set[str]) -> bool:
         return False  # it has ended
     named = os.path.basename(words[0]) in _WRITERS  # noqa: PTH119  # a word, not a path
     return mine and named and any(os.path.realpath(w) in places for w in words[1:] if w.startswith("/"))
-
-
-def keep_derived_key(config: Config) -> None:
-    """Founded on loopback without a key file: whoever joins later needs the key, and can't know the names."""
-    if config.cluster_key is None and not config.key_file.exists():
-        text = derived_key_text(founding_seed(peer.name for peer in config.peers))
-        files.write_atomically(config.key_file, text.encode())
 
 
 def end_leftover(config: Config, postgres: Postgres, log: Log) -> None:

@@ -127,11 +127,18 @@ def _start(config: Config, log: Log) -> int:
     log.info("node.starting", version=version(), user=account.name, data=config.data, pid=os.getpid(), lock=lock.path)
     adopt_orphans()
 
-    from supervisor.launcher import KINDS, Launcher
+    if config.witness:
+        from supervisor import witness
 
-    # A witness fences nothing, and has to be small.
-    kinds = {name: kind for name, kind in KINDS.items() if name == "raft" or not config.witness}
-    launcher = Launcher.start(kinds, log=log)
+        set_title("pgr-witness")
+        try:
+            return witness.run(config, log)
+        finally:
+            lock.release()
+
+    from supervisor.launcher import Launcher
+
+    launcher = Launcher.start(log=log)
     set_title("pgr-supervise")
 
     from supervisor.daemon import run

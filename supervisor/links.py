@@ -23,9 +23,8 @@ from supervisor.tasks import Task, TaskTimeout, Wait
 class Link:
     """One DEALER with the identity ``parent``."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], path: Path, log: Log, *, nobody: bool = False) -> None:
-        """``nobody``: there is no such child, so that it must not be told or asked anything."""
-        self.path, self.log, self.nobody = path, log, nobody
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], path: Path, log: Log) -> None:
+        self.path, self.log = path, log
         self.answers: dict[str, wire.Frame] = {}
         self.asked: set[str] = set()
         self._ids = itertools.count(1)
@@ -39,8 +38,7 @@ class Link:
         socket.setsockopt(zmq.SNDHWM, 200)
         socket.setsockopt(zmq.RECONNECT_IVL, 5)
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 20)
-        if not self.nobody:
-            socket.connect(f"ipc://{self.path}")
+        socket.connect(f"ipc://{self.path}")
         return socket
 
     def redial(self) -> None:

@@ -56,8 +56,6 @@ class Offspring:
         }  # fmt: skip
         self.watchdog = Child("watchdog", watchdog)
         self.raft = Child("raft", {})
-        self.all = (self.raft,) if config.witness else (self.watchdog, self.raft)
-        """A witness has nothing that a watchdog could fence."""
         self.stopping = False
         self.asked_ns = self.ask_at_ns = 0
         """The oldest question that the watchdog of now has not answered, and when to ask again."""
@@ -74,7 +72,7 @@ class Offspring:
             signal.pidfd_send_signal(self.watchdog.pidfd, signal.SIGKILL)
 
     def start_all(self) -> None:
-        for child in self.all:
+        for child in (self.watchdog, self.raft):
             self._start(child)
 
     def _start(self, child: Child) -> None:
@@ -93,7 +91,7 @@ class Offspring:
 
     def fds(self) -> list[int]:
         """pidfds: readable once the child is dead."""
-        found = [child.pidfd for child in self.all if child.pidfd >= 0]
+        found = [child.pidfd for child in (self.watchdog, self.raft) if child.pidfd >= 0]
         return [*found, self.launcher.fileno()] if self.launcher.fileno() >= 0 else found
 
     def wakeup_ns(self) -> int:
@@ -105,7 +103,7 @@ class Offspring:
             self.log.warning("launcher.ended", expected=False)
             self.launcher.restart()
         found: list[tuple[str, int]] = []
-        for child in self.all:
+        for child in (self.watchdog, self.raft):
             if child.pidfd >= 0 and _dead(child.pidfd):
                 os.close(child.pidfd)
                 child.pidfd, child.ready = -1, False
@@ -121,7 +119,7 @@ class Offspring:
 
     def start_due(self, now: int) -> None:
         """After what a death means has been noted: starting may take a while."""
-        for child in self.all:
+        for child in (self.watchdog, self.raft):
             if child.pidfd < 0 and now >= child.start_at_ns and not self.stopping:
                 self._start(child)
 
@@ -145,7 +143,7 @@ class Offspring:
     def stop_all(self, within_ms: int) -> None:
         """They were told to exit; who has not done so in time is killed."""
         self.stopping = True
-        for child in reversed(self.all):
+        for child in (self.raft, self.watchdog):
             if child.pidfd < 0:
                 continue
             poller = select.poll()

@@ -280,7 +280,6 @@ class Steps:
         c = self.c
         server, data = c.local.server, c.local.data
         why = f"Postgres is {server.value}" if data is Data.READY else f"its data is {data.value}"
-        why = "it is a witness" if c.local.witness else why
         if c.raft.tell("node.frozen", {"term": term, "epoch": -1, "lsn": 0, "reason": reason or why}):
             c.change(said_no_position=term)
 
