@@ -470,11 +470,28 @@ def test_6_4_1_a_new_leader_has_no_lease_before_a_majority_has_answered() -> Non
         (PreVoteReq(3, 2, 2), True), (PreVoteReq(3, 1, 2), False), (PreVoteReq(3, 9, 1), False),
         (PreVoteReq(2, 9, 9), False), (PreVoteReq(1, 9, 9), False),
     ],
+    ids=lambda x: "-".join(map(str, x)) if isinstance(x, tuple) else str(x),
 )  # fmt: skip
 def test_9_6_a_pre_vote_is_given_when_a_vote_would_be(request_: PreVoteReq, granted: bool) -> None:
     """9.6: log up to date, and the term would be new (it has voted in its own)."""
     raft = node("b", HardState(2, "c"), Log(entries=(NOOP, Entry(2, 2, "x/1", ""))))
     assert sent(receive(raft, "a", request_, 1), "a") == [PreVoteResp(2, request_.term, granted)]
+
+
+@pytest.mark.parametrize(("vote", "granted"), [("", True), ("a", True), ("c", False)])
+def test_9_6_a_pre_vote_for_the_own_term_is_given_while_the_vote_could_be(vote: str, granted: bool) -> None:
+    """9.6: who asks may be a term behind."""
+    raft = node("b", HardState(2, vote))
+    assert sent(receive(raft, "a", PreVoteReq(2, 0, 0), 1), "a") == [PreVoteResp(2, 2, granted)]
+
+
+def test_9_6_an_answer_to_an_earlier_question_does_not_count() -> None:
+    raft = node("a", HardState(1))
+    raft.step(Tick(), 0)
+    receive(raft, "b", PreVoteResp(0, 1, granted=True), 1)
+    assert role(raft) is Role.PRECANDIDATE
+    receive(raft, "b", PreVoteResp(1, 2, granted=True), 1)
+    assert role(raft) is Role.CANDIDATE
 
 
 def test_9_6_a_pre_vote_that_was_given_binds_nobody() -> None:
