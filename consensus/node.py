@@ -143,9 +143,8 @@ class Node:
             case PromiseReq(term):
                 if term == self.raft.term and src == self.raft.leader:
                     self._promise_wanted(term)
-            case PromiseResp(term, epoch, lsn, reason):
-                if self.notes is not None and term == self.notes.term == self.raft.term:
-                    self.notes.promises[src] = Position(epoch, lsn) if epoch >= 0 else NoPosition(reason)
+            case PromiseResp():
+                self._promised(src, message)
             case Observation(_, data):
                 self._observed(src, data, now_ns)
             case Forward(_, request_id, name, data):
@@ -432,6 +431,11 @@ class Node:
             self.wanted, self.answer = term, None
         elif self.answer is not None and self.raft.leader != self.me:
             self.effects.append(Send(self.raft.leader, self.answer))
+
+    def _promised(self, src: str, m: PromiseResp) -> None:
+        """To the leader; counts for its own term only."""
+        if self.notes is not None and m.term == self.notes.term:
+            self.notes.promises[src] = Position(m.epoch, m.lsn) if m.epoch >= 0 else NoPosition(m.reason)
 
     def _frozen(self, body: dict[str, Any]) -> None:
         """The parent says: nothing here is writable, no WAL comes in under an older grant, and this is the position."""

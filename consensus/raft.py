@@ -322,8 +322,6 @@ class Raft:
         first_new, truncate_from = _difference(old, new)
         entries = new.between(first_new, new.last_index)
         committed = () if self.was_restored else new.between(self.saved.commit + 1, self.commit)
-        if self.was_restored:
-            committed = new.between(new.snapshot.index + 1, self.commit)
         # A higher commit alone is only a hint on disk: it is saved with whatever is saved next.
         must_save = (
             hard._replace(commit=0) != self.saved._replace(commit=0) or bool(entries) or truncate_from or snapshot
@@ -583,7 +581,7 @@ class Raft:
         conflicting = self.log.term_at(prev_index)
         while index > self.commit and conflicting >= 0 and self.log.term_at(index) == conflicting:
             index -= 1
-        return max(index, self.commit)
+        return index
 
     def _on_snapshot(self, m: SnapshotReq) -> tuple[bool, int]:
         snapshot = m.snapshot
