@@ -19,39 +19,26 @@ class RaftDisk:
         self.world = world
         self.full = False
         self.lies = world.mutant == "fsync-lies"
-        self._image = b""
-        """What is on disk."""
-        self._older: list[bytes] = []
-        self._connection: sqlite3.Connection | None = None
+        self._content = _memory()
+        self._older: list[sqlite3.Connection] = []
 
     def open(self) -> DiskStore:
         if self.full:
             raise StorageFullError("no room")
-        connection = sqlite3.connect(":memory:", isolation_level=None)
-        if self._image:
-            connection.deserialize(self._image)
-        self._connection = connection
-        return DiskStore(self, Store(connection))
-
-    def kill(self) -> None:
-        """The process is gone; what it wrote can still be read."""
-        if self._connection is not None:
-            self._image = self._connection.serialize()
-            self._connection.close()
-            self._connection = None
+        return DiskStore(self, Store(self._content))
 
     def power_cut(self) -> None:
-        self.kill()
         if self.lies and self._older:
-            self._image = self._older[0]
+            self._content, self._older = self._older[0], []
 
     def wipe(self) -> None:
-        self.kill()
-        self._image, self._older = b"", []
+        self._content, self._older = _memory(), []
 
     def saved(self) -> None:
-        if self.lies and self._connection is not None:
-            self._older = [*self._older, self._connection.serialize()][-3:]
+        if self.lies:
+            copy = _memory()
+            self._content.backup(copy)
+            self._older = [*self._older, copy][-3:]
 
 
 class DiskStore:
@@ -68,3 +55,7 @@ class DiskStore:
             raise StorageFullError("no room")
         self.store.save(write)
         self.disk.saved()
+
+
+def _memory() -> sqlite3.Connection:
+    return sqlite3.connect(":memory:", isolation_level=None)

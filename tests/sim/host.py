@@ -99,7 +99,6 @@ class Host:
         if not self.raft_process.alive:
             return
         self.raft_process.end()
-        self.raft_disk.kill()
         self.parent_process.post(self.world.between(100, 3_000), lambda: self.parent.child_ended("raft", code))
 
     def watchdog_ended(self) -> None:
@@ -121,8 +120,7 @@ class Host:
     def _end_orphan(self, life: int) -> None:
         if self.raft_process.life == life and self.raft_process.alive:
             self.raft_process.end()
-            self.raft_disk.kill()
-
+    
     def leave(self, code: int) -> None:
         """The parent's orderly end: Postgres is down, the children are told to go."""
         self.world.note(self.name, f"node ends with {code}")
@@ -135,7 +133,6 @@ class Host:
 
     def _end_children(self) -> None:
         self.raft_process.end()
-        self.raft_disk.kill()
         self.watchdog_process.end()
 
     def power_cut(self, *, back_after_ns: int) -> None:
