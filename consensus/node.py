@@ -16,7 +16,7 @@ from consensus import changes, requests
 from consensus.addressbook import AddressBook
 from consensus.addressbook import Entry as Address
 from consensus.changes import Facts, Proposal, Refusal
-from consensus.cluster import ClusterState, Grant, Seat, apply, canonical, dump, found, load
+from consensus.cluster import ClusterState, Grant, Seat, apply, canonical, dump, found, load, seat_of
 from consensus.effects import Effect, Removed, Save, Send, SendStranger, Tell, TellLease
 from consensus.founding import (
     Greeting,
@@ -144,8 +144,8 @@ class Node:
             case PromiseResp(term, epoch, lsn, reason):
                 if self.notes is not None and term == self.notes.term == self.raft.term:
                     self.notes.promises[src] = Position(epoch, lsn) if epoch >= 0 else NoPosition(reason)
-            case Observation(_, data):
-                self._observed(src, data, now_ns)
+            case Observation(term, data):
+                self._observed(src, term, data, now_ns)
             case Forward(_, request_id, name, data):
                 ok, answer = requests.carry_out(self, name, json.loads(data), now_ns)
                 self.effects.append(Send(src, ForwardResp(self.raft.term, request_id, ok, canonical(answer))))
@@ -213,7 +213,7 @@ class Node:
                 self.told, self.told_cluster = {}, None
                 self.told_lease = TellLease(0, 0)
             case "node.observed":
-                self._observed(self.me, canonical(body), now_ns)
+                self._observed(self.me, self.raft.term, canonical(body), now_ns)
             case "node.frozen":
                 self._frozen(body)
             case "node.record":
@@ -264,6 +264,7 @@ class Node:
         if ready.restored:
             self.cluster = load(self.raft.log.snapshot.data)
             self.applied = self.raft.log.snapshot.index
+        before = {seat_of(m) for m in self.cluster.members}
         for entry in ready.committed:
             self.cluster = apply(self.cluster, entry)
             self.applied = entry.index
@@ -271,6 +272,10 @@ class Node:
                 # A restarted process may resume only on a grant that its own disk shows as committed.
                 self.effects.append(Save(Write(hard=self.raft.hard_state)))
         if ready.restored or ready.committed:
+            # Exactly when the book goes over to another incarnation: no late word of the former one comes in after it.
+            for member in self.cluster.members:
+                if seat_of(member) not in before:
+                    self.raft.forget(member.name)
             self.book.list_members(self.cluster.members, self.applied)
             if Seat(self.me, self.identity.incarnation) in self.cluster.removed:
                 self.effects.append(Removed(*removal(self.me)))
@@ -503,14 +508,15 @@ class Node:
 
     # -- observations --------------------------------------------------------------------------------------------
 
-    def _observed(self, src: str, data: str, now_ns: int) -> None:
-        """From ourselves: one NodeStatus. From a member: one, or, if it leads, those of all."""
+    def _observed(self, src: str, term: int, data: str, now_ns: int) -> None:
+        """From ourselves: one NodeStatus. From a member: one, or, if it leads this term, those of all. What it said as
+        a follower of an earlier term may come late."""
         if src == self.me:
             if self.sightings.say(data, now_ns):
                 self.observe_at_ns = now_ns
         elif self.raft.role is Role.LEADER:
             self.sightings.take_in(src, data, now_ns)
-        elif src == self.raft.leader:
+        elif src == self.raft.leader and term == self.raft.term:
             self.sightings.take_in_all(data, now_ns)
 
     def _observe(self, now_ns: int) -> None:

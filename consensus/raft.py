@@ -304,6 +304,10 @@ class Raft:
         known = dict(self.progress).get(peer)
         return (0, 0) if known is None else (known.match, dict(self.rounds).get(known.acked_round, 0))
 
+    def forget(self, peer: str) -> None:
+        """Between steps: ``peer`` is another node from now on, and what the former one had says nothing of its log."""
+        self._set_progress(peer, Progress(self.log.last_index + 1))
+
     # -- bookkeeping of one step ---------------------------------------------------------------------------------
 
     def _begin(self) -> None:
@@ -396,7 +400,9 @@ class Raft:
             if now >= self.election_at_ns and self._may_campaign():
                 self._start_election()
             elif now >= self.election_at_ns:
-                self.election_at_ns = now + self.config.election_ns  # a learner has nothing to do by the clock
+                # A learner does not campaign. But it must notice that nobody leads it any more: it may be out.
+                self._follow(self.term, "")
+                self.election_at_ns = now + self.config.election_ns
             return
         if self.transfer_until_ns and now >= self.transfer_until_ns:
             self._campaign_released()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tests.sim.host import Host
 
 
-class Violation(AssertionError):  # noqa: N818  # it is what is reported, not an error of the simulator
+class Violation(AssertionError):  # it is what is reported, not an error of the simulator
     """Something that safety.md rules out has happened."""
 
 
@@ -35,7 +35,8 @@ class Reign(NamedTuple):
 
 class Commit(NamedTuple):
     record: int
-    index: int
+    end: int
+    """Index after it."""
     epoch: int
 
 
@@ -71,7 +72,9 @@ class Checks:
         term, vote, promised = before
         hard = stored.hard
         if hard.term < term or (hard.term == term and vote and hard.vote != vote) or stored.record.promised < promised:
-            self.fail(f"{host.name} had term {term}, vote {vote!r}, promise {promised} on disk and now has {stored.hard}")
+            self.fail(
+                f"{host.name} had term {term}, vote {vote!r}, promise {promised} on disk and now has {stored.hard}"
+            )
 
     def saved(self, host: Host, identity: Identity, write: Write) -> None:
         key = (identity.name, identity.incarnation)
@@ -139,18 +142,22 @@ class Checks:
         if (term != postgres.epoch or late_ns > 0) and host.outside_bounds_until < self.world.now:
             if term > postgres.epoch:
                 return  # the leader of a newer term looks at its own, older lease: below, by the clock of the others
-            self.fail(f"{host.name} accepts a write of epoch {postgres.epoch}, {late_ns / MS:.0f} ms after L + F of {term}")
+            self.fail(
+                f"{host.name} accepts a write of epoch {postgres.epoch}, {late_ns / MS:.0f} ms after L + F of {term}"
+            )
 
     def promoted(self, host: Host, postgres: Postgres, epoch: int) -> None:
         directory = postgres.directory
         postgres.epoch = epoch
         self.world.counts["promotions"] += 1
-        self.world.note(host.name, f"Postgres is primary: epoch {epoch}, timeline {directory.timeline}, at {directory.end}")
+        self.world.note(
+            host.name, f"Postgres is primary: epoch {epoch}, timeline {directory.timeline}, at {directory.end}"
+        )
         if self.timelines.setdefault(directory.timeline, epoch) != epoch:
             self.fail(f"timeline {directory.timeline} of epoch {self.timelines[directory.timeline]} is used by {epoch}")
         if epoch in self.reigns:
             self.fail(f"epoch {epoch} begins twice, on {self.reigns[epoch].node} and on {host.name}")
-        may_lack = self.world.commit == "async" or epoch in self.world.loss_accepted
+        may_lack = self.world.commit == "async"
         reign = Reign(host.name, directory.timeline, tuple(directory.wal), may_lack)
         self.reigns[epoch] = reign
         for commit in self.commits:
@@ -159,14 +166,14 @@ class Checks:
         self.one_writer(host)
 
     def _contained(self, commit: Commit, epoch: int, reign: Reign) -> None:
-        held = len(reign.wal) >= commit.index and reign.wal[commit.index - 1] == commit.record
+        held = len(reign.wal) >= commit.end and reign.wal[commit.end - 1] == commit.record
         if held or commit.record in self.lost:
             return
         if reign.may_lack:
             self.lost.add(commit.record)
             return
         self.fail(
-            f"commit {commit.record} was acknowledged in epoch {commit.epoch} and is missing from epoch {epoch} on {reign.node}"
+            f"commit {commit.record}, acknowledged in epoch {commit.epoch}, is missing from epoch {epoch}, {reign.node}"
         )
 
     def acknowledged(self, host: Host, postgres: Postgres, index: int, record: int) -> None:
@@ -184,9 +191,10 @@ class Checks:
         holders = set()
         for host in self.world.hosts.values():
             directory = host.directory
-            if directory is not None and directory.whole and directory.mark is not None:
-                if directory.flushed >= index and directory.wal[index - 1] == record:
-                    holders.add((host.name, directory.mark[0]))
+            if directory is None or directory.mark is None or not directory.whole:
+                continue
+            if directory.flushed >= index and directory.wal[index - 1] == record:
+                holders.add((host.name, directory.mark[0]))
         groups = [group for names in postgres.rules for group in names.groups]
         return any(sum(tuple(seat) in holders for seat in group.members) >= group.k for group in groups)
 
@@ -198,10 +206,12 @@ class Checks:
 
     def everything_is_there(self) -> None:
         """Once a primary is open and all is quiet."""
-        primaries = [h for h in self.world.hosts.values() if h.postgres is not None and h.postgres.state is State.PRIMARY]
+        primaries = [
+            h for h in self.world.hosts.values() if h.postgres is not None and h.postgres.state is State.PRIMARY
+        ]
         for host in primaries:
             assert host.postgres is not None
             wal = host.postgres.directory.wal
             for commit in self.commits:
-                if commit.record not in self.lost and (len(wal) < commit.index or wal[commit.index - 1] != commit.record):
+                if commit.record not in self.lost and (len(wal) < commit.end or wal[commit.end - 1] != commit.record):
                     self.fail(f"commit {commit.record} is not on the last primary, {host.name}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 
-from consensus.storage import Store, StorageFullError
+from consensus.storage import StorageFullError, Store
 from consensus.write import Stored, Write
 from tests.sim.world import World
 

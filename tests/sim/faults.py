@@ -31,14 +31,34 @@ class Faults:
         self.wiped = ""
         """Whose copy or state is being made anew: no second one before that has ended."""
         self.all: dict[str, Kind] = {
-            "kill": self._kill, "kill-node": self._kill_node, "freeze": self._freeze, "freeze-machine": self._freeze_machine,
-            "freeze-postgres": self._freeze_postgres, "pause-vm": self._pause_vm, "partition": self._partition,
-            "isolate": self._isolate, "one-way": self._one_way, "bridge": self._bridge, "flap": self._flap, "weather": self._weather,
-            "drift": self._drift, "wall-clock": self._wall_clock, "power-cut": self._power_cut, "power-cut-all": self._power_cut_all,
-            "disk-full": self._disk_full, "wipe": self._wipe, "pause-replay": self._pause_replay, "restart": self._restart,
-            "switchover": self._switchover, "failover": self._failover, "join": self._join, "remove": self._remove,
-            "replace": self._replace, "hang-promotion": self._hang_promotion, "crash-after-save": self._crash_after_save,
-        }  # fmt: skip
+            "kill": self._kill,
+            "kill-node": self._kill_node,
+            "freeze": self._freeze,
+            "freeze-machine": self._freeze_machine,
+            "freeze-postgres": self._freeze_postgres,
+            "pause-vm": self._pause_vm,
+            "partition": self._partition,
+            "isolate": self._isolate,
+            "one-way": self._one_way,
+            "bridge": self._bridge,
+            "flap": self._flap,
+            "weather": self._weather,
+            "drift": self._drift,
+            "wall-clock": self._wall_clock,
+            "power-cut": self._power_cut,
+            "power-cut-all": self._power_cut_all,
+            "disk-full": self._disk_full,
+            "wipe": self._wipe,
+            "pause-replay": self._pause_replay,
+            "restart": self._restart,
+            "switchover": self._switchover,
+            "failover": self._failover,
+            "join": self._join,
+            "remove": self._remove,
+            "replace": self._replace,
+            "hang-promotion": self._hang_promotion,
+            "crash-after-save": self._crash_after_save,
+        }
 
     def begin(self) -> None:
         dice = self.world.dice
@@ -157,7 +177,7 @@ class Faults:
         host = self._likely_primary()
         self.did("restart", host.name)
         if host.parent_process.alive:
-            host.parent_process.post(0, lambda: (host.parent.change(stopping=True), host.parent.soon())[1])
+            host.parent_process.post(0, host.parent.stop)
 
     # -- network -------------------------------------------------------------------------------------------------
 
@@ -237,7 +257,7 @@ class Faults:
     def _wall_clock(self) -> None:
         host, by_s = self._any(), self.world.dice.choice((-3600, 3600, 1))
         self.did("wall-clock", f"{host.name} by {by_s} s")
-        host.watchdog_process.post(0, lambda: _void(host.watchdog.feed(machine.ClockJumped(by_s * SECOND))))
+        host.watchdog_process.post(0, lambda: host.watchdog.hear(machine.ClockJumped(by_s * SECOND)))
 
     # -- disks ---------------------------------------------------------------------------------------------------
 
@@ -293,7 +313,9 @@ class Faults:
         if host is primary or host.role == WITNESS or server is None:
             return host.raft_process.alive
         streams = any(s.target.node == host.name and not s.forks for s in server.senders)
-        return streams and host.raft_process.alive and host.parent_process.alive and host.parent.view.record.proof is None
+        return (
+            streams and host.raft_process.alive and host.parent_process.alive and host.parent.view.record.proof is None
+        )
 
     # -- Postgres ------------------------------------------------------------------------------------------------
 
@@ -322,7 +344,7 @@ class Faults:
         if host.parent_process.alive:
             self.did(name, f"{body} at {host.name}")
             request = {"name": name, "body": body}
-            host.parent_process.post(0, lambda: _void(host.parent.tell_raft("admin.request", request, "person")))
+            host.parent_process.post(0, lambda: host.parent.tell_raft("admin.request", request, "person"))
 
     def _switchover(self) -> None:
         to = self._any().name if self.world.chance(0.5) else ""
@@ -348,7 +370,3 @@ class Faults:
         joined = [h.name for h in self.world.hosts.values() if h.join and not h.removed]
         if joined:
             self._ask("member.replace", {"name": self._any().name, "by": self.world.dice.choice(joined)})
-
-
-def _void(_: object) -> None:
-    """For calls whose result nobody needs."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from fencing.lease import MS
 from supervisor.steps import QUERY_MS
-from supervisor.tasks import Task, Wait
+from supervisor.tasks import Task
 from tests.sim.postgres import Postgres, State
 from tests.sim.tasks import Lost, StepFailed
 
@@ -50,7 +50,7 @@ def _in_force(steps: Steps, server: Postgres) -> Task[None]:
     while any(stream.began <= seen_at for stream in server.senders):
         yield from steps.sleep(5)
         _still(server)
-    yield from steps._checkpoint(60_000)
+    yield from steps.have_checkpoint(60_000)
     at = server.directory.end
     while not _met(server, at):
         yield from steps.sleep(20)
@@ -66,7 +66,3 @@ def _met(server: Postgres, index: int) -> bool:
 def _still(server: Postgres) -> None:
     if server.state is not State.PRIMARY:
         raise Lost("it is no primary any more")
-
-
-def wait_a_moment(steps: Steps) -> Wait:
-    return Wait(until_ns=steps.p.now + 20 * MS)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from consensus.membership import WITNESS, Member
 from consensus.record import Identity
 from fencing import deadman as machine
-from fencing.lease import MS, PROFILES
+from fencing.lease import PROFILES
 from supervisor.errors import ExitCode
 from tests.sim import replication
 from tests.sim.disk import RaftDisk
@@ -17,6 +17,7 @@ from tests.sim.postgres import Conf, Postgres, State, Upstream
 from tests.sim.process import Process
 from tests.sim.raftchild import RaftChild
 from tests.sim.watchdog import Watchdog
+from tests.sim.world import Act
 
 if TYPE_CHECKING:
     from tests.sim.clock import Clock
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
 class Host:
     """``role``: voter or witness. ``join``: address of a member, for one that does not found."""
 
-    def __init__(self, world: Simulation, name: str, clock: Clock, role: str, peers: tuple[str, ...], join: str) -> None:
+    def __init__(
+        self, world: Simulation, name: str, clock: Clock, *, role: str, peers: tuple[str, ...], join: str
+    ) -> None:
         self.world, self.network, self.name, self.clock = world, world.network, name, clock
         self.role, self.peers, self.join = role, peers, join
         self.raft_disk = RaftDisk(world)
@@ -44,6 +47,7 @@ class Host:
         """True time until which this machine may break invariants 1 and 3 (safety.md names the exceptions)."""
         self.last_refusal = ""
         self.boots = 0
+        self._bus_at: dict[str, int] = {}
 
     @property
     def processes(self) -> tuple[Process, ...]:
@@ -62,8 +66,12 @@ class Host:
     def now(self) -> int:
         return self.clock.local(self.world.now)
 
-    def bus_delay(self) -> int:
-        return self.world.dice.randrange(20_000, 400_000)
+    def bus(self, to: Process, channel: str, act: Act) -> None:
+        """A frame on the local bus: in order on each channel."""
+        world = self.world
+        at = max(world.now + world.dice.randrange(20_000, 400_000), self._bus_at.get(channel, 0) + 1)
+        self._bus_at[channel] = at
+        to.post_at(at, act)
 
     # -- processes -----------------------------------------------------------------------------------------------
 
@@ -92,7 +100,10 @@ class Host:
         self.raft_process.start_up(self.world.between(20_000, 120_000), self.raft.start)
 
     def tell_parent(self, name: str, body: dict[str, Any]) -> None:
-        self.parent_process.post(self.bus_delay(), lambda: self.parent.hear(name, body))
+        self.bus(self.parent_process, "watchdog-parent", lambda: self.parent.hear(name, body))
+
+    def lease_told(self, term: int, until_ns: int) -> None:
+        self.watchdog.lease(term, until_ns)
 
     def raft_ended(self, code: int) -> None:
         """By itself or killed."""
@@ -110,7 +121,7 @@ class Host:
         if not self.parent_process.alive:
             return
         self.parent_process.end()
-        self.watchdog_process.post(self.world.between(100, 3_000), lambda: self.watchdog.feed(machine.ParentGone()))
+        self.watchdog_process.post(self.world.between(100, 3_000), lambda: self.watchdog.hear(machine.ParentGone()))
         if self.postgres is not None:
             self.postgres.stop_immediately()
         life = self.raft_process.life
@@ -120,7 +131,7 @@ class Host:
     def _end_orphan(self, life: int) -> None:
         if self.raft_process.life == life and self.raft_process.alive:
             self.raft_process.end()
-    
+
     def leave(self, code: int) -> None:
         """The parent's orderly end: Postgres is down, the children are told to go."""
         self.world.note(self.name, f"node ends with {code}")
@@ -159,7 +170,7 @@ class Host:
         directory = self.directory
         if directory is None or not directory.whole:
             raise AssertionError("Postgres is started on what a rewind or a clone has left")
-        self.postgres = Postgres(self.world, self.name, directory, conf, self.postgres_process, self)
+        self.postgres = Postgres(self.world, self.name, directory, conf, process=self.postgres_process, observer=self)
         return self.postgres
 
     def exited(self, postgres: Postgres) -> None:
@@ -216,7 +227,3 @@ class Host:
                     process.thaw()
 
             self.world.after(for_ns, thaw)
-
-    @property
-    def quiet_ns(self) -> int:
-        return 100 * MS

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from consensus.cluster import ClusterState, Grant, load
@@ -33,11 +34,12 @@ from supervisor.daemon import (
 )
 from supervisor.observe import Facts
 from supervisor.offspring import BACK_OFF_FIRST_MS, BACK_OFF_MAX_MS, QUICK_DEATH_MS
-from supervisor.roles import Data, Local, Plan, Server, Situation, Step, View, followable, plan
-from supervisor.tasks import Handle, Outcome, Runner, Task, Wait
+from supervisor.roles import Local, Plan, Server, Situation, Step, View, followable, plan
+from supervisor.tasks import Handle, Outcome, Runner, Task
+from tests.sim import steps as modelled
+from tests.sim.pgdata import UNIT
 from tests.sim.postgres import Names, Postgres, State, Upstream
 from tests.sim.tasks import Lost, StepFailed, until
-from tests.sim import steps as modelled
 
 if TYPE_CHECKING:
     from tests.sim.host import Host
@@ -120,7 +122,11 @@ class Parent:
         return Upstream(grant.node, self.stamp(self.host.name, self.view.incarnation, grant.term))
 
     def save_record(
-        self, history: tuple[EpochStart, ...] | None = None, *, proof: Position | str | None = "", marker: str | None = None
+        self,
+        history: tuple[EpochStart, ...] | None = None,
+        *,
+        proof: Position | str | None = "",
+        marker: str | None = None,
     ) -> Task[None]:
         old = self.view.record
         new = old._replace(
@@ -142,10 +148,9 @@ class Parent:
             raise Lost("the Raft child is gone")
         self.view = replace(self.view, record=new._replace(promised=self.view.record.promised))
 
-    def tell_raft(self, name: str, body: dict[str, Any], request_id: str = "") -> bool:
+    def tell_raft(self, name: str, body: dict[str, Any], request_id: str = "") -> None:
         host = self.host
-        host.raft_process.post(host.bus_delay(), lambda: host.raft.order(name, request_id, body))
-        return True
+        host.bus(host.raft_process, "parent-raft", lambda: host.raft.order(name, request_id, body))
 
     def ask_watchdog(self, event: machine.Event, within_ms: int) -> Task[bool]:
         """Arm: was it taken?"""
@@ -155,17 +160,21 @@ class Parent:
         def ask() -> None:
             actions = host.watchdog.feed(event)
             ok = any(getattr(a, "ok", False) for a in actions)
-            self.process.post(host.bus_delay(), lambda: (cell.append(ok), self.soon())[1])
+            host.bus(self.process, "watchdog-parent", partial(self._answered, cell, ok))
 
-        host.watchdog_process.post(host.bus_delay(), ask)
+        host.bus(host.watchdog_process, "parent-watchdog", ask)
         yield from until(self, lambda: bool(cell) or host.watchdog_process.life != life, within_ms)
         if not cell:
             raise Lost("the watchdog has died")
         return cell[0]
 
+    def _answered(self, cell: list[bool], ok: bool) -> None:
+        cell.append(ok)
+        self.soon()
+
     def tell_watchdog(self, event: machine.Event) -> None:
         host = self.host
-        host.watchdog_process.post(host.bus_delay(), lambda: void(host.watchdog.feed(event)))
+        host.bus(host.watchdog_process, "parent-watchdog", lambda: host.watchdog.hear(event))
 
     # -- the loop ------------------------------------------------------------------------------------------------
 
@@ -196,18 +205,20 @@ class Parent:
 
     def _sleep(self) -> None:
         now, (_, at) = self.now, self.runner.wait_for()
-        deadlines = [at, self.observe_at, self.watch_at]
+        deadlines = [at, self.watch_at]
+        if self.view.alive:
+            deadlines.append(self.observe_at)
         if not self.greeted:
             deadlines.append(self.hello_at)
         situation = self._situation(now)
-        if situation.writable:
+        if situation.writable and situation.act_at_ns > now:
             deadlines.append(situation.act_at_ns)
         pause = self.failures.get(self.plan)
         if pause is not None and self.task is None:
             deadlines.append(pause[1])
         if self.local.stopping:
             deadlines.append(now + 50 * MS)
-        true = max(self.host.clock.true(min(min(deadlines), now + 1_000 * MS)), self.world.now + 50_000)
+        true = max(self.host.clock.true(min(*deadlines, now + 1_000 * MS)), self.world.now + 50_000)
         if self.wake_at <= self.world.now or true < self.wake_at:
             self.wake_at = true
             self.process.post_at(true, self._wake)
@@ -255,9 +266,7 @@ class Parent:
                 self.host.watchdog_timings(self.cluster.profile)
                 self.steps.look()
             case "lease.changed":
-                self.view = replace(
-                    self.view, lease_term=body["term"], lease_until_ns=body["until_ns"], renewed=True
-                )
+                self.view = replace(self.view, lease_term=body["term"], lease_until_ns=body["until_ns"], renewed=True)
             case "record.saved":
                 if body["id"] in self.saves:
                     self.saves[body["id"]] = True
@@ -414,7 +423,11 @@ class Parent:
         """A change of the sync group, as primary (safety.md "Changes"): beside the table, for as long as it is open."""
         cluster = self.view.cluster
         wanted = cluster is not None and cluster.change is not None and self.local.gate_open
-        if wanted and (self.group_task is None or self.group_task.done) and self.now >= self.failures.get(GROUP, (0, 0))[1]:
+        if (
+            wanted
+            and (self.group_task is None or self.group_task.done)
+            and self.now >= self.failures.get(GROUP, (0, 0))[1]
+        ):
             self.failures[GROUP] = (0, self.now + 200 * MS)
             self.group_task = self.runner.start(self.steps.change_group(), ignore, "group")
 
@@ -432,7 +445,7 @@ class Parent:
         primary = server.state is State.PRIMARY
         end = server.directory.flushed if primary else max(server.received, server.replayed)
         self.facts = replace(
-            self.facts, lsn=end * modelled.UNIT, replay_lsn=(end if primary else server.replayed) * modelled.UNIT,
+            self.facts, lsn=end * UNIT, replay_lsn=(end if primary else server.replayed) * UNIT,
             streaming=server.receiver is not None and not server.receiver.forks and not primary,
         )  # fmt: skip
         if self.local.server is not Server.STANDBY or not self.local.upstream or self.facts.streaming:
@@ -470,12 +483,10 @@ class Parent:
         if handed or alone or now - self.exit_asked_ns > RELEASE_MS * MS:
             self.host.leave(0)
 
-    @property
-    def has_data(self) -> bool:
-        return self.local.data is Data.READY
-
-    def wait_for(self, ready: Callable[[], bool], until_ns: int) -> Wait:
-        return Wait(until_ns=until_ns, ready=ready)
+    def stop(self) -> None:
+        """SIGTERM."""
+        self.change(stopping=True)
+        self.soon()
 
 
 GROUP = Plan(Step.WAIT, 0, "group")
@@ -484,7 +495,3 @@ GROUP = Plan(Step.WAIT, 0, "group")
 def ignore(outcome: Outcome[Any]) -> None:
     if outcome.error is not None and not isinstance(outcome.error, StepFailed | TimeoutError):
         raise outcome.error
-
-
-def void(_: object) -> None:
-    """For calls whose result nobody needs."""

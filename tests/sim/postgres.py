@@ -82,7 +82,8 @@ class Observer(Protocol):
 
 
 class Waiting(NamedTuple):
-    index: int
+    end: int
+    """Index."""
     record: int
     session: Session | None
     done: Callable[[], None] | None
@@ -92,7 +93,7 @@ class Postgres:
     """One life of a server."""
 
     def __init__(
-        self, world: World, node: str, directory: Directory, conf: Conf, process: Process, observer: Observer
+        self, world: World, node: str, directory: Directory, conf: Conf, *, process: Process, observer: Observer
     ) -> None:
         self.world, self.node, self.directory, self.conf = world, node, directory, conf
         self.process, self.observer = process, observer
@@ -279,7 +280,7 @@ class Postgres:
                 self.release(min(counted[names.needed - 1], self.directory.flushed))
 
     def release(self, upto: int) -> None:
-        while self.waiting and self.waiting[0].index <= min(upto, self.directory.flushed):
+        while self.waiting and self.waiting[0].end <= min(upto, self.directory.flushed):
             index, record, session, done = self.waiting.pop(0)
             self.observer.acknowledged(self, index, record)
             if session is not None:
@@ -292,7 +293,9 @@ class Postgres:
             directory = self.directory
             if self.state is State.PRIMARY:
                 self._own_record()
-            directory.checkpoint = min(self.replayed if self.state is State.STANDBY else directory.flushed, directory.end)
+            directory.checkpoint = min(
+                self.replayed if self.state is State.STANDBY else directory.flushed, directory.end
+            )
             directory.control_timeline = directory.timeline
             self._checkpointer_reads()
             done()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from consensus import addressbook
@@ -110,7 +111,11 @@ class RaftChild:
             self.identity, stored.record, raft, PROFILES[state.profile],
             lambda: f"{world.dice.getrandbits(128):032x}", lambda: f"{world.now // MS}ms", host.member(self.identity),
         )  # fmt: skip
-        mine = raft.term and (grant := node.cluster.grant) is not None and (grant.node, grant.term) == (host.name, raft.term)
+        mine = (
+            raft.term
+            and (grant := node.cluster.grant) is not None
+            and (grant.node, grant.term) == (host.name, raft.term)
+        )
         if mine and not grant.failed and raft.released < raft.term and raft.vote == host.name:  # type: ignore[union-attr]
             self._ask_watchdog(node)
         else:
@@ -134,9 +139,9 @@ class RaftChild:
 
         def ask() -> None:
             state = self.host.watchdog.state
-            self.process.post(self.host.bus_delay(), lambda: answer(state.phase, state.term, state.until_ns))
+            self.host.bus(self.process, "watchdog-raft", lambda: answer(state.phase, state.term, state.until_ns))
 
-        self.host.watchdog_process.post(self.host.bus_delay(), ask)
+        self.host.bus(self.host.watchdog_process, "raft-watchdog", ask)
         self.process.post(RESUME_ANSWER_MS * MS, give_up)
 
     def _go(self, node: Node, ready: Ready | None) -> None:
@@ -219,7 +224,8 @@ class RaftChild:
                     self._tell(name, body, request_id)
                 case TellLease(term, until_ns):
                     host = self.host
-                    host.watchdog_process.post(host.bus_delay(), lambda: host.watchdog.lease(term, until_ns))
+                    lease = partial(self.host.lease_told, term, until_ns)
+                    host.bus(host.watchdog_process, "raft-watchdog", lease)
                     self._tell("lease.changed", {"term": term, "until_ns": until_ns}, "")
         node = self.node
         if node is not None:
@@ -241,7 +247,8 @@ class RaftChild:
 
     def _tell(self, name: str, body: dict[str, Any], request_id: str) -> None:
         host, life = self.host, self.process.life
-        host.parent_process.post(host.bus_delay(), lambda: host.parent.from_raft(life, name, body, request_id))
+        tell = partial(host.parent.from_raft, life, name, body, request_id)
+        host.bus(host.parent_process, "raft-parent", tell)
 
     # -- peers ---------------------------------------------------------------------------------------------------
 
@@ -276,9 +283,11 @@ class RaftChild:
         if envelope.cluster_id == NO_CLUSTER:
             if isinstance(message, Hello):
                 self._carry_out(node.hello(envelope.src, message, now))
-        elif envelope.cluster_id != self.identity.cluster_id:
-            return
-        elif envelope.dst != self.host.name or envelope.dst_incarnation not in (0, self.identity.incarnation):
+        elif (
+            envelope.cluster_id != self.identity.cluster_id
+            or envelope.dst != self.host.name
+            or envelope.dst_incarnation not in (0, self.identity.incarnation)
+        ):
             return
         elif isinstance(message, Hello):
             self._carry_out(node.met(envelope.src, envelope.src_incarnation, message, now))

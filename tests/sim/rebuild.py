@@ -150,6 +150,13 @@ class Rebuild:
 
     def _remember(self, kind: str) -> None:
         p = self.p
-        body: dict[str, Any] = {"kind": kind, "term": p.view.term, "node": p.local.me, "text": kind, "fields": {}, "at": "-"}
+        body: dict[str, Any] = {
+            "kind": kind,
+            "term": p.view.term,
+            "node": p.local.me,
+            "text": kind,
+            "fields": {},
+            "at": "-",
+        }
         p.tell_raft("node.propose", {"kind": "event/1", "body": body})
         p.facts = replace(p.facts)

@@ -9,8 +9,8 @@ from collections import Counter
 from pathlib import Path
 
 from fencing.lease import MS
-from tests.sim.cluster import Simulation, play
 from tests.sim.check import Violation
+from tests.sim.cluster import Simulation, play
 
 
 def story(simulation: Simulation, violation: Violation | None, events: int) -> str:

@@ -86,7 +86,9 @@ class Steps:
             p.process.post(self.world.between(50, 600), p.soon)
 
         server.process.post(self.world.between(50, 600), answer)
-        yield from until(p, lambda: bool(cell) or server.state in (State.GONE, State.STARTING, State.STOPPING), int(within_ms))
+        yield from until(
+            p, lambda: bool(cell) or server.state in (State.GONE, State.STARTING, State.STOPPING), int(within_ms)
+        )
         if not cell:
             raise Lost("the session was lost")
         return cell[0]
@@ -97,15 +99,16 @@ class Steps:
         if p.local.data is not Data.UNKNOWN or not p.view.alive or p.view.cluster is None:
             return
         cluster, record = p.cluster, p.view.record
+        mine = directory is not None and directory.mark is not None and directory.mark[1] == cluster.nonce
+        creates = cluster.founder == p.local.me and not record.history and mine
         if directory is None:
             p.change(data=Data.ABSENT)
         elif not cluster.system_identifier:
-            creating = cluster.founder == p.local.me and bool(cluster.nonce) and not record.history
-            if creating and directory.mark is not None and directory.mark[1] == cluster.nonce:
+            if creates:
                 p.change(data=Data.ABSENT)
         elif record.marker:
             p.change(data=Data.BROKEN)
-        elif not record.history and cluster.founder == p.local.me and directory.mark and directory.mark[1] == cluster.nonce:
+        elif creates:
             p.change(data=Data.BROKEN if cluster.grants else Data.ABSENT)
         else:
             p.change(data=Data.READY if record.history else Data.BROKEN)
@@ -160,10 +163,10 @@ class Steps:
         if fresh and p.local.upstream != grant.term:
             self.attach(grant)
             return
-        if server.receiver is None and server.is_through and waited_ns > STARVED_MS * MS:
-            if p.now >= p.copy_again_ns:
-                p.copy_again_ns = p.now + COPY_AGAIN_MS * MS
-                p.change(needs_clone=grant.term)
+        starved = server.receiver is None and server.is_through and waited_ns > STARVED_MS * MS
+        if starved and p.now >= p.copy_again_ns:
+            p.copy_again_ns = p.now + COPY_AGAIN_MS * MS
+            p.change(needs_clone=grant.term)
 
     def attach(self, grant: Grant) -> None:
         p, server = self.p, self.need_server()
@@ -215,7 +218,7 @@ class Steps:
     def hand_over(self, plan: Plan) -> Task[None]:
         p = self.p
         try:
-            yield from self._checkpoint(HAND_OVER_CHECKPOINT_MS)
+            yield from self.have_checkpoint(HAND_OVER_CHECKPOINT_MS)
         except (StepFailed, TimeoutError):
             pass  # only makes the stop longer
         clean = yield from self._stop_cleanly(FAST_STOP_MS)
@@ -316,9 +319,7 @@ class Steps:
 
     def _lsns(self) -> Task[tuple[int, int, bool]]:
         return (
-            yield from self.query(
-                lambda pg: (pg.received * UNIT, pg.replayed * UNIT, pg.is_through and not pg.paused)
-            )
+            yield from self.query(lambda pg: (pg.received * UNIT, pg.replayed * UNIT, pg.is_through and not pg.paused))
         )
 
     def _position_at(self, lsn: int) -> Task[Position | NoPosition]:
@@ -425,11 +426,11 @@ class Steps:
             yield Wait(until_ns=self.p.now + 1_000 * MS, ready=done)
 
     def checkpoint(self, epoch: int) -> Task[None]:
-        yield from self._checkpoint(60_000)
+        yield from self.have_checkpoint(60_000)
         if self.p.local.epoch == epoch:
             self.p.facts = replace(self.p.facts, checkpointed=epoch)
 
-    def _checkpoint(self, within_ms: int) -> Task[None]:
+    def have_checkpoint(self, within_ms: int) -> Task[None]:
         done: list[bool] = []
         server = self.need_server()
         yield from self.query(lambda pg: pg.checkpoint(lambda: done.append(True)))

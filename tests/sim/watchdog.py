@@ -24,6 +24,9 @@ class Watchdog:
     def lease(self, term: int, until_ns: int) -> None:
         self.feed(machine.LeaseChanged(term, until_ns))
 
+    def hear(self, event: machine.Event) -> None:
+        self.feed(event)
+
     def feed(self, event: machine.Event) -> tuple[machine.Action, ...]:
         now = self.host.now()
         before = self.state.phase

@@ -15,7 +15,16 @@ import pytest
 from consensus.cluster import canonical
 from consensus.effects import Effect, Save, Send, Tell, TellLease
 from consensus.membership import Member
-from consensus.messages import AppendResp, Entry, HardState, PreVoteReq, PromiseResp, Snapshot, VoteResp
+from consensus.messages import (
+    AppendResp,
+    Entry,
+    HardState,
+    Observation,
+    PreVoteReq,
+    PromiseResp,
+    Snapshot,
+    VoteResp,
+)
 from consensus.node import Node
 from consensus.raft import Log, Raft, RaftConfig, Role
 from consensus.record import Identity, NodeRecord
@@ -344,3 +353,30 @@ def test_an_isolated_leader_does_not_spin() -> None:
     for _ in range(3 * T.election_ms):
         cluster.turn()
     assert cluster.primary() == ""
+
+
+def test_what_a_follower_said_does_not_count_once_it_leads() -> None:
+    """Of a follower it is one observation, of a leader those of all; found by tests/sim."""
+    cluster = Cluster("a", "b", "c")
+    leader = cluster.open()
+    follower = next(n for n in "abc" if n != leader)
+    node = cluster.members[follower].node
+    before = node.sightings.all(cluster.now)
+    late = Observation(node.raft.term - 1, canonical({"role": "replica"}))
+    assert node.peer(leader, late, cluster.now) == []
+    assert node.sightings.all(cluster.now) == before
+
+
+def test_a_node_that_lost_its_state_is_sent_the_whole_log() -> None:
+    """What its former life had acknowledged says nothing of the new one; found by tests/sim."""
+    cluster = Cluster("a", "b", "c")
+    leader = cluster.open()
+    node = cluster.members[leader].node
+    lost = next(n for n in "abc" if n != leader)
+    assert node.raft.acknowledged(lost)[0] > 0
+    members = [m._replace(incarnation=2, role="learner") if m.name == lost else m for m in node.cluster.members]
+    body = {"members": [list(m) for m in members], "kind": "joined", "node": lost, "text": "", "at": ""}
+    cluster.members[lost].up = False
+    cluster.tell(leader, "node.propose", {"kind": "members/1", "body": body})
+    cluster.until(lambda: node.cluster.member(lost) == members["abc".index(lost)])
+    assert node.raft.acknowledged(lost) == (0, 0)
