@@ -82,6 +82,7 @@ class Simulation(World):
         self.faults.end()
         self.note("world", "the faults have ended")
         self.healed_at = self.now
+        self._name_another_address()
         if self.commit == "async":
             self.after(PATIENCE_S * SECOND, self._accept_loss)
         if not self.run(self.now + PROGRESS_WITHIN_S * SECOND, done=lambda: not self.missing()):
@@ -89,6 +90,15 @@ class Simulation(World):
         self.counts["healed in ms"] += (self.now - self.healed_at) // MS
         self.run(self.now + SECOND)
         self.checks.everything_is_there()
+
+    def _name_another_address(self) -> None:
+        """A person's: the member that a new node was told to ask may have been removed meanwhile."""
+        there = next(h.name for h in self.hosts.values() if not h.removed and not h.join)
+        for host in self.hosts.values():
+            if host.join:
+                host.join = f"{there}:1"
+                if host.raft_process.alive:
+                    host.raft.asked["join"] = host.join
 
     def _accept_loss(self) -> None:
         """A person's last word. Needed where commits are asynchronous: before the first copy is made, nobody but the

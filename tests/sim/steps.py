@@ -164,7 +164,7 @@ class Steps:
             self.attach(grant)
             return
         starved = server.receiver is None and server.is_through and waited_ns > STARVED_MS * MS
-        if starved and p.now >= p.copy_again_ns:
+        if starved and (p.now >= p.copy_again_ns or p.local.needs_clone):
             p.copy_again_ns = p.now + COPY_AGAIN_MS * MS
             p.change(needs_clone=grant.term)
 
