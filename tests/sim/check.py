@@ -24,6 +24,10 @@ class Violation(AssertionError):  # it is what is reported, not an error of the 
     """Something that safety.md rules out has happened."""
 
 
+class Stuck(Violation):
+    """Nothing is lost, and nothing moves."""
+
+
 class Reign(NamedTuple):
     node: str
     timeline: int

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from dataclasses import dataclass
 
 from consensus import changes
 from consensus.membership import VOTER, WITNESS
 from fencing.lease import MS
-from tests.sim.check import Checks, Violation
+from tests.sim.check import Checks, Stuck, Violation
 from tests.sim.client import Client
 from tests.sim.clock import DRIFT_PPM_MAX, Clock
 from tests.sim.faults import Faults
@@ -38,7 +39,7 @@ def shape_of(dice: random.Random) -> Shape:
     names = ("a", "b", "c", "d", "e")[: 5 if kind == "5" else 3]
     profile = dice.choices(("default", "cloud", "fast"), (45, 40, 15))[0]
     commit = "async" if dice.random() < 0.08 else "quorum"
-    return Shape(names, 1 if kind == "2+1" else 0, profile, commit, dice.randrange(20, 45))
+    return Shape(names, 1 if kind == "2+1" else 0, profile, commit, dice.randrange(12, 32))
 
 
 class Simulation(World):
@@ -76,7 +77,7 @@ class Simulation(World):
     def play(self) -> None:
         """Raises Violation."""
         if self.chance(0.85) and not self.run(OPEN_WITHIN_S * SECOND, done=self.is_open):
-            self.checks.fail(f"not open {OPEN_WITHIN_S} s after the first start")
+            self.stuck(f"not open {OPEN_WITHIN_S} s after the first start")
         self.faults.begin()
         self.run(self.now + self.shape.fault_seconds * SECOND)
         self.faults.end()
@@ -86,10 +87,14 @@ class Simulation(World):
         if self.commit == "async":
             self.after(PATIENCE_S * SECOND, self._accept_loss)
         if not self.run(self.now + PROGRESS_WITHIN_S * SECOND, done=lambda: not self.missing()):
-            self.checks.fail(f"no progress {PROGRESS_WITHIN_S} s after the last fault: {self.missing()}")
+            self.stuck(f"no progress {PROGRESS_WITHIN_S} s after the last fault: {self.missing()}")
         self.counts["healed in ms"] += (self.now - self.healed_at) // MS
         self.run(self.now + SECOND)
         self.checks.everything_is_there()
+
+    def stuck(self, what: str) -> None:
+        self.note("CHECK", what)
+        raise Stuck(what)
 
     def _name_another_address(self) -> None:
         """A person's: the member that a new node was told to ask may have been removed meanwhile."""
@@ -165,8 +170,12 @@ class Simulation(World):
 def play(seed: int, mutant: str = "") -> tuple[Simulation, Violation | None]:
     """The run of a seed, and what it found."""
     simulation = Simulation(seed, mutant)
+    gc.collect()
+    gc.disable()  # a run is short and makes few circles
     try:
         simulation.play()
     except Violation as violation:
         return simulation, violation
+    finally:
+        gc.enable()
     return simulation, None

@@ -139,7 +139,7 @@ class Faults:
     def _freeze(self) -> None:
         host, dice = self._likely_primary(), self.world.dice
         three = (host.parent_process, host.raft_process, host.watchdog_process)
-        which = tuple(dice.sample(three, dice.choices((1, 2, 3), (6, 3, 1))[0]))
+        which = tuple(dice.sample(three, dice.choices((1, 2, 3), (5, 3, 3))[0]))
         self._freeze_these("freeze", host, which, self._ms(50, 6_000))
 
     def _freeze_these(self, kind: str, host: Host, which: tuple[Process, ...], ms: int) -> None:

@@ -179,9 +179,11 @@ class RaftChild:
         node = self.node
         if node is None or not self.process.alive:
             return
-        self._carry_out(node.tick(self.host.now()))
-        if not self.process.alive:
-            return
+        now = self.host.now()
+        if node.wakeup_ns <= now:
+            self._carry_out(node.tick(now))
+            if not self.process.alive:
+                return
         if (book := node.book.current()) != self.book:
             self.book = book
         wake_at = max(self.host.clock.true(node.wakeup_ns), self.world.now + 100_000)
