@@ -9,14 +9,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from consensus.cluster import ClusterState, Grant, load
-from consensus.record import EpochStart, NodeRecord, Position
+from consensus.cluster import load
 from fencing import deadman as machine
 from fencing.lease import MS, PROFILES
-from supervisor import observe, settings
+from supervisor import observe
 from supervisor.daemon import (
     FATAL_CODES,
     HAND_OVER_MS,
@@ -32,43 +30,32 @@ from supervisor.daemon import (
     URGENT_MAX_MS,
     URGENT_PAUSE_MS,
 )
-from supervisor.observe import Facts
 from supervisor.offspring import BACK_OFF_FIRST_MS, BACK_OFF_MAX_MS, QUICK_DEATH_MS
-from supervisor.roles import Local, Plan, Server, Situation, Step, View, followable, plan
+from supervisor.roles import Plan, Server, Situation, Step, plan
 from supervisor.tasks import Handle, Outcome, Runner, Task
 from tests.sim import steps as modelled
+from tests.sim.context import Context
 from tests.sim.pgdata import UNIT
-from tests.sim.postgres import Names, Postgres, State, Upstream
-from tests.sim.tasks import Lost, StepFailed, until
+from tests.sim.postgres import Postgres, State
+from tests.sim.tasks import StepFailed
 
 if TYPE_CHECKING:
     from tests.sim.host import Host
 
-PLACEHOLDER = Names(1, ("pgr.nobody",))
 WATCH_EVERY_MS, WATCH_SOON_MS, NOT_STREAMING_MS = 1_000, 100, 1_500
 DEAD_END = ("is not in this server's history", "forked from")
 
 
-class Parent:
+class Parent(Context):
     """One life of the process ``parent`` of a host."""
 
     def __init__(self, host: Host) -> None:
-        self.host, self.world, self.process = host, host.world, host.parent_process
-        self.view, self.local, self.facts = View(), Local(host.name), Facts()
-        self.timings = PROFILES[self.world.profile]
+        super().__init__(host)
         self.runner = Runner()
         self.plan, self.sentence = Plan(Step.WAIT), "starting"
         self.task: Handle | None = None
         self.failures: dict[Plan, tuple[int, int]] = {}
         self.frames: deque[tuple[str, dict[str, Any]]] = deque()
-        self.turn_due = False
-        self.wake_at = 0
-        self.server: Postgres | None = None
-        self.record = NodeRecord()
-        self.saves: dict[str, bool] = {}
-        self.numbers = 0
-        self.may_receive = False
-        self.start_failures = self.copy_again_ns = self.freeze_failing_ns = 0
         self.greeted = False
         self.hello_at = self.stop_asked_ns = self.exit_asked_ns = 0
         self.granted, self.was_primary, self.checkpointing = (0, 0), 0, 0
@@ -84,98 +71,6 @@ class Parent:
     def begin(self) -> None:
         self.soon()
 
-    # -- helpers of the steps ------------------------------------------------------------------------------------
-
-    @property
-    def now(self) -> int:
-        return self.host.now()
-
-    def change(self, **facts: Any) -> None:
-        self.local = replace(self.local, **facts)
-
-    @property
-    def cluster(self) -> ClusterState:
-        if self.view.cluster is None:
-            raise StepFailed("the cluster state is not known yet")
-        return self.view.cluster
-
-    @property
-    def followed(self) -> Grant | None:
-        return followable(self.view, self.local)
-
-    def idle_names(self) -> Names:
-        return PLACEHOLDER if any(g.k > 1 for g in self.cluster.groups) else Names(0)
-
-    def primary_names(self, term: int) -> Names:
-        group = self.cluster.wanted_group
-        others = [s for s in group.members if s.name != self.host.name]
-        if group.k <= 1:
-            return Names(0, (), (group,))
-        if len(others) < group.k - 1:
-            raise StepFailed("the group needs more standbys than it has")
-        return Names(group.k - 1, tuple(self.stamp(s.name, s.incarnation, term) for s in others), (group,))
-
-    def stamp(self, name: str, incarnation: int, term: int) -> str:
-        return settings.stamp(name, incarnation, 0 if self.world.mutant == "names-without-epoch" else term)
-
-    def upstream(self, grant: Grant) -> Upstream:
-        return Upstream(grant.node, self.stamp(self.host.name, self.view.incarnation, grant.term))
-
-    def save_record(
-        self,
-        history: tuple[EpochStart, ...] | None = None,
-        *,
-        proof: Position | str | None = "",
-        marker: str | None = None,
-    ) -> Task[None]:
-        old = self.view.record
-        new = old._replace(
-            history=old.history if history is None else history,
-            proof=old.proof if isinstance(proof, str) else proof, marker=old.marker if marker is None else marker,
-        )  # fmt: skip
-        if new == old:
-            return
-        body = {
-            "history": [list(e) for e in new.history], "proof": list(new.proof) if new.proof is not None else None,
-            "marker": new.marker,
-        }  # fmt: skip
-        self.numbers += 1
-        number = f"p{self.numbers}"
-        self.saves[number] = False
-        self.tell_raft("node.record", body, number)
-        yield from until(self, lambda: self.saves.get(number, True), 5_000)
-        if not self.saves.pop(number, False):
-            raise Lost("the Raft child is gone")
-        self.view = replace(self.view, record=new._replace(promised=self.view.record.promised))
-
-    def tell_raft(self, name: str, body: dict[str, Any], request_id: str = "") -> None:
-        host = self.host
-        host.bus(host.raft_process, "parent-raft", lambda: host.raft.order(name, request_id, body))
-
-    def ask_watchdog(self, event: machine.Event, within_ms: int) -> Task[bool]:
-        """Arm: was it taken?"""
-        cell: list[bool] = []
-        host, life = self.host, self.host.watchdog_process.life
-
-        def ask() -> None:
-            actions = host.watchdog.feed(event)
-            ok = any(getattr(a, "ok", False) for a in actions)
-            host.bus(self.process, "watchdog-parent", partial(self._answered, cell, ok))
-
-        host.bus(host.watchdog_process, "parent-watchdog", ask)
-        yield from until(self, lambda: bool(cell) or host.watchdog_process.life != life, within_ms)
-        if not cell:
-            raise Lost("the watchdog has died")
-        return cell[0]
-
-    def _answered(self, cell: list[bool], ok: bool) -> None:
-        cell.append(ok)
-        self.soon()
-
-    def tell_watchdog(self, event: machine.Event) -> None:
-        host = self.host
-        host.bus(host.watchdog_process, "parent-watchdog", lambda: host.watchdog.hear(event))
-
     # -- the loop ------------------------------------------------------------------------------------------------
 
     def hear(self, name: str, body: dict[str, Any]) -> None:
@@ -185,11 +80,6 @@ class Parent:
     def from_raft(self, life: int, name: str, body: dict[str, Any], request_id: str) -> None:
         if life == self.host.raft_process.life:
             self.hear(name, body | {"id": request_id})
-
-    def soon(self) -> None:
-        if not self.turn_due:
-            self.turn_due = True
-            self.process.post(20_000, self._turn)
 
     def _turn(self) -> None:
         self.turn_due = False

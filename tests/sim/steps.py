@@ -11,31 +11,27 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from consensus.cluster import Grant
-from consensus.positions import Attach, Diverged, NoPosition, divergence, position_of
-from consensus.record import EpochStart, Position
+from consensus.positions import Attach, Diverged, NoPosition, divergence
+from consensus.record import EpochStart
 from fencing import deadman as machine
 from fencing.lease import MS
 from supervisor import timelines
 from supervisor.roles import Data, Plan, Server, Step
 from supervisor.steps import (
-    CALM_MS,
     CONSISTENCY_MS,
     COPY_AGAIN_MS,
     FAST_STOP_MS,
-    FREEZE_MS,
     HAND_OVER_CHECKPOINT_MS,
-    HUNG_MS,
     IMMEDIATE_MS,
     QUERY_MS,
-    SLOW_POSITION_MS,
     STARVED_MS,
     STOP_MS,
 )
 from supervisor.tasks import Task, Wait
-from tests.sim import tasks
 from tests.sim.group import change_group
-from tests.sim.pgdata import SEGMENT_BYTES, UNIT, Directory
+from tests.sim.pgdata import UNIT, Directory
 from tests.sim.postgres import Conf, Postgres, State
+from tests.sim.promises import Promises
 from tests.sim.rebuild import Rebuild
 from tests.sim.tasks import Lost, StepFailed, until
 
@@ -45,11 +41,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Steps:
+class Steps(Promises):
     """One method a step."""
 
     def __init__(self, parent: Parent) -> None:
-        self.p, self.host, self.world = parent, parent.host, parent.world
+        super().__init__(parent)
         self.rebuild = Rebuild(parent, self)
 
     def of(self, plan: Plan) -> Task[Any]:
@@ -61,37 +57,6 @@ class Steps:
             Step.OPEN_GATE: self.open_gate, Step.FOLLOW: self.follow,
         }  # fmt: skip
         return actions[plan.step](plan)
-
-    # -- helpers -------------------------------------------------------------------------------------------------
-
-    @property
-    def pid(self) -> int:
-        return self.need_server().pid
-
-    def sleep(self, ms: float) -> Task[None]:
-        yield from tasks.sleep(self.p, int(ms * MS))
-
-    def need_server(self) -> Postgres:
-        if self.p.server is None:
-            raise StepFailed("Postgres is not running")
-        return self.p.server
-
-    def query(self, ask: Callable[[Postgres], T], within_ms: float = QUERY_MS) -> Task[T]:
-        """One question in a session of ours."""
-        p, server, cell = self.p, self.need_server(), list[T]()
-
-        def answer() -> None:
-            if server.state not in (State.STARTING, State.STOPPING):
-                cell.append(ask(server))
-            p.process.post(self.world.between(50, 600), p.soon)
-
-        server.process.post(self.world.between(50, 600), answer)
-        yield from until(
-            p, lambda: bool(cell) or server.state in (State.GONE, State.STARTING, State.STOPPING), int(within_ms)
-        )
-        if not cell:
-            raise Lost("the session was lost")
-        return cell[0]
 
     def look(self) -> None:
         """supervisor/datadir.py: what PGDATA is, once the log and the record are known."""
@@ -202,19 +167,6 @@ class Steps:
                 pass
         self.bury(f"fenced: {plan.rule}")
 
-    def bury(self, crashed: str) -> None:
-        p = self.p
-        if p.server is not None:
-            p.server.end()
-            p.server = None
-        p.tell_watchdog(machine.Disarm())
-        p.facts = replace(p.facts, streaming=False, checkpointed=0)
-        writable = p.local.epoch > 0
-        p.change(
-            server=Server.DOWN, clean=True, upstream=0, frozen=0, gate_open=False, unguarded_since_ns=0,
-            crashed=(crashed or "stopped") if writable else "",
-        )  # fmt: skip
-
     def hand_over(self, plan: Plan) -> Task[None]:
         p = self.p
         try:
@@ -230,125 +182,6 @@ class Steps:
         reason = p.local.crashed or "the promotion failed"
         p.tell_raft("node.fenced", {"term": plan.term, "reason": reason, "clean": False, "at": "-"})
         yield Wait(until_ns=p.now + 100 * MS, ready=lambda: p.view.granted != plan.term)
-
-    # -- promises ------------------------------------------------------------------------------------------------
-
-    def say_no_position(self, term: int, reason: str = "") -> None:
-        why = reason or f"Postgres is {self.p.local.server.value}, its data is {self.p.local.data.value}"
-        self.p.tell_raft("node.frozen", {"term": term, "epoch": -1, "lsn": 0, "reason": why})
-        self.p.change(said_no_position=term)
-
-    def detach(self, _: Plan) -> Task[None]:
-        yield from self._detach()
-
-    def freeze(self, plan: Plan) -> Task[None]:
-        p, began = self.p, self.p.now
-        try:
-            if self.world.mutant not in ("promise-without-freeze", "no-watchdog-no-promise"):
-                yield from self._detach()
-            found = yield from self._position(plan.term)
-        except (StepFailed, TimeoutError) as error:
-            if p.local.said_no_position != plan.term:
-                self.say_no_position(plan.term, f"Postgres does not answer: {error}")
-            p.freeze_failing_ns = p.freeze_failing_ns or began
-            if p.now - p.freeze_failing_ns > HUNG_MS * MS and p.server is not None:
-                self.world.note(self.host.name, "Postgres hangs, it is killed")
-                self.bury("hung")
-            raise
-        p.freeze_failing_ns = 0
-        body: dict[str, Any] = {"term": plan.term, "reason": ""}
-        if isinstance(found, NoPosition):
-            body |= {"epoch": -1, "lsn": 0, "reason": found.reason}
-        else:
-            body |= {"epoch": found.epoch, "lsn": found.lsn}
-            p.change(vowed=max(p.local.vowed, plan.term))
-        p.tell_raft("node.frozen", body)
-        p.change(frozen=plan.term)
-        self.world.note(self.host.name, f"answers {plan.term}: {body['epoch']}/{body['lsn'] // UNIT} {body['reason']}")
-
-    def _detach(self) -> Task[None]:
-        p, server = self.p, self.need_server()
-        until_ns = p.now + FREEZE_MS * MS
-        p.change(upstream=0)
-        if not p.may_receive and server.receiver is None:
-            return
-        p.may_receive = True
-        try:
-            server.reload(Conf(None, p.idle_names()))
-            yield from self._reloaded(server, until_ns)
-            yield from self.query(lambda pg: pg.resume(), self._left_ms(until_ns))
-            calm = 0
-            while calm < 2:
-                server.terminate_receiver()
-                yield from until(p, lambda: server.receiver is None, self._left_ms(until_ns))
-                waits = yield from self.query(lambda pg: pg.waits_for_stream, self._left_ms(until_ns))
-                restless = waits or server.receiver is not None or server.asking
-                calm = 0 if restless else calm + 1
-                if p.now >= until_ns:
-                    raise TimeoutError("the WAL receiver is not gone")
-                if calm < 2:
-                    yield from self.sleep(CALM_MS)
-            p.may_receive = False
-        except TimeoutError as error:
-            self.world.note(self.host.name, "the WAL receiver does not stop: Postgres is stopped")
-            server.stop_immediately()
-            raise StepFailed("the WAL receiver did not stop in time") from error
-        p.facts = replace(p.facts, streaming=False)
-
-    def _left_ms(self, until_ns: int) -> int:
-        return max(0, (until_ns - self.p.now) // MS)
-
-    def _reloaded(self, server: Postgres, until_ns: int) -> Task[None]:
-        """Until a session of ours sees what was written."""
-        while not (yield from self.query(lambda pg: pg.seen == server.conf, self._left_ms(until_ns))):
-            yield from self.sleep(1)
-
-    def _position(self, asked_term: int = 0) -> Task[Position | NoPosition]:
-        p, began, before = self.p, self.p.now, (-1, -1)
-        while True:
-            received, replayed, waits = yield from self._lsns()
-            if self.world.mutant == "position-before-all-is-read":
-                break
-            if received or (waits and (received, replayed) == before):
-                break
-            before = (received, replayed) if waits else (-1, -1)
-            if asked_term and p.now - began > SLOW_POSITION_MS * MS and p.local.said_no_position != asked_term:
-                self.say_no_position(asked_term, "still reading the WAL it has")
-            yield from self.sleep(3)
-        return (yield from self._position_at(max(received, replayed)))
-
-    def _lsns(self) -> Task[tuple[int, int, bool]]:
-        return (
-            yield from self.query(lambda pg: (pg.received * UNIT, pg.replayed * UNIT, pg.is_through and not pg.paused))
-        )
-
-    def _position_at(self, lsn: int) -> Task[Position | NoPosition]:
-        p, directory = self.p, self.need_server().directory
-        timeline = timelines.newest_wal_timeline(directory.segments, lsn, SEGMENT_BYTES)
-        if timeline is None:
-            return NoPosition(f"there is no WAL file that holds {lsn}")
-        yield from self._complete_own_history(timeline)
-        record = p.view.record
-        found = position_of(record.history, lsn, timeline, record.proof)
-        if isinstance(found, Position) and record.proof is not None:
-            yield from p.save_record(proof=None)
-        return found
-
-    def _complete_own_history(self, timeline: int) -> Task[None]:
-        p = self.p
-        history = p.view.record.history
-        grant = next((g for g in p.cluster.grants if g.timeline == timeline and g.node == p.local.me), None)
-        if timeline in {e.timeline for e in history} or grant is None:
-            return
-        start = self._switch_lsn(timeline)
-        if start is not None and history and grant.term > history[-1].epoch:
-            yield from p.save_record((*history, EpochStart(grant.term, start, timeline)))
-
-    def _switch_lsn(self, timeline: int) -> int | None:
-        directory = self.host.directory
-        text = directory.histories.get(timelines.history_name(timeline)) if directory is not None else None
-        switches = timelines.parse_history(text) if text is not None else ()
-        return switches[-1].lsn if switches else None
 
     # -- promotion -----------------------------------------------------------------------------------------------
 
@@ -420,25 +253,10 @@ class Steps:
         self.p.change(gate_open=True)
         self.world.note(self.host.name, f"gate open, term {plan.term}")
 
-    def until_logged(self, kind: str, body: dict[str, Any], done: Callable[[], bool]) -> Task[None]:
-        while not done():
-            self.p.tell_raft("node.propose", {"kind": kind, "body": body | {"at": "-"}})
-            yield Wait(until_ns=self.p.now + 1_000 * MS, ready=done)
-
     def checkpoint(self, epoch: int) -> Task[None]:
         yield from self.have_checkpoint(60_000)
         if self.p.local.epoch == epoch:
             self.p.facts = replace(self.p.facts, checkpointed=epoch)
-
-    def have_checkpoint(self, within_ms: int) -> Task[None]:
-        done: list[bool] = []
-        server = self.need_server()
-        yield from self.query(lambda pg: pg.checkpoint(lambda: done.append(True)))
-        until_ns = self.p.now + within_ms * MS
-        while not done:
-            if server.state is State.GONE or self.p.now > until_ns:
-                raise Lost("no checkpoint")
-            yield Wait(until_ns=self.p.now + 20 * MS)
 
     def change_group(self) -> Task[None]:
         yield from change_group(self)
