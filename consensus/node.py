@@ -145,8 +145,8 @@ class Node:
                     self._promise_wanted(term)
             case PromiseResp():
                 self._promised(src, message)
-            case Observation(_, data):
-                self._observed(src, data, now_ns)
+            case Observation(term, data):
+                self._observed(src, term, data, now_ns)
             case Forward(_, request_id, name, data):
                 ok, answer = requests.carry_out(self, name, json.loads(data), now_ns)
                 self.effects.append(Send(src, ForwardResp(self.raft.term, request_id, ok, canonical(answer))))
@@ -214,7 +214,7 @@ class Node:
                 self.told, self.told_cluster = {}, None
                 self.told_lease = TellLease(0, 0)
             case "node.observed":
-                self._observed(self.me, canonical(body), now_ns)
+                self._observed(self.me, self.raft.term, canonical(body), now_ns)
             case "node.frozen":
                 self._frozen(body)
             case "node.record":
@@ -510,14 +510,15 @@ class Node:
 
     # -- observations --------------------------------------------------------------------------------------------
 
-    def _observed(self, src: str, data: str, now_ns: int) -> None:
-        """From ourselves: one NodeStatus. From a member: one, or, if it leads, those of all."""
+    def _observed(self, src: str, term: int, data: str, now_ns: int) -> None:
+        """From ourselves: one NodeStatus. From a member: one, or, if it leads this term, those of all. What it said as
+        a follower of an earlier term may come late."""
         if src == self.me:
             if self.sightings.say(data, now_ns):
                 self.observe_at_ns = now_ns
         elif self.raft.role is Role.LEADER:
             self.sightings.take_in(src, data, now_ns)
-        elif src == self.raft.leader:
+        elif src == self.raft.leader and term == self.raft.term:
             self.sightings.take_in_all(data, now_ns)
 
     def _observe(self, now_ns: int) -> None:

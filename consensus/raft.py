@@ -395,7 +395,9 @@ class Raft:
             if now >= self.election_at_ns and self._may_campaign():
                 self._start_election()
             elif now >= self.election_at_ns:
-                self.election_at_ns = now + self.config.election_ns  # a learner has nothing to do by the clock
+                # A learner does not campaign. But it must notice that nobody leads it any more: it may be out.
+                self._follow(self.term, "")
+                self.election_at_ns = now + self.config.election_ns
             return
         if self.transfer_until_ns and now >= self.transfer_until_ns:
             self._campaign_released()
