@@ -1,14 +1,12 @@
-"""The disk under the Raft store: the shipped `Store`, on a file system that keeps what was synced and perhaps the rest.
-
-`tests.disk.Disk` is the machine's disk; here is only what a whole cluster needs of it: restart, power cut, no room.
-"""
+"""The disk under the Raft store: the shipped `Store` on `tests.disk.Disk`, which loses what was not synced."""
 
 from __future__ import annotations
 
-import sqlite3
+from collections.abc import Sequence
 
 from consensus.storage import StorageFullError, Store
 from consensus.write import Stored, Write
+from tests.disk import Disk, Piece
 from tests.sim.world import World
 
 
@@ -19,26 +17,31 @@ class RaftDisk:
         self.world = world
         self.full = False
         self.lies = world.mutant == "fsync-lies"
-        self._content = _memory()
-        self._older: list[sqlite3.Connection] = []
+        self._disk = Disk()
+        self._older: list[Disk] = []
 
     def open(self) -> DiskStore:
         if self.full:
             raise StorageFullError("no room")
-        return DiskStore(self, Store(self._content))
+        self._disk.kill()  # whoever had it open before is dead
+        return DiskStore(self, self._disk.open_store())
 
     def power_cut(self) -> None:
         if self.lies and self._older:
-            self._content, self._older = self._older[0], []
+            self._disk, self._older = self._older[0], []
+        self._disk.power_cut(self._survivors)
+
+    def _survivors(self, unsynced: Sequence[Piece]) -> list[Piece]:
+        """Any part of it, each write whole or not at all, in whatever order the disk had got to them."""
+        share = self.world.dice.choice((0.0, 0.5, 1.0))
+        return [piece for piece in unsynced if self.world.dice.random() < share]
 
     def wipe(self) -> None:
-        self._content, self._older = _memory(), []
+        self._disk = Disk()
 
     def saved(self) -> None:
         if self.lies:
-            copy = _memory()
-            self._content.backup(copy)
-            self._older = [*self._older, copy][-3:]
+            self._older = [*self._older, self._disk.copy()][-3:]
 
 
 class DiskStore:
@@ -55,7 +58,3 @@ class DiskStore:
             raise StorageFullError("no room")
         self.store.save(write)
         self.disk.saved()
-
-
-def _memory() -> sqlite3.Connection:
-    return sqlite3.connect(":memory:", isolation_level=None)

@@ -65,7 +65,6 @@ class Parent(Context):
         self.observe_at = 0
         self.published: tuple[object, ...] = ()
         self.watch_at = self.idle_since_ns = 0
-        self.group_task: Handle | None = None
         self.steps = modelled.Steps(self)
 
     def begin(self) -> None:
@@ -257,7 +256,6 @@ class Parent(Context):
                 self.task.cancel()
                 self.task = None
             self.plan = wanted
-            self._tend_group()
             if self.task is not None or wanted.step is Step.WAIT:
                 return
             if wanted.step is Step.EXIT:
@@ -308,18 +306,6 @@ class Parent(Context):
         pause_ms = URGENT_PAUSE_MS if done.step is Step.FENCE else min(most_ms, first_ms << min(count - 1, 10))
         self.failures[done] = (count, self.now + pause_ms * MS)
         self.world.trace(f"{self.host.name} {done.step} failed: {outcome.error}")
-
-    def _tend_group(self) -> None:
-        """A change of the sync group, as primary (safety.md "Changes"): beside the table, for as long as it is open."""
-        cluster = self.view.cluster
-        wanted = cluster is not None and cluster.change is not None and self.local.gate_open
-        if (
-            wanted
-            and (self.group_task is None or self.group_task.done)
-            and self.now >= self.failures.get(GROUP, (0, 0))[1]
-        ):
-            self.failures[GROUP] = (0, self.now + 200 * MS)
-            self.group_task = self.runner.start(self.steps.change_group(), ignore, "group")
 
     # -- looking and telling -------------------------------------------------------------------------------------
 
@@ -377,9 +363,6 @@ class Parent(Context):
         """SIGTERM."""
         self.change(stopping=True)
         self.soon()
-
-
-GROUP = Plan(Step.WAIT, 0, "group")
 
 
 def ignore(outcome: Outcome[Any]) -> None:

@@ -66,9 +66,9 @@ class Promises(Basics):
         p, server = self.p, self.need_server()
         until_ns = p.now + FREEZE_MS * MS
         p.change(upstream=0)
-        if not p.may_receive and server.receiver is None:
+        if not p.local.may_receive and server.receiver is None:
             return
-        p.may_receive = True
+        p.change(may_receive=True)
         try:
             server.reload(Conf(None, p.idle_names()))
             yield from self._reloaded(server, until_ns)
@@ -84,7 +84,7 @@ class Promises(Basics):
                     raise TimeoutError("the WAL receiver is not gone")
                 if calm < 2:
                     yield from self.sleep(CALM_MS)
-            p.may_receive = False
+            p.change(may_receive=False)
         except TimeoutError as error:
             self.world.note(self.host.name, "the WAL receiver does not stop: Postgres is stopped")
             server.stop_immediately()

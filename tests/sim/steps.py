@@ -54,7 +54,7 @@ class Steps(Promises):
             Step.REPORT_FENCED: self.report_fenced, Step.CREATE: self.rebuild.create, Step.CLONE: self.rebuild.clone,
             Step.REWIND: self.rebuild.rewind, Step.START: self.start, Step.FREEZE: self.freeze,
             Step.DETACH: self.detach, Step.PROMOTE: self.promote, Step.OPEN: self.prove,
-            Step.OPEN_GATE: self.open_gate, Step.FOLLOW: self.follow,
+            Step.OPEN_GATE: self.open_gate, Step.FOLLOW: self.follow, Step.REGROUP: lambda _: change_group(self),
         }  # fmt: skip
         return actions[plan.step](plan)
 
@@ -71,7 +71,7 @@ class Steps(Promises):
         elif not cluster.system_identifier:
             if creates:
                 p.change(data=Data.ABSENT)
-        elif record.marker:
+        elif record.marker or (directory.mark is not None and directory.mark[0] != p.view.incarnation):
             p.change(data=Data.BROKEN)
         elif creates:
             p.change(data=Data.BROKEN if cluster.grants else Data.ABSENT)
@@ -93,7 +93,7 @@ class Steps(Promises):
             for number in directory.numbers():
                 if number > newest:
                     del directory.histories[timelines.history_name(number)]
-            p.may_receive = False
+            p.change(may_receive=False)
             directory.clean = False
             p.server = host.start_postgres(Conf(None, p.idle_names()))
             p.change(
@@ -135,7 +135,7 @@ class Steps(Promises):
 
     def attach(self, grant: Grant) -> None:
         p, server = self.p, self.need_server()
-        p.may_receive = True
+        p.change(may_receive=True)
         server.reload(Conf(p.upstream(grant), p.idle_names()))
         self.host.last_refusal = ""
         p.change(upstream=grant.term, frozen=0)
@@ -203,7 +203,7 @@ class Steps(Promises):
     def _promote_now(self, grant: Grant) -> Task[None]:
         p, server = self.p, self.need_server()
         frozen = self.world.mutant in ("promise-without-freeze", "no-watchdog-no-promise")
-        if not frozen and (p.local.upstream or p.may_receive or server.receiver is not None):
+        if not frozen and (p.local.upstream or p.local.may_receive or server.receiver is not None):
             raise StepFailed("not frozen")
         until_ns = p.view.lease_until_ns if p.view.lease_term == grant.term else 0
         if not (yield from p.ask_watchdog(machine.Arm(grant.term, self.pid, 1, until_ns), 500)):
@@ -257,9 +257,6 @@ class Steps(Promises):
         yield from self.have_checkpoint(60_000)
         if self.p.local.epoch == epoch:
             self.p.facts = replace(self.p.facts, checkpointed=epoch)
-
-    def change_group(self) -> Task[None]:
-        yield from change_group(self)
 
     # -- following -----------------------------------------------------------------------------------------------
 
