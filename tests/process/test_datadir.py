@@ -18,6 +18,7 @@ import pytest
 import zmq
 
 from consensus.cluster import ClusterState
+from consensus.membership import Member
 from consensus.record import EpochStart, NodeRecord
 from fencing.clock import now_ns
 from fencing.kill import FenceReport
@@ -69,17 +70,20 @@ class Found:
         )  # fmt: skip
         self.pgdata = config.pgdata
 
-    def initdb(self, *, mark: bool = True, nonce: str = NONCE) -> None:
+    def initdb(self, *, mark: bool = True, nonce: str = NONCE, incarnation: int = INCARNATION) -> None:
         subprocess.run(["cp", "-a", template(), self.pgdata], check=True)
         if mark:
-            write_mark(self.pgdata, INCARNATION, nonce)
+            write_mark(self.pgdata, incarnation, nonce)
 
     def knows(
         self, *, system: str | None = "", founder: str = "b", nonce: str = NONCE,
-        history: tuple[EpochStart, ...] = HISTORY, marker: str = "",
+        history: tuple[EpochStart, ...] = HISTORY, marker: str = "", named: int = INCARNATION,
     ) -> None:  # fmt: skip
-        """What log and record say; ``system`` None: the log has not been read yet."""
-        cluster = ClusterState(founder=founder, nonce=nonce, system_identifier=system) if system is not None else None
+        """What log and record say; ``system`` None: the log has not been read yet; ``named``: the lives it knows."""
+        cluster = None
+        if system is not None:
+            members = tuple(Member(name, named, f"{name}:1", f"{name}:2", "") for name in "abc")
+            cluster = ClusterState(members=members, founder=founder, nonce=nonce, system_identifier=system)
         self.c.view = View(
             alive=True, incarnation=INCARNATION, record=NodeRecord(history=history, marker=marker), cluster=cluster
         )
@@ -183,6 +187,25 @@ def test_a_founder_that_the_log_has_not_confirmed_creates_nothing(found: Found) 
     found.initdb(mark=False)
     found.knows(system="", founder="a", nonce="", history=())
     assert found.looks() is Data.UNKNOWN
+
+
+def test_a_later_life_of_the_founder_creates_nothing(found: Found) -> None:
+    """It was let in again and reads the log from its beginning: for a moment that says "to be created by a"."""
+    found.initdb(mark=False)
+    found.knows(system="", founder="a", history=(), named=INCARNATION - 1)
+    assert found.looks() is Data.UNKNOWN
+
+
+@pytest.mark.parametrize("history", [HISTORY, ()], ids=["recorded", "fresh"])
+def test_the_data_of_another_life_is_never_used(found: Found, ours: str, history: tuple[EpochStart, ...]) -> None:
+    """Nobody knows what that one has promised: it is only good for being moved aside."""
+    found.initdb(incarnation=INCARNATION - 1)
+    found.knows(system="", founder="a", history=())
+    assert found.looks() is Data.UNKNOWN, "also by the founder"
+    found.knows(system=ours, history=history)
+    assert found.looks() is Data.BROKEN
+    (said,) = [event for event in found.events() if event["event"] == "data.of_another_life"]
+    assert said["fields"]["incarnation"] == INCARNATION - 1
 
 
 def test_nobody_else_creates_anything(found: Found) -> None:
