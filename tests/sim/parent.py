@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from consensus.cluster import load
+from consensus.membership import WITNESS
 from fencing import deadman as machine
 from fencing.lease import MS, PROFILES
 from supervisor import observe
@@ -250,6 +251,8 @@ class Parent(Context):
             self._watch_promotion(now)
             if self._situation(now).owes_no_position:
                 self.steps.say_no_position(self.view.wanted)
+            if self.host.role == WITNESS:
+                return  # no Postgres, ever: nothing but that answer is asked of it
             wanted, self.sentence = plan(self._situation(now))
             if wanted.rule != self.plan.rule:
                 self.world.note(self.host.name, f"plan {wanted.rule} {wanted.term or ''}")
