@@ -49,20 +49,33 @@ class AddressBook:
         self.introduced = {
             name: entry
             for name, entry in self.introduced.items()
-            if entry.index > applied and self.members.get(name) != entry._replace(index=0)
+            if (entry.index > applied or self._moved(name, entry)) and self.members.get(name) != entry._replace(index=0)
         }
 
     def introduce(self, name: str, entry: Entry, applied: int) -> bool:
-        """Believe who says that it knows more than this node has applied. True: something new was learnt."""
+        """Believe who says that it knows more than this node has applied; and whoever is known, on where it is now.
+
+        True: something new was learnt.
+        """
         known = self.introduced.get(name) or self.members.get(name)
-        if entry.index <= applied or (known is not None and known[:2] == entry[:2]):
-            return False
-        if known is not None and known.index > entry.index:
+        if known is not None and known.incarnation == entry.incarnation:
+            # One that moved is behind, for nobody can reach it; a late word of the old place is mended by its next one.
+            if known.address == entry.address:
+                return False
+            if self.members.get(name) == entry._replace(index=0):
+                del self.introduced[name]  # it has moved back
+                return True
+        elif entry.index <= applied or (known is not None and known.index > entry.index):
             return False
         if len(self.introduced) >= INTRODUCED_MAX and name not in self.introduced:
             return False
         self.introduced[name] = entry
         return True
+
+    def _moved(self, name: str, entry: Entry) -> bool:
+        """Is it a member that gives (perhaps) another address?"""
+        member = self.members.get(name)
+        return member is not None and member.incarnation == entry.incarnation
 
     def current(self) -> dict[str, Entry]:
         """Whom to dial and how to address it."""

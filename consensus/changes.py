@@ -66,7 +66,7 @@ def next_change(state: ClusterState, facts: Facts) -> Proposal | None:
     if state.change is not None:
         return _reverted(state, facts)
     goal = wanted_seats(state, facts)
-    if goal != state.group:
+    if goal != state.group and len(_holders(state, facts, goal)) >= goal.k:  # else commits would wait for the others
         joins = sorted(set(goal.members) - set(state.group.members))
         leaves = sorted(set(state.group.members) - set(goal.members))
         words = [f"{s.name} joins" for s in joins] + [f"{s.name} leaves" for s in leaves]
@@ -90,25 +90,29 @@ def _reverted(state: ClusterState, facts: Facts) -> Proposal | None:
 
 
 def wanted_seats(state: ClusterState, facts: Facts) -> SyncGroup:
-    """The sync group as it should be: every voter with a proven copy, and whoever sits already and is not to leave."""
+    """The sync group as it should be: every voter with a proven copy, and whoever sits already and is not to leave.
+
+    The primary is in it whatever its aim, which may be older than its grant.
+    """
     seats: list[Seat] = []
     for seat in state.group.members:
         member = state.member(seat.name)
-        if member is None or (member.incarnation == seat.incarnation and not _stays(state, member)):
+        if member is None or not _is_to_sit(state, facts, member):
             continue
-        if member.incarnation == seat.incarnation or not _ready(state, facts, member):
+        lost = member.incarnation != seat.incarnation
+        if (member.role == VOTER and not lost) or (lost and not _ready(state, facts, member)):
             seats.append(seat)  # of one that lost its state the place is kept until its copy is proven
     taken = {seat.name for seat in seats}
     seats += [seat_of(m) for m in state.members if m.name not in taken and _ready(state, facts, m)]
     return sync_group(seats, state.commit_mode)
 
 
-def _stays(state: ClusterState, member: Member) -> bool:
-    return member.role == VOTER and not (leaves(state, member) or member.aim in (LEARNER, WITNESS))
+def _is_to_sit(state: ClusterState, facts: Facts, member: Member) -> bool:
+    return member.name == facts.me or not (leaves(state, member) or member.aim in (LEARNER, WITNESS))
 
 
 def _ready(state: ClusterState, facts: Facts, member: Member) -> bool:
-    return _stays(state, member) and member.name in facts.copied
+    return member.role == VOTER and _is_to_sit(state, facts, member) and member.name in facts.copied
 
 
 def leaves(state: ClusterState, member: Member) -> bool:
@@ -118,12 +122,12 @@ def leaves(state: ClusterState, member: Member) -> bool:
     if not member.aim.startswith(f"{GONE}:"):
         return False
     successor = state.member(member.aim.partition(":")[2])
-    if successor is None or not successor.votes:
-        return False
-    return successor.role == WITNESS or seat_of(successor) in state.group.members
+    return successor is not None and (successor.role == WITNESS or seat_of(successor) in state.group.members)
 
 
 def _next_of(state: ClusterState, facts: Facts, member: Member) -> Proposal | None:
+    if member.aim != member.role and _may_lose(state, facts, member):
+        return None  # others may have gone since this one was asked to
     if leaves(state, member) and seat_of(member) not in state.group.members:
         others = [m for m in state.members if m != member]
         return list_change(others, facts.me, "removed", member.name, "is no member any more")
@@ -188,7 +192,7 @@ def aim_at(state: ClusterState, facts: Facts, name: str, aim: str) -> Proposal |
         what = "has a Postgres" if member.has_data else "has no Postgres"
         hint = "remove it and start it anew, with or without --witness"
         return Refusal(78, f"{name} {what}: it can't become a {aim}", hint)
-    if aim == LEARNER and (refusal := _may_lose(state, facts, member)):
+    if aim == LEARNER and (refusal := _is_primary(facts, name) or _may_lose(state, facts, member)):
         return refusal
     return _aims(state, facts, member, aim, f"is to be a {aim}")
 
@@ -207,13 +211,18 @@ def remove(state: ClusterState, facts: Facts, name: str, successor: str = "") ->
         if other.has_data is not member.has_data:
             hint = "name a member of the same kind"
             return Refusal(78, f"{successor} can't take the place of {name}: only one of them is a witness", hint)
-    if name == facts.me:
-        return Refusal(75, f"{name} is the primary", "first move it: `pgr switchover`")
-    if not successor and (refusal := _may_lose(state, facts, member)):
+        if other.aim not in (VOTER, WITNESS):
+            reason = f"{successor} can't take the place of {name}: it is not to have a vote"
+            return Refusal(78, reason, f"first let it become one: pgr member add {successor}")
+    if refusal := _is_primary(facts, name) or (_may_lose(state, facts, member) if not successor else None):
         return refusal
     aim = f"{GONE}:{successor}" if successor else GONE
     text = f"is to be replaced by {successor}" if successor else "is to be removed"
     return _aims(state, facts, member, aim, text)
+
+
+def _is_primary(facts: Facts, name: str) -> Refusal | None:
+    return Refusal(75, f"{name} is the primary", "first move it: `pgr switchover`") if name == facts.me else None
 
 
 def _may_lose(state: ClusterState, facts: Facts, member: Member) -> Refusal | None:
@@ -226,11 +235,16 @@ def _may_lose(state: ClusterState, facts: Facts, member: Member) -> Refusal | No
         return Refusal(78, reason, hint)
     if seat_of(member) in state.group.members:
         rest = sync_group((s for s in state.group.members if s != seat_of(member)), state.commit_mode)
-        holders = [s.name for s in rest.members if s.name in facts.connected and s.name in state.seated(rest)]
-        if len(holders) < rest.k:
-            reason = f"{member.name} holds a copy that is needed: without it {len(holders)} are left, and {rest.k} must"
+        left = len(_holders(state, facts, rest))
+        if left < rest.k:
+            reason = f"{member.name} holds a copy that is needed: without it {left} are left, and {rest.k} must"
             return Refusal(78, f"{reason} have every commit", "bring the others back first")
     return None
+
+
+def _holders(state: ClusterState, facts: Facts, group: SyncGroup) -> frozenset[str]:
+    """Those who fill their seat of ``group`` and are up."""
+    return state.seated(group) & facts.connected
 
 
 def _aims(state: ClusterState, facts: Facts, member: Member, aim: str, text: str) -> Proposal | Refusal:

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from consensus.membership import Member
+from consensus.membership import VOTER, Member
 from consensus.messages import Entry
 from consensus.record import EpochStart, Position
 
@@ -184,7 +184,7 @@ def found(charter: str, cluster_id: str) -> ClusterState:
         members=members,
         commit_mode=mode,
         profile=str(body["profile"]),
-        group=sync_group((seat_of(m) for m in members if m.has_data), mode),
+        group=sync_group((seat_of(m) for m in members if m.role == VOTER), mode),
         founder=str(body["founder"]),
         settings=canonical(body["settings"]),
     )

@@ -143,7 +143,7 @@ class Founder:
             case "elsewhere":
                 self.asked["leader"] = split(str(body["raft"]))
                 self.host.dial(self.asked)
-            case "charter":
+            case "charter" if not self.host.identity.cluster_id:  # every peer answers
                 members = tuple(Member(*row) for row in body["members"])
                 mine = (self.host.child.name, self.host.identity.incarnation)
                 if mine in {(m.name, m.incarnation) for m in members}:

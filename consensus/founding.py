@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from consensus.cluster import canonical
-from consensus.membership import VOTER, WITNESS, Member
+from consensus.membership import VOTER, Member
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +131,12 @@ def consider(mine: Greeting, heard: Mapping[str, Greeting], options: Founding) -
         if one.joins or one.lost:
             why = "has lost the Raft state that belongs to its data" if one.lost else "was told to join a cluster"
             return Waiting((), f"{one.name} {why}: it does not found one")
-    data = [g for g in everyone if g.aim != WITNESS]
-    if not data:
-        return Waiting((), "all peers are witnesses: somebody has to have a Postgres")
+    electable = [g.name for g in everyone if g.aim == VOTER]
+    if not electable:
+        return Waiting((), "no peer is to be a voter with Postgres: nobody could be primary")
     adopting = [g.name for g in everyone if g.adopts]
+    if adopting and adopting[0] not in electable:
+        return Waiting((), f"{adopting[0]} brings a data directory, but is to be no voter: it could not be primary")
     if len(adopting) > 1:
         names = ", ".join(adopting)
         return Waiting((), f"more than one node brings a data directory: {names}; only one can be adopted")
@@ -143,7 +145,7 @@ def consider(mine: Greeting, heard: Mapping[str, Greeting], options: Founding) -
         canonical(
             {
                 "members": sorted(members),
-                "founder": adopting[0] if adopting else min(g.name for g in data),
+                "founder": adopting[0] if adopting else min(electable),
                 "commit": options.commit,
                 "profile": options.profile,
                 "settings": json.loads(options.settings),

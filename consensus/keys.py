@@ -5,9 +5,11 @@ The line is ``pgr1:`` and the Z85 text (40 characters) of 32 random bytes, the s
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +19,8 @@ from zmq.utils import z85
 from consensus.digest import blake2b
 
 PREFIX = "pgr1:"
+LOOPBACK_PREFIX = "pgr1-loopback:"
+"""Of a derived key in a file, so that nobody takes it for a secret."""
 _FILE_BYTES_MAX = 4096
 
 
@@ -43,9 +47,8 @@ def new_key() -> str:
 
 def parse_key(text: str) -> ClusterKey:
     """The key in the content of a key file; KeyFileError (which never quotes it) if it is none."""
-    line = text.strip()
-    secret = line.removeprefix(PREFIX)
-    if not line.startswith(PREFIX) or len(secret) != 40:
+    prefix, colon, secret = text.strip().partition(":")
+    if prefix + colon not in (PREFIX, LOOPBACK_PREFIX) or len(secret) != 40:
         raise KeyFileError(f"no cluster key: not one line of {PREFIX} and 40 characters; `pgr key new` makes one")
     try:
         return _from_bytes(z85.decode(secret.encode("ascii")))
@@ -78,6 +81,16 @@ def read_key(path: Path) -> ClusterKey:
         raise KeyFileError(f"cluster key {path} is not text; `pgr key new` makes one") from None
     except KeyFileError as error:
         raise KeyFileError(f"{path}: {error}", error.exit_code) from None
+
+
+def founding_seed(names: Iterable[str]) -> str:
+    """What the founding members with these names derive their key from."""
+    return json.dumps(sorted(names), separators=(",", ":"))
+
+
+def derived_key_text(seed: str) -> str:
+    """The content of a key file, for a node that joins later."""
+    return f"{LOOPBACK_PREFIX}{derived_key(seed).secret.decode('ascii')}\n"
 
 
 def derived_key(seed: str) -> ClusterKey:

@@ -121,6 +121,8 @@ class Node:
         """First effects: those of a resumed Raft, and the state for the parent."""
         if ready is not None:
             self._carry_out(ready)
+        if Seat(self.me, self.identity.incarnation) in self.cluster.removed:
+            self.effects.append(Removed(*removal(self.me)))
         return self._finish(now_ns)
 
     def tick(self, now_ns: int) -> list[Effect]:
@@ -141,9 +143,8 @@ class Node:
             case PromiseReq(term):
                 if term == self.raft.term and src == self.raft.leader:
                     self._promise_wanted(term)
-            case PromiseResp(term, epoch, lsn, reason):
-                if self.notes is not None and term == self.notes.term == self.raft.term:
-                    self.notes.promises[src] = Position(epoch, lsn) if epoch >= 0 else NoPosition(reason)
+            case PromiseResp():
+                self._promised(src, message)
             case Observation(term, data):
                 self._observed(src, term, data, now_ns)
             case Forward(_, request_id, name, data):
@@ -264,7 +265,6 @@ class Node:
         if ready.restored:
             self.cluster = load(self.raft.log.snapshot.data)
             self.applied = self.raft.log.snapshot.index
-        before = {seat_of(m) for m in self.cluster.members}
         for entry in ready.committed:
             self.cluster = apply(self.cluster, entry)
             self.applied = entry.index
@@ -272,10 +272,6 @@ class Node:
                 # A restarted process may resume only on a grant that its own disk shows as committed.
                 self.effects.append(Save(Write(hard=self.raft.hard_state)))
         if ready.restored or ready.committed:
-            # Exactly when the book goes over to another incarnation: no late word of the former one comes in after it.
-            for member in self.cluster.members:
-                if seat_of(member) not in before:
-                    self.raft.forget(member.name)
             self.book.list_members(self.cluster.members, self.applied)
             if Seat(self.me, self.identity.incarnation) in self.cluster.removed:
                 self.effects.append(Removed(*removal(self.me)))
@@ -316,7 +312,8 @@ class Node:
         if len(self.raft.log.entries) > COMPACT_AFTER_ENTRIES and self.applied > self.raft.log.snapshot.index:
             self._raft(Compact(self.applied, dump(self.cluster)), now_ns)
         listed = self.cluster.member(self.me)
-        if now_ns >= self.observe_at_ns and listed is not None and listed[:5] != self.mine[:5]:
+        mine = listed is not None and seat_of(listed) == seat_of(self.mine)
+        if now_ns >= self.observe_at_ns and mine and listed is not None and listed[:5] != self.mine[:5]:
             self.propose_or_forward("member/1", {"member": list(self.mine)}, now_ns)
         self._observe(now_ns)
         self._tell_state()
@@ -414,7 +411,7 @@ class Node:
                     "at": self.wall_clock(),
                 }  # fmt: skip
                 notes.granted_index = self._raft(Propose("promoted/1", canonical(body)), now_ns)
-            case HandOver(to, reason):
+            case HandOver(to, reason):  # pragma: no branch  # mypy knows that there is no other decision
                 notes.sentence = reason
                 # Only when the parent has said for this very term that Postgres here is not writable.
                 if self.me in notes.promises:
@@ -434,6 +431,11 @@ class Node:
             self.wanted, self.answer = term, None
         elif self.answer is not None and self.raft.leader != self.me:
             self.effects.append(Send(self.raft.leader, self.answer))
+
+    def _promised(self, src: str, m: PromiseResp) -> None:
+        """To the leader; counts for its own term only."""
+        if self.notes is not None and m.term == self.notes.term:
+            self.notes.promises[src] = Position(m.epoch, m.lsn) if m.epoch >= 0 else NoPosition(m.reason)
 
     def _frozen(self, body: dict[str, Any]) -> None:
         """The parent says: nothing here is writable, no WAL comes in under an older grant, and this is the position."""
@@ -553,6 +555,8 @@ class Node:
             self._tell("raft.cluster", {"index": self.applied, "state": dump(self.cluster)})
         state = {
             "boot": raft.boot, "term": raft.term, "role": raft.role.value, "leader": raft.leader,
+            # What is committed here reaches into the leader's term, so whatever was agreed before it is known.
+            "current": raft.leader != "" and raft.log.term_at(raft.commit) == raft.term,
             "wanted": self.wanted if self.wanted == raft.term else 0,
             "promised": self.record.promised, "granted": grant.term if grant is not None else 0,
             "hand_over": self.notes.handing_over_to if self.notes is not None else None,

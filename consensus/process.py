@@ -18,10 +18,11 @@ from consensus import addressbook
 from consensus.cluster import ClusterState, canonical, found
 from consensus.effects import Effect, Removed, Save, Send, SendStranger, Tell, TellLease
 from consensus.founder import Founder, RefusedToStartError
-from consensus.keys import ClusterKey, KeyFileError, derived_key, read_key
-from consensus.membership import Member
+from consensus.keys import ClusterKey, KeyFileError, derived_key, founding_seed, read_key
+from consensus.lastresort import LastResort
+from consensus.membership import WITNESS, Member
 from consensus.messages import Hello, PeerMessage, Snapshot
-from consensus.node import Node
+from consensus.node import PARENT_SILENT_MS, Node
 from consensus.peerwire import NO_CLUSTER, Envelope, PeerWireError, decode, encode
 from consensus.raft import Log, Raft, RaftConfig, Ready
 from consensus.record import Identity
@@ -88,6 +89,7 @@ class RaftChild:
     """Found in PGDATA; 0: none."""
     adopts: str
     """System identifier of a data directory to bring in at the founding."""
+    pgdata: str
     salvage: bool
     """There is salvaged WAL of an earlier life."""
     log_format: str
@@ -156,10 +158,12 @@ class Host:
         realtime.quiet_gc()
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
         self.bus = self._bind_bus()
-        self.watchdog = self._dial_watchdog()
+        self.watchdog = self._dial_watchdog() if child.role != WITNESS else None
         self.transport = Transport(child.name, (str(child.listen[0]), int(child.listen[1])), self._key(), {})
         self.poller = zmq.Poller()
         self._register()
+        kill_bound_ms = PROFILES[child.profile].kill_bound_ms
+        self.last_resort = LastResort(Path(child.pgdata), PARENT_SILENT_MS, kill_bound_ms, log)
         self.stopping = False
 
     # -- start ---------------------------------------------------------------------------------------------------
@@ -180,7 +184,7 @@ class Host:
     def _key(self) -> ClusterKey:
         if self.child.key_file:
             return read_key(Path(self.child.key_file))
-        return derived_key(canonical(sorted(self.child.peers)))
+        return derived_key(founding_seed(self.child.peers))
 
     def _bind_bus(self) -> zmq.Socket[bytes]:
         path = Path(self.child.run_dir) / "raft.sock"
@@ -203,7 +207,7 @@ class Host:
 
     def _register(self) -> None:
         self.poller = zmq.Poller()
-        for socket in (*self.transport.sockets(), self.bus, self.watchdog):
+        for socket in (*self.transport.sockets(), self.bus, *([self.watchdog] if self.watchdog else ())):
             self.poller.register(socket, zmq.POLLIN)
 
     # -- life ----------------------------------------------------------------------------------------------------
@@ -218,9 +222,12 @@ class Host:
                 self._turn(node)
             return EXIT_OK
         finally:
-            self.transport.close()
-            self.context.destroy(linger=0)
-            self.store.close()
+            self.close()
+
+    def close(self) -> None:
+        self.transport.close()
+        self.context.destroy(linger=0)
+        self.store.close()
 
     def _start_node(self) -> Node:
         stored, now = self.stored, now_ns()
@@ -241,15 +248,22 @@ class Host:
         members, index = self.introduced
         for member in members:
             node.book.introduce(member.name, addressbook.Entry(member.incarnation, member.raft, index), node.applied)
+        self.guests = self._hints(node)
         self._readdress(node)
         self.carry_out(node.start(ready, now_ns()))
         return node
+
+    def _hints(self, node: Node) -> dict[str, Address]:
+        """Where --peers says that members are, if the log says otherwise: they may all have moved while down."""
+        known = {name: split(entry.address) for name, entry in node.book.current().items()}
+        given = {name: (str(host), int(port)) for name, (host, port) in self.child.peers.items()}
+        return {name: there for name, there in given.items() if known.get(name, there) != there}
 
     def _resume(self, node: Node) -> Ready | None:
         """safety.md "Resume": same term, own committed grant, no release, and a lease the watchdog still counts on."""
         raft, grant = node.raft, node.cluster.grant
         mine = grant is not None and grant.node == self.child.name and grant.term == raft.term and not grant.failed
-        if not mine or raft.released >= raft.term or raft.vote != self.child.name:
+        if self.watchdog is None or not mine or raft.released >= raft.term or raft.vote != self.child.name:
             return None
         self.watchdog.send(wire.encode("deadman.query", {}))
         give_up_ns = now_ns() + RESUME_ANSWER_MS * MS
@@ -269,7 +283,7 @@ class Host:
         return None
 
     def _turn(self, node: Node) -> None:
-        timeout_ns = node.wakeup_ns - now_ns()
+        timeout_ns = min(node.wakeup_ns, self.last_resort.due_ns or node.wakeup_ns) - now_ns()
         events = dict(self.poller.poll(max(0, min(timeout_ns, 1_000 * MS) + MS - 1) // MS))
         if self.bus in events:  # first: whether the parent is silent is judged on every message
             self.read_bus(node)
@@ -280,9 +294,10 @@ class Host:
                 case AdminFrame(identity, data):
                     self._remote(identity, data)
         self.log_transport()
-        if self.watchdog in events:
+        if self.watchdog is not None and self.watchdog in events:
             self.watchdog.recv()
         self.carry_out(node.tick(now_ns()))
+        self.last_resort.tick(now_ns())
         if node.book.current() != self.book:
             self._readdress(node)
 
@@ -306,7 +321,10 @@ class Host:
 
     def send(self, dst: str, message: PeerMessage, cluster_id: str = "", incarnation: int = 0) -> None:
         known = self.book.get(dst)
-        self._send_to(dst, dst, incarnation or (known.incarnation if known else 0), message, cluster_id)
+        incarnation = incarnation or (known.incarnation if known else 0)
+        self._send_to(dst, dst, incarnation, message, cluster_id)
+        if isinstance(message, Hello) and dst in self.guests and not cluster_id:
+            self.send_guest(dst, dst, incarnation, message)
 
     def send_guest(self, guest: str, dst: str, incarnation: int, hello: Hello) -> None:
         """To somebody who is dialed by an address of its own: see `dial`. Without a cluster id unless it names a term,
@@ -343,6 +361,9 @@ class Host:
             self.log.once_per("bus.full", 10).warning("bus.full", dropped=name)
 
     def _tell_lease(self, term: int, until_ns: int) -> None:
+        if self.watchdog is None:
+            return
+        self.last_resort.until_ns = until_ns
         try:
             self.watchdog.send(wire.encode("lease.changed", {"term": term, "until_ns": until_ns}), zmq.NOBLOCK)
         except zmq.Again:
@@ -390,6 +411,7 @@ class Host:
         """Orders and facts from the parent; before the founding only hello and stop mean something."""
         while self.bus.poll(0):
             _, data = self.bus.recv_multipart()
+            self.last_resort.heard(now_ns())
             frame = self._frame(data)
             if frame is None:
                 continue

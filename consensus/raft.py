@@ -258,7 +258,7 @@ class Raft:
             case StepDown():
                 if self.role is Role.LEADER:
                     self._follow(self.term, "")
-            case Compact(index, data):
+            case Compact(index, data):  # pragma: no branch  # mypy knows that there is no other event
                 self._compact(index, data)
         return self._ready(proposed)
 
@@ -304,10 +304,6 @@ class Raft:
         known = dict(self.progress).get(peer)
         return (0, 0) if known is None else (known.match, dict(self.rounds).get(known.acked_round, 0))
 
-    def forget(self, peer: str) -> None:
-        """Between steps: ``peer`` is another node from now on, and what the former one had says nothing of its log."""
-        self._set_progress(peer, Progress(self.log.last_index + 1))
-
     # -- bookkeeping of one step ---------------------------------------------------------------------------------
 
     def _begin(self) -> None:
@@ -326,8 +322,6 @@ class Raft:
         first_new, truncate_from = _difference(old, new)
         entries = new.between(first_new, new.last_index)
         committed = () if self.was_restored else new.between(self.saved.commit + 1, self.commit)
-        if self.was_restored:
-            committed = new.between(new.snapshot.index + 1, self.commit)
         # A higher commit alone is only a hint on disk: it is saved with whatever is saved next.
         must_save = (
             hard._replace(commit=0) != self.saved._replace(commit=0) or bool(entries) or truncate_from or snapshot
@@ -379,7 +373,8 @@ class Raft:
         return own and self.changed_at <= self.commit and self.config.me in new.voters
 
     def _meet_the_added(self) -> None:
-        known = dict(self.progress)
+        """Of a learner nothing is believed from before: it may be a new life of one that had the log and lost it."""
+        known = {name: p for name, p in self.progress if name not in self.members.learners}
         names = sorted({*self.members.voters, *self.members.learners, *known} - {self.config.me})
         self.progress = tuple((name, known.get(name, Progress(self.log.last_index + 1))) for name in names)
 
@@ -506,7 +501,7 @@ class Raft:
                 self._on_leader(src, message)
             case AppendResp():
                 self._on_append_resp(src, message)
-            case TimeoutNow():
+            case TimeoutNow():  # pragma: no branch  # nor another message
                 self._on_timeout_now(src, message)
 
     def _on_pre_vote_req(self, src: str, m: PreVoteReq) -> None:
@@ -588,7 +583,7 @@ class Raft:
         conflicting = self.log.term_at(prev_index)
         while index > self.commit and conflicting >= 0 and self.log.term_at(index) == conflicting:
             index -= 1
-        return max(index, self.commit)
+        return index
 
     def _on_snapshot(self, m: SnapshotReq) -> tuple[bool, int]:
         snapshot = m.snapshot
@@ -680,6 +675,7 @@ class Raft:
             self.commit = index
             if self.settled is not self.members:
                 self._look_for_members()
+                self._meet_the_added()  # its earlier life may have answered until now
 
     def _earn_lease(self) -> None:
         """By a majority of every membership in force (safety.md, "Lease")."""

@@ -139,6 +139,13 @@ def fence(pgdata: Path, postmaster: ProcessId | None, until_ns: int, cgroup: Pat
             select.poll().poll(ROUND_MS)
 
 
+def end(pids: Iterable[int], wait_ms: int) -> list[int]:
+    """SIGKILL these processes, whatever they are; those that are still there after ``wait_ms``."""
+    found = {stat.pid: ProcessId(stat.pid, stat.start_ticks) for pid in pids if (stat := _stat(pid)) is not None}
+    _kill_and_wait(found.values(), wait_ms)
+    return [pid for pid, process in found.items() if alive(process)]
+
+
 def _kill_and_wait(processes: Iterable[ProcessId], wait_ms: int) -> set[ProcessId]:
     """SIGKILL each, then wait until all have exited (a pidfd becomes readable) or ``wait_ms`` are over."""
     poller, opened, struck = select.poll(), set[int](), set[ProcessId]()

@@ -12,6 +12,9 @@ answers repeat.
 | ``uri`` | ``{"dbname": str, "user": str}`` | status.uris |
 | ``switchover`` | ``{"to": str or null}`` | ``{"from", "to", "term", "timeline", "gap_ms"}`` |
 | ``failover`` | ``{"to": str or null, "accept_data_loss": bool}`` | the same |
+| ``member.add`` | ``{"name": str, "role": str, "timeout_ms": int}`` | ``{"name", "role"}`` once it has that role and, a voter, its seat in the sync group |
+| ``member.remove`` | ``{"name": str, "timeout_ms": int}`` | the same, role ``gone`` |
+| ``member.replace`` | ``{"name": str, "by": str, "timeout_ms": int}`` | the same, role ``gone`` |
 
 Answers: any number of ``admin.progress {event, text, fields}``, then one ``admin.answer {ok, code, error, hint,
 result}`` with ``code`` an exit code of interfaces.md.
@@ -211,7 +214,7 @@ class Admin:
                 on_progress(_progress(frame))
         except SilenceError as error:
             hint = "try again; its log may tell why"
-            if name in ("switchover", "failover"):
+            if name not in ("status", "history", "uri"):
                 hint = "look at `pgr status` before trying again: the request may have been carried out"
             raise TryAgainError(str(error), hint) from error
         raise AssertionError("a channel ends only by an error")

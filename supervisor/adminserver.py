@@ -6,26 +6,32 @@ Nothing here waits: a switchover is accepted by the leader, and what the log the
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import zmq
 
+from consensus.cluster import seat_of
+from consensus.membership import GONE, VOTER, Member
 from fencing import wire
 from fencing.lease import MS
+from fencing.logs import Log
 from supervisor import status
 from supervisor.admin import FORGET_MS, answer, progress
-from supervisor.context import Context
+from supervisor.config import Config
 from supervisor.errors import BugError, PgrError, RefusedError, TryAgainError, UsageError
+from supervisor.roles import Local, View
 
 ACTION_TIMEOUT_MS = 60_000
 SAY_SOMETHING_MS = 5_000
+MEMBER_ACTIONS = ("member.add", "member.remove", "member.replace")
+ACTIONS = ("switchover", "failover", *MEMBER_ACTIONS)
 
 _ERRORS: dict[int, type[PgrError]] = {64: UsageError, 70: BugError, 75: TryAgainError, 78: RefusedError}
 
 
 @dataclass(slots=True)
 class Action:
-    """A switchover or failover under way, for one client."""
+    """A switchover, a failover or a change of the members under way, for one client."""
 
     client: bytes
     remote: bool
@@ -34,16 +40,46 @@ class Action:
     events_seen: int
     term: int
     """Of the grant when it was asked for; the new one is above."""
+    body: dict[str, Any]
+    """What was asked for."""
+    incarnation: int = 0
+    """Of the member it is about."""
+    aimed: bool = False
+    """The log here has what was asked of that member."""
+    timeout_ms: int = ACTION_TIMEOUT_MS
     accepted: dict[str, Any] | None = None
     stopped_ns: int = 0
     """When the old primary was seen to be gone."""
     said_ns: int = 0
 
 
+class Teller(Protocol):
+    """The way to the Raft child, or to what stands for it."""
+
+    def tell(self, name: str, body: dict[str, Any], request_id: str = "") -> bool: ...
+
+
+class Known(Protocol):
+    """What is looked at here; `Context` is one."""
+
+    @property
+    def config(self) -> Config: ...
+    @property
+    def log(self) -> Log: ...
+    @property
+    def raft(self) -> Teller: ...
+    @property
+    def view(self) -> View: ...
+    @property
+    def local(self) -> Local: ...
+    @property
+    def members(self) -> tuple[Member, ...]: ...
+
+
 class AdminServer:
     """Requests over RUN/admin.sock, and those that the Raft child carries in from afar."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], c: Context) -> None:
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], c: Known) -> None:
         self.c = c
         path = c.config.admin_socket
         path.unlink(missing_ok=True)
@@ -84,7 +120,7 @@ class AdminServer:
                 self._send(client, answer(frame.id, {"history": events}), remote)
             case "uri":
                 self._send(client, self._uri(frame), remote)
-            case "switchover" | "failover":
+            case name if name in ACTIONS:
                 self._act(client, frame, now_ns, remote)
             case _:
                 unknown = UsageError(f"this node knows no request {frame.name!r}", "use a pgr of the node's version")
@@ -102,7 +138,13 @@ class AdminServer:
         grant = self.c.view.cluster.grant if self.c.view.cluster is not None else None
         events = len(self.snapshot.history)
         term = grant.term if grant else 0
-        self.actions[frame.id] = Action(client, remote, frame.name, now_ns, events, term, said_ns=now_ns)
+        member = next((m for m in self.c.members if m.name == frame.body.get("name")), None)
+        timeout_ms = frame.body.get("timeout_ms")
+        self.actions[frame.id] = Action(
+            client, remote, frame.name, now_ns, events, term, frame.body, said_ns=now_ns,
+            incarnation=member.incarnation if member is not None else 0,
+            timeout_ms=timeout_ms if isinstance(timeout_ms, int) and timeout_ms > 0 else ACTION_TIMEOUT_MS,
+        )  # fmt: skip
         if not self.c.view.alive:
             self._end(frame.id, error=TryAgainError("the control plane of this node is being restarted", "try again"))
             return
@@ -117,9 +159,13 @@ class AdminServer:
             kind = _ERRORS.get(int(frame.body.get("code", 75)), TryAgainError)
             self._end(frame.id, error=kind(str(frame.body.get("error")), str(frame.body.get("hint"))))
             return True
-        action.accepted = {k: frame.body.get(k) for k in ("from", "to")}
-        old, new = action.accepted["from"] or "nobody", action.accepted["to"] or "the best"
-        text = f"{action.name} accepted: from {old} to {new}"
+        if action.name in MEMBER_ACTIONS:
+            action.accepted = {"name": frame.body.get("name")}
+            text = f"{action.name} accepted: {action.accepted['name']}"
+        else:
+            action.accepted = {k: frame.body.get(k) for k in ("from", "to")}
+            old, new = action.accepted["from"] or "nobody", action.accepted["to"] or "the best"
+            text = f"{action.name} accepted: from {old} to {new}"
         self._send(action.client, progress(frame.id, "accepted", text, action.accepted), action.remote)
         return True
 
@@ -137,12 +183,49 @@ class AdminServer:
             self._advance(request_id, action, now_ns)
 
     def _advance(self, request_id: str, action: Action, now_ns: int) -> None:
-        grant = self.c.view.cluster.grant if self.c.view.cluster is not None else None
         for event in self.snapshot.history[action.events_seen :]:
             text = f"{event.kind}: {event.node} {event.reason}"
             self._send(action.client, progress(request_id, event.kind, text, status.event_json(event)), action.remote)
             action.said_ns = now_ns
         action.events_seen = len(self.snapshot.history)
+        if action.name in MEMBER_ACTIONS:
+            self._advance_member(request_id, action)
+        else:
+            self._advance_move(request_id, action, now_ns)
+        if request_id not in self.actions:
+            return
+        if now_ns - action.since_ns > action.timeout_ms * MS:
+            text = f"not done after {action.timeout_ms // 1000} s: {self.snapshot.explanation}"
+            self._end(request_id, error=TryAgainError(text, "see `pgr status`; it goes on by itself if it can"))
+        elif now_ns - action.said_ns > SAY_SOMETHING_MS * MS:
+            action.said_ns = now_ns
+            self._send(action.client, progress(request_id, "waiting", self.snapshot.explanation), action.remote)
+
+    def _advance_member(self, request_id: str, action: Action) -> None:
+        """Done when the log says so: the role and, for a voter, the seat; or that it is gone."""
+        if action.accepted is None or self.c.view.cluster is None:
+            return
+        name, cluster = str(action.body["name"]), self.c.view.cluster
+        member = cluster.member(name)
+        here = member is not None and member.incarnation == action.incarnation
+        aim = str(action.body["role"]) if action.name == "member.add" else GONE
+        if member is None or not here:
+            if aim == GONE:
+                self._end(request_id, result={"name": name, "role": aim})
+            else:
+                self._end(request_id, error=TryAgainError(f"{name} is no member any more", "see `pgr history`"))
+        elif not member.aim.startswith(aim):
+            if action.aimed:  # else the log here is still behind
+                why = f"another request was made meanwhile: {name} is to be {member.aim} now"
+                self._end(request_id, error=TryAgainError(why, "see `pgr history`"))
+        else:
+            action.aimed = True
+            seated = aim != VOTER or seat_of(member) in cluster.group.members
+            if member.role == aim and seated and cluster.change is None:
+                self._end(request_id, result={"name": name, "role": aim})
+
+    def _advance_move(self, request_id: str, action: Action, now_ns: int) -> None:
+        grant = self.c.view.cluster.grant if self.c.view.cluster is not None else None
         old = self.c.local.epoch == action.term and self.c.local.server.value in ("stopping", "down")
         if not action.stopped_ns and (old or (grant is not None and grant.term > action.term)):
             action.stopped_ns = now_ns
@@ -154,12 +237,6 @@ class AdminServer:
                 "gap_ms": gap_ms,
             }  # fmt: skip
             self._end(request_id, result=result)
-        elif now_ns - action.since_ns > ACTION_TIMEOUT_MS * MS:
-            text = f"not done after {ACTION_TIMEOUT_MS // 1000} s: {self.snapshot.explanation}"
-            self._end(request_id, error=TryAgainError(text, "see `pgr status`"))
-        elif now_ns - action.said_ns > SAY_SOMETHING_MS * MS:
-            action.said_ns = now_ns
-            self._send(action.client, progress(request_id, "waiting", self.snapshot.explanation), action.remote)
 
     def close(self) -> None:
         hint = "ask another member: pgr --node HOST:PORT --cluster-key FILE ..."

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +21,7 @@ from fencing.clock import now_ns
 from supervisor import render
 from supervisor.admin import ACTION_IDLE_MS, Admin, Progress, open_channel, write_private
 from supervisor.errors import PgrError, TryAgainError, UsageError, exit_for, explain
-from supervisor.status import Snapshot, event_from_json, from_json, lease_left_ms
+from supervisor.status import Snapshot, event_from_json, from_json, lease_left_ms, member_rows
 
 app = typer.Typer(
     name="pgr",
@@ -31,6 +32,10 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
+member_app = typer.Typer(
+    help="Members: who votes, who has a copy, who comes and who goes.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(member_app, name="member")
 key_app = typer.Typer(help="Cluster keys.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(key_app, name="key")
 
@@ -195,6 +200,100 @@ def uri(
         if len(wanted) > 1:
             _talk(f"{name.replace('_', '-')}:")
         _out(f"{found[name]}\n")
+
+
+# -- members ---------------------------------------------------------------------------------------------------------
+
+TimeoutOption = Annotated[
+    float,
+    typer.Option("--timeout", metavar="SECONDS", min=1, help="Give up waiting after this; what was begun goes on."),
+]
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Of the member.", show_default=False)]
+MEMBER_TIMEOUT_S = 600.0
+
+
+class MemberRole(StrEnum):
+    """What `pgr member add` may ask for."""
+
+    VOTER = "voter"
+    LEARNER = "learner"
+    WITNESS = "witness"
+
+
+@member_app.command("list")
+def member_list(
+    ctx: typer.Context,
+    *,
+    as_json: JsonOption = False,
+    data: DataOption = None,
+    node: NodeOption = "",
+    key: KeyOption = None,
+) -> None:
+    """Every member with its role, what it is to become, its seat in the sync group and its addresses."""
+    with _admin(ctx, data, node, key) as admin:
+        rows = member_rows(_snapshot(admin.request("status", {}), now_ns()))
+    _out(json.dumps(rows, indent=2) + "\n" if as_json else render.members(rows))
+
+
+@member_app.command("add")
+def member_add(
+    ctx: typer.Context,
+    name: NameArgument,
+    *,
+    role: Annotated[MemberRole, typer.Option("--role", help="What it is to be.")] = MemberRole.VOTER,
+    timeout: TimeoutOption = MEMBER_TIMEOUT_S,
+    as_json: JsonOption = False,
+    data: DataOption = None,
+    node: NodeOption = "",
+    key: KeyOption = None,
+) -> None:
+    """Say what a node that has joined (`pgr-supervise --join`) is to be, and wait until it is that."""
+    with _admin(ctx, data, node, key) as admin:
+        _change_member(admin, "member.add", {"name": name, "role": role.value}, timeout, as_json)
+
+
+@member_app.command("remove")
+def member_remove(
+    ctx: typer.Context,
+    name: NameArgument,
+    *,
+    timeout: TimeoutOption = MEMBER_TIMEOUT_S,
+    as_json: JsonOption = False,
+    data: DataOption = None,
+    node: NodeOption = "",
+    key: KeyOption = None,
+) -> None:
+    """Take a member out for good: its seat, its vote, its slot; the node then stops by itself."""
+    with _admin(ctx, data, node, key) as admin:
+        _change_member(admin, "member.remove", {"name": name}, timeout, as_json)
+
+
+@member_app.command("replace")
+def member_replace(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="OLD", help="The member that is to go.", show_default=False)],
+    *,
+    by: Annotated[
+        str, typer.Option("--by", metavar="NEW", help="Who takes its place; has joined already.", show_default=False)
+    ],
+    timeout: TimeoutOption = MEMBER_TIMEOUT_S,
+    as_json: JsonOption = False,
+    data: DataOption = None,
+    node: NodeOption = "",
+    key: KeyOption = None,
+) -> None:
+    """Take a member out once another one has its vote and its copy."""
+    with _admin(ctx, data, node, key) as admin:
+        _change_member(admin, "member.replace", {"name": name, "by": by}, timeout, as_json)
+
+
+def _change_member(admin: Admin, name: str, body: dict[str, Any], timeout_s: float, as_json: bool) -> None:
+    def say(step: Progress) -> None:
+        _talk(step.text or step.event)
+
+    body |= {"timeout_ms": int(timeout_s * 1000)}
+    result = admin.request(name, body, idle_ms=ACTION_IDLE_MS, on_progress=say)
+    _out(json.dumps(result, indent=2) + "\n" if as_json else render.member_changed(result))
 
 
 @key_app.command("new")

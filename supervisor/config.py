@@ -59,7 +59,7 @@ class Config:
     http_advertise: Address | None
     run: Path
     peers: tuple[Peer, ...]
-    """Founding members in the order given; this node alone if none were given."""
+    """Founding members in the order given; this node alone if none were given (and it does not join a cluster)."""
     join: Address | None
     pg_listen: str
     pg_port: int
@@ -125,19 +125,25 @@ def load(
     """
     file = parse_file(file_text, file_path) if file_text is not None else {}
     values = Values(flags, env, file, file_path, facts.cwd)
-    _not_yet(values)
     data = values.path("data")
     if data is None:
         raise UsageError("no data directory given", "say where this node keeps everything: --data DIR (or PGR_DATA)")
     warnings = environment_warnings(env)
     name = values.get("name", parse_name, default_name(facts.hostname))
     listen = values.get("listen", parse_address, Address("127.0.0.1", 7400))
+    join = _joins(values, name, listen)
     peers = values.get("peers", parse_peers, ())
     if peers and name not in {peer.name for peer in peers}:
         raise UsageError(
             f"this node is called {name!r} ({values.source('name')}), and --peers names only "
             f"{', '.join(peer.name for peer in peers)} ({values.source('peers')})",
             "add this node to --peers, or give it one of those names with --name",
+        )
+    witness = values.get("witness", parse_truth, False)
+    if witness and join is None and len(peers) < 2:
+        raise UsageError(
+            f"a witness alone ({values.source('witness')}) has nobody to vote for",
+            "name the members with --peers, or a running cluster with --join",
         )
     cluster_key = values.path("cluster_key")
     if not listen.is_loopback and cluster_key is None:
@@ -148,8 +154,9 @@ def load(
     advertise, pg_advertise, http_advertise = _advertised(values, name, listen, peers)
     pg_port = values.get("pg_port", parse_port, 5432)
     http = values.get("http", _http, Address("127.0.0.1", 8008))
-    _distinct_ports(listen, Address(values.get("pg_listen", parse_host, "127.0.0.1"), pg_port), http)
-    warnings += _peer_warnings(peers, name, listen, pg_advertise)
+    postgres = None if witness else Address(values.get("pg_listen", parse_host, "127.0.0.1"), pg_port)
+    _distinct_ports(listen, postgres, http)
+    warnings += _peer_warnings(peers, name, listen, None if witness else pg_advertise)
     return Config(
         data=data,
         pgdata=values.path("pgdata") or data / "pgdata",
@@ -160,13 +167,13 @@ def load(
         http_advertise=http_advertise,
         run=run_directory(data, values.path("run"), pg_port, facts.run_roots),
         peers=peers or (Peer(name, advertise),),
-        join=None,
+        join=join,
         pg_listen=values.get("pg_listen", parse_host, "127.0.0.1"),
         pg_port=pg_port,
         pg_bin=values.path("pg_bin"),
         http=http,
         cluster_key=cluster_key,
-        witness=False,
+        witness=witness,
         profile=cast(Literal["fast", "default", "cloud"], values.get("profile", parse_choice(PROFILES), "default")),
         commit=cast(Literal["quorum", "async"], values.get("commit", parse_choice(COMMITS), "quorum")),
         config_file=file_path if file_text is not None else None,
@@ -181,18 +188,27 @@ def load(
     )
 
 
-def _not_yet(values: Values) -> None:
-    """Parsed, so that mistakes are told, and then refused: promising what is not there would be worse."""
-    if values.get("witness", parse_truth, False):
-        raise UsageError(
-            f"a witness is not in this version yet ({values.source('witness')})", "start this member with Postgres"
-        )
+def _joins(values: Values, name: str, listen: Address) -> Address | None:
+    """Whom to ask to be let in; None: this node founds a cluster (or belongs to one already)."""
     join = values.get("join", parse_address, None)
-    if join is not None:
+    if join is None:
+        return None
+    if "peers" in values:
         raise UsageError(
-            f"joining a running cluster is not in this version yet ({values.source('join')})",
-            "name every member in --peers when the cluster is founded",
+            f"--join ({values.source('join')}) and --peers ({values.source('peers')}) exclude each other",
+            "--peers founds a new cluster, --join asks a running one to let this node in: leave one of them out",
         )
+    if listen.is_loopback and "advertise" not in values and not join.is_loopback:
+        raise UsageError(
+            f"the cluster at {join} ({values.source('join')}) can't reach {listen} ({values.source('listen')})",
+            "give --listen an address that the members can dial",
+        )
+    if join.is_wildcard or join == listen:
+        raise UsageError(
+            f"--join {join} ({values.source('join')}) is this node itself",
+            f"name the consensus address of a member of the cluster that {name} is to join",
+        )
+    return join
 
 
 def _http(text: str) -> Address | None:
@@ -230,7 +246,7 @@ def _advertised(
     return advertise, postgres, http
 
 
-def _distinct_ports(listen: Address, postgres: Address, http: Address | None) -> None:
+def _distinct_ports(listen: Address, postgres: Address | None, http: Address | None) -> None:
     taken: list[tuple[str, Address]] = []
     for flag, address in (("--listen", listen), ("--pg-port", postgres), ("--http", http)):
         if address is None:
@@ -241,7 +257,7 @@ def _distinct_ports(listen: Address, postgres: Address, http: Address | None) ->
         taken.append((flag, address))
 
 
-def _peer_warnings(peers: Sequence[Peer], name: str, listen: Address, postgres: Address) -> list[str]:
+def _peer_warnings(peers: Sequence[Peer], name: str, listen: Address, postgres: Address | None) -> list[str]:
     found: list[str] = []
     if len(peers) == 1:
         found.append("--peers names this node alone: it will not fail over; three members survive the loss of one")
@@ -251,7 +267,7 @@ def _peer_warnings(peers: Sequence[Peer], name: str, listen: Address, postgres: 
             f"no more than {len(peers) - 1} would; an odd number is better"
         )
     elsewhere = [peer.name for peer in peers if peer.name != name and not peer.address.is_loopback]
-    if elsewhere and is_loopback(postgres.host):
+    if elsewhere and postgres is not None and is_loopback(postgres.host):
         found.append(
             f"Postgres is advertised as {postgres}, which {', '.join(elsewhere)} cannot reach from another machine: "
             "give --pg-listen or --pg-advertise"

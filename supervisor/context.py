@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from consensus.cluster import ClusterState, Grant
+from consensus.membership import Member
 from consensus.record import EpochStart, NodeRecord, Position
 from fencing.kill import ProcessId
 from fencing.lease import Timings
@@ -23,6 +24,8 @@ from supervisor.sql import Session
 from supervisor.tasks import Task
 
 RECORD_TIMEOUT_MS = 5_000
+CLONE = "pgr_clone_"
+"""Begins the application_name of a base backup."""
 
 
 class StepFailed(Exception):
@@ -53,12 +56,14 @@ class Context:
     floors: dict[str, int] = field(default_factory=dict)
     conf: dict[str, Any] = field(default_factory=dict)
     """What the running server's changing settings are: conninfo, slot, names, gate."""
-    may_receive: bool = False
-    """A WAL receiver may exist or come back: from the moment an upstream is written until it is proven to be gone."""
+    look_again_ns: int = 0
+    """PGDATA could not be looked at: it is tried again at this instant; 0: nothing to try."""
+    commits_wait: bool = False
+    """Postgres's "standbys defined" flag is known to be set; without it no commit waits, whatever the names say."""
     copy_again_ns: int = 0
     """Not before this instant is a copy that is of no use made again."""
     freeze_failing_ns: int = 0
-    """Since when promises cannot be given; 0: they can."""
+    """Since when this Postgres can give no promise, as it does not answer; 0: it answered last."""
     start_failures: int = 0
     """In a row, since Postgres last became ready."""
     attach_offset: int = 0
@@ -113,6 +118,15 @@ class Context:
         yield from self.raft.ask("node.record", body, RECORD_TIMEOUT_MS)
         self.view = replace(self.view, record=new._replace(promised=self.view.record.promised))
 
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """As the log here says; nobody while that is not known."""
+        return self.view.cluster.members if self.view.cluster is not None else ()
+
+    def slots(self) -> list[str]:
+        """The replication slots that belong here: one for every other member with a Postgres."""
+        return [f"pgr_{m.name}" for m in self.members if m.has_data and m.name != self.local.me]
+
     # -- settings ------------------------------------------------------------------------------------------------
 
     def founding(self) -> dict[str, Any]:
@@ -123,6 +137,8 @@ class Context:
     def write_settings(self, *, conninfo: str = "", slot: str = "", names: str, gate: bool = True) -> dict[str, str]:
         """Render pgr's settings for the server; returns them (the caller writes or prepares)."""
         self.conf = {"conninfo": conninfo, "slot": slot, "names": names, "gate": gate}
+        if not names:
+            self.commits_wait = False
         founding = self.founding()
         node = settings.NodeSettings(
             listen=self.config.pg_listen,
@@ -150,9 +166,9 @@ class Context:
         return settings.ident(self.os_user, self.founding().get("superuser", "postgres"))
 
     def idle_names(self) -> str:
-        """synchronous_standby_names of a server that is not primary: never empty where commits must wait."""
-        waits = any(group.k > 1 for group in self.cluster.groups)
-        return settings.PLACEHOLDER_NAMES if waits else ""
+        """synchronous_standby_names of a server that is not primary: never empty, as the group may grow while it runs
+        and a list that was empty at its start is not in force before a checkpoint (safety.md, Promotion 4)."""
+        return settings.PLACEHOLDER_NAMES
 
     def primary_names(self, term: int) -> str:
         """synchronous_standby_names of this node as primary of ``term``: the others of S, stamped with its epoch."""

@@ -20,12 +20,12 @@ from fencing.clock import now_ns
 from fencing.lease import MS, PROFILES
 from fencing.logs import Log
 from supervisor import binaries as find_binaries
-from supervisor import controldata, datadir, observe, preflight, privileges, watch
+from supervisor import controldata, datadir, member, observe, preflight, privileges, watch
 from supervisor.adminserver import AdminServer
 from supervisor.children import ChildTable
 from supervisor.config import Config
 from supervisor.context import Context, StepFailed
-from supervisor.errors import ExitCode, PgrError
+from supervisor.errors import ExitCode, PgrError, RefusedError
 from supervisor.healthserver import Current, HealthServer
 from supervisor.init import Signals
 from supervisor.jobs import JobFailed
@@ -34,6 +34,7 @@ from supervisor.links import Link
 from supervisor.offspring import Offspring, last_words
 from supervisor.postgres import OccupiedError, Postgres
 from supervisor.rebuild import Rebuild
+from supervisor.regroup import Regroup
 from supervisor.roles import Local, Plan, Server, Situation, Step, View, plan
 from supervisor.sql import SqlFailure
 from supervisor.steps import Steps
@@ -94,7 +95,7 @@ class Daemon:
             Step.CLONE: self.rebuild.clone, Step.REWIND: self.rebuild.rewind, Step.START: self.steps.start,
             Step.FREEZE: self.steps.freeze, Step.DETACH: self.steps.detach,
             Step.PROMOTE: self.steps.promote, Step.OPEN: self.steps.prove, Step.OPEN_GATE: self.steps.open_gate,
-            Step.FOLLOW: self.steps.follow,
+            Step.REGROUP: Regroup(self.c, self.steps).regroup, Step.FOLLOW: self.steps.follow,
         }  # fmt: skip
         self.runner = Runner()
         self.plan = Plan(Step.WAIT)
@@ -123,6 +124,8 @@ class Daemon:
         """The grant this node holds, and since when."""
         self.was_primary = 0
         """The newest grant under which Postgres here was promoted."""
+        self.was_member = self.removed = False
+        """A leader of now has known this node as a member; it is one no longer."""
         self.raft_heard_ns = 0
         self.checkpointing = 0
 
@@ -131,6 +134,7 @@ class Daemon:
         postgres = Postgres(
             self.binaries, config.pgdata, config.run, config.postgres_log, self._spawn_postgres, self.children
         )
+        datadir.end_jobs(config, self.log)
         try:
             postgres.refuse_if_occupied()
         except OccupiedError:
@@ -207,11 +211,14 @@ class Daemon:
             self.raft_heard_ns = now
             self.offspring.kill("raft")
         for frame in self.c.watchdog.facts():
+            self.offspring.asked_ns = 0
             self._from_watchdog(frame)
+        self.offspring.ask_watchdog(now, self.c.watchdog)
         for name, code in self.offspring.ended(now):
             self._child_ended(name, code)
         self.offspring.start_due(now)
         self._look_after_postmaster()
+        datadir.look_again(self.c)
         self.admin.receive(now)
         if self.http is not None:
             self.http.handle(now)
@@ -263,12 +270,10 @@ class Daemon:
 
     def _rearm(self, epoch: int) -> Task[bool]:
         process, view = self.c.process, self.c.view
-        if process is None or view.lease_term != epoch:
+        if process is None or view.lease_term != epoch or not self._situation(now_ns()).writable:
             return False
         body = {"term": epoch, "pid": process.pid, "start_ticks": process.start_ticks, "until_ns": view.lease_until_ns}
         answer = yield from self.c.watchdog.ask("deadman.arm", body, 200)
-        if self.c.process != process:
-            self.c.watchdog.tell("deadman.disarm", {})
         if answer.body.get("ok") is not True:
             yield from sleep(REARM_PAUSE_MS * MS)
             return False
@@ -308,18 +313,24 @@ class Daemon:
                     self.offspring.ready("raft")
                 self.greeted = True
                 c.view = replace(c.view, incarnation=int(body["incarnation"]))
+                if body["cluster_id"]:
+                    member.keep_derived_key(self.config)
             case "raft.state":
                 if (body["term"], body["leader"], body["role"]) != (c.view.term, c.view.leader, c.view.role):
                     self.log.info("raft.role", term=body["term"], role=body["role"], leader=body["leader"])
                 if body["sentence"] not in ("", c.view.sentence):
                     self.log.info("promotion.state", term=body["term"], text=body["sentence"])
                 c.view = observe.view_of(c.view, body)
+                self.was_member = self.was_member or member.is_member(c.view, c.local)
                 datadir.look(c)
             case "raft.cluster":
                 c.view = replace(c.view, cluster=load(body["state"]))
+                self.was_member = self.was_member or member.is_member(c.view, c.local)
+                self.steps.notice_moved_primary()
                 c.timings = PROFILES[c.cluster.profile]
                 self.offspring.use_timings(c.timings)
                 self.founding_sentence = ""
+                member.refuse_another_role(c.view, c.local)
                 datadir.write_passfile(c)
                 datadir.look(c)
                 self.snapshot_at_ns = 0
@@ -328,6 +339,8 @@ class Daemon:
             case "raft.members":
                 self.members = body["members"]
                 self.snapshot_at_ns = 0
+            case "raft.removed":
+                self._removed(str(body["reason"]), str(body["hint"]))
             case "raft.founding":
                 self.founding_sentence = str(body["sentence"])
                 self.snapshot_at_ns = 0
@@ -340,6 +353,16 @@ class Daemon:
                 self.admin.request(client, data, now_ns(), remote=True)
             case _:
                 pass  # late answers to questions that were given up
+
+    def _removed(self, reason: str, hint: str) -> None:
+        """No member any more, for good: an end as asked for, unless somebody starts it again afterwards."""
+        if self.removed:
+            return
+        self.removed = True
+        if not self.was_member:
+            self.failure = RefusedError(reason, hint)
+        self.log.warning("node.removed", expected=self.was_member, reason=reason, hint=hint)
+        self.c.change(stopping=True, asked_to_hand_over=True)
 
     # -- signals -------------------------------------------------------------------------------------------------
 
@@ -526,7 +549,7 @@ class Daemon:
         view = self.c.view
         handed = view.leader not in ("", self.config.name) or not view.alive
         alone = view.cluster is None or len(view.cluster.members) < 2
-        if handed or alone or now - self.exit_asked_ns > RELEASE_MS * MS:
+        if handed or alone or self.removed or now - self.exit_asked_ns > RELEASE_MS * MS:
             self.exit_code = ExitCode.STOPPED
 
     def close(self) -> None:

@@ -2,45 +2,56 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
-from consensus.cluster import canonical
 from fencing.clock import now_ns
-from fencing.kill import fence
+from fencing.kill import end, fence
 from fencing.lease import MS
 from fencing.logs import Log
-from supervisor import controldata, files, preflight
+from supervisor import controldata, files, member, preflight
 from supervisor.config import Config
 from supervisor.context import Context
 from supervisor.errors import RefusedError
 from supervisor.postgres import OccupiedError, Postgres
-from supervisor.rebuild import read_mark
-from supervisor.roles import Data
+from supervisor.rebuild import NEW_SUFFIX, read_mark
+from supervisor.roles import Data, is_founder
 from supervisor.settings import REPLICATION_ROLE
 from supervisor.tasks import TaskTimeout, run_blocking
+
+LOOK_MS = 5_000
+"""How long the loop may stand still for pg_controldata: no Postgres runs yet."""
+LOOK_AGAIN_MS = 1_000
 
 
 def look(c: Context) -> None:
     """What PGDATA is, once both the log and this node's record are known; a foreign one stops the node (78)."""
     pgdata = c.config.pgdata
-    if c.local.data is not Data.UNKNOWN or not c.view.alive or c.view.cluster is None:
+    known = c.view.alive and c.view.cluster is not None
+    if c.local.data is not Data.UNKNOWN or not known or now_ns() < c.look_again_ns:
         return
+    c.look_again_ns = 0
     expected, mark = c.cluster.system_identifier, read_mark(pgdata)
     if not preflight.has_postgres(pgdata):
         c.change(data=Data.ABSENT)
         return
     if not expected:
         # Either this node is creating it (or bringing it in), or the log here is behind and will say.
-        creating = c.cluster.founder == c.local.me and bool(c.cluster.nonce) and not c.record.history
-        if creating and mark.get("nonce", c.cluster.nonce) == c.cluster.nonce:
+        mine = not mark or (mark["nonce"], mark["incarnation"]) == (c.cluster.nonce, c.view.incarnation)
+        if mine and is_founder(c.view, c.local) and not c.record.history:
             c.change(data=Data.ABSENT)
         return
     if c.record.marker:
         c.change(data=Data.BROKEN)
         return
     try:
-        control = run_blocking(controldata.read(c.binaries, pgdata, c.children), now_ns() + 5_000 * MS)
-    except (controldata.ControlDataError, TaskTimeout) as error:
+        control = run_blocking(controldata.read(c.binaries, pgdata, c.children), now_ns() + LOOK_MS * MS)
+    except TaskTimeout:  # a slow disk, not a damaged one
+        c.look_again_ns = now_ns() + LOOK_AGAIN_MS * MS
+        c.log.warning("data.slow", after_ms=LOOK_MS, hint="pg_controldata does not answer; it is asked again")
+        return
+    except controldata.ControlDataError as error:
         hint = "it is moved aside and cloned again once there is a primary"
         c.log.error("data.broken", error=str(error), hint=hint)
         c.change(data=Data.BROKEN)
@@ -56,11 +67,23 @@ def look(c: Context) -> None:
             f"{pgdata} is a copy of this cluster that this node did not make: nobody knows what it has promised",
             f"move it away ({pgdata}); the node then clones from the primary",
         )
-    if not c.record.history and c.cluster.founder == c.local.me and mark.get("nonce") == c.cluster.nonce:
+    if mark and mark["incarnation"] != c.view.incarnation:
+        # Nobody knows what that life has promised: never started, whatever the log says (safety.md, "Identity").
+        hint = "it is moved aside once this node has a new copy"
+        c.log.warning("data.of_another_life", incarnation=mark["incarnation"], mine=c.view.incarnation, hint=hint)
+        c.change(data=Data.BROKEN)
+        return
+    if not c.record.history and is_founder(c.view, c.local) and mark.get("nonce") == c.cluster.nonce:
         # Created or brought in, and accepted by the log; only the history was not written yet: create() goes on.
         c.change(data=Data.BROKEN if c.cluster.grants else Data.ABSENT)
         return
     c.change(data=Data.READY if c.record.history else Data.BROKEN)
+
+
+def look_again(c: Context) -> None:
+    """Each turn of the loop: what could not be looked at is, once it is due."""
+    if c.look_again_ns:
+        look(c)
 
 
 def write_passfile(c: Context) -> None:
@@ -75,7 +98,7 @@ def write_passfile(c: Context) -> None:
 
 def raft_arguments(c: Context) -> dict[str, Any]:
     """What the Raft child is told at its start (consensus/process.py `RaftChild`)."""
-    config, founding = c.config, c.config.founding
+    config = c.config
     mark = read_mark(config.pgdata) if config.pgdata.exists() else {}
     adopts = ""
     if preflight.has_postgres(config.pgdata) and not mark:
@@ -85,18 +108,41 @@ def raft_arguments(c: Context) -> dict[str, Any]:
             hint = f"repair it, or move {config.pgdata} away"
             raise RefusedError(f"{config.pgdata} cannot be brought into a cluster: {error}", hint) from error
         adopts = str(control.system_identifier)
-    settings = {"parameters": dict(founding.parameters), "hba": list(founding.hba), "superuser": founding.superuser}
-    return {
-        "raft_dir": str(config.raft_dir), "run_dir": str(config.run), "name": config.name,
-        "listen": list(config.listen), "raft_address": str(config.advertise),
-        "postgres_address": str(config.pg_advertise), "http_address": str(config.http_advertise or ""),
-        "peers": {p.name: list(p.address) for p in config.peers},
-        "join": None, "role": "voter",
-        "key_file": str(config.cluster_key or ""), "profile": config.profile, "commit": config.commit,
-        "settings": canonical(settings), "data_incarnation": int(mark.get("incarnation", 0)), "adopts": adopts,
-        "salvage": config.salvage_dir.exists() and any(config.salvage_dir.iterdir()),
-        "log_format": config.log_format,
-    }  # fmt: skip
+    return member.raft_arguments(config, mark, adopts)
+
+
+_WRITERS = ("initdb", "pg_basebackup", "pg_rewind", "rm")
+"""What `rebuild` lets write into PGDATA, or the directory that is to replace it."""
+END_JOBS_MS = 5_000
+
+
+def end_jobs(config: Config, log: Log) -> None:
+    """Those of a parent that was killed: they work by path, and would go on writing into what is made anew there.
+
+    pg_basebackup's second process outlives the first one even when that is killed (seen). Raises RefusedError if one
+    does not end.
+    """
+    places = {os.path.realpath(p) for p in (config.pgdata, config.pgdata.with_name(config.pgdata.name + NEW_SUFFIX))}
+    found = [int(entry) for entry in os.listdir("/proc") if entry.isdigit() and _writes_to(int(entry), places)]
+    if not found:
+        return
+    left = end(found, END_JOBS_MS)
+    log.warning("jobs.leftover_ended", expected=False, pids=found, left=left)
+    if left:
+        raise RefusedError(
+            f"processes of an earlier pgr-supervise still write to {config.pgdata}: {left}",
+            "wait until they are gone, or end them by hand",
+        )
+
+
+def _writes_to(pid: int, places: set[str]) -> bool:
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="surrogateescape").split("\0")
+        mine = Path(f"/proc/{pid}").stat().st_uid == os.geteuid()
+    except OSError:
+        return False  # it has ended
+    named = os.path.basename(words[0]) in _WRITERS  # noqa: PTH119  # a word, not a path
+    return mine and named and any(os.path.realpath(w) in places for w in words[1:] if w.startswith("/"))
 
 
 def end_leftover(config: Config, postgres: Postgres, log: Log) -> None:

@@ -127,6 +127,15 @@ def _start(config: Config, log: Log) -> int:
     log.info("node.starting", version=version(), user=account.name, data=config.data, pid=os.getpid(), lock=lock.path)
     adopt_orphans()
 
+    if config.witness:
+        from supervisor import witness
+
+        set_title("pgr-witness")
+        try:
+            return witness.run(config, log)
+        finally:
+            lock.release()
+
     from supervisor.launcher import Launcher
 
     launcher = Launcher.start(log=log)

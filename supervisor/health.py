@@ -51,10 +51,14 @@ def _primary(snapshot: Snapshot, query: Mapping[str, str], now_ns: int) -> bool:
     return serves_writes(snapshot, now_ns) and _tags_match(snapshot, query)
 
 
+_REPLICAS = ("replica", "learner")
+"""A learner serves reads like any other: what it does not do is vote."""
+
+
 def _replica(snapshot: Snapshot, query: Mapping[str, str], _now_ns: int) -> bool:
     state = query.get("replication_state", snapshot.state)
     return (
-        snapshot.role == "replica"
+        snapshot.role in _REPLICAS
         and _running(snapshot)
         and state == snapshot.state
         and snapshot.own.tags.get("noloadbalance") not in (True, "true")
@@ -83,7 +87,7 @@ def _readiness(snapshot: Snapshot, query: Mapping[str, str], now_ns: int) -> boo
     if limit is None:
         limit = int(snapshot.config.get("maximum_lag_on_failover", DEFAULT_LAG_BYTES))
     lag = snapshot.own.lag_bytes if mode == "apply" else receive_lag_bytes(snapshot, snapshot.own)
-    streams = snapshot.role == "replica" and snapshot.state == "streaming" and _lag_ok(lag, limit)
+    streams = snapshot.role in _REPLICAS and snapshot.state == "streaming" and _lag_ok(lag, limit)
     return serves_writes(snapshot, now_ns) or streams
 
 
@@ -119,7 +123,7 @@ def _patroni(snapshot: Snapshot, now_ns: int) -> dict[str, Any]:
     }  # fmt: skip
     out: dict[str, Any] = {
         "state": "running" if _running(snapshot) else snapshot.state,
-        "role": snapshot.role,
+        "role": "replica" if snapshot.role in _REPLICAS else snapshot.role,
         "server_version": _version_number(own.version),
         "xlog": xlog,
         "timeline": own.timeline,
@@ -138,7 +142,7 @@ def _patroni(snapshot: Snapshot, now_ns: int) -> dict[str, Any]:
         out["replication"] = [
             {"application_name": m.name, "client_addr": m.host, "state": m.state, "sync_state": m.sync or "async"}
             for m in snapshot.members
-            if m.role == "replica" and m.state == "streaming"
+            if m.role in _REPLICAS and m.state == "streaming"
         ]
     return out
 
@@ -162,6 +166,7 @@ def _cluster(snapshot: Snapshot, _now_ns: int) -> dict[str, Any]:
     for m in sorted(snapshot.members, key=lambda m: m.name):
         leads = m.role == "primary"
         standby = {"sync": "sync_standby", "quorum": "quorum_standby"}.get(m.sync, m.role or "unknown")
+        standby = "replica" if standby in _REPLICAS else standby
         row: dict[str, Any] = {"name": m.name, "role": "leader" if leads else standby, "state": m.state or "unknown"}
         if m.http:
             row["api_url"] = f"http://{m.http}/patroni"

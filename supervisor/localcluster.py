@@ -169,7 +169,7 @@ class LocalNode:
         self.process: subprocess.Popen[bytes] | None = None
 
     def command(self) -> list[str]:
-        flags = (word for name, value in self.flags.items() for word in (f"--{name}", value))
+        flags = (word for name, value in self.flags.items() for word in (f"--{name}", value) if word)
         return [sys.executable, "-P", "-m", "pgr_supervise", *flags]
 
     def start(self) -> None:

@@ -79,7 +79,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("pgr_primary", "gauge", "1 if writes may be sent here: primary, gate open, lease live.",
            _now(serves_writes)),
     Metric("pgr_replica", "gauge", "1 if this node is a running replica.",
-           _one(lambda s: s.role == "replica" and s.state in ("running", "streaming"))),
+           _one(lambda s: s.role in ("replica", "learner") and s.state in ("running", "streaming"))),
     Metric("pgr_postgres_running", "gauge", "1 if Postgres runs here.",
            _one(lambda s: s.state in ("running", "streaming"))),
     Metric("pgr_gate_open", "gauge", "1 if the gate of this node's Postgres is open.", _one(lambda s: s.opened)),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from consensus.cluster import ClusterState
+from consensus.membership import LEARNER, WITNESS
 from consensus.membership import Member as LogMember
 from consensus.record import EpochStart, NodeRecord, Position
 from fencing.lease import MS, Timings
@@ -42,7 +43,7 @@ def view_of(view: View, body: Mapping[str, Any]) -> View:
     return replace(
         view,
         alive=True,
-        met=view.met or bool(body["leader"]),
+        met=view.met or bool(body["current"]),
         term=body["term"],
         leader=body["leader"],
         role=body["role"],
@@ -56,6 +57,8 @@ def view_of(view: View, body: Mapping[str, Any]) -> View:
 
 def role_of(local: Local) -> str:
     """The word for `pgr status`."""
+    if local.witness:
+        return WITNESS
     match local.server:
         case Server.PRIMARY:
             return "primary"
@@ -71,6 +74,8 @@ def role_of(local: Local) -> str:
 
 def state_of(local: Local, facts: Facts, running: Step) -> str:
     """The word for what Postgres does."""
+    if local.witness:
+        return "voting"
     match running:
         case Step.CLONE:
             return "cloning"
@@ -128,6 +133,11 @@ def snapshot(
     group = SyncGroup(cluster.group.names, cluster.group.k)
     newest = max((int(m["seen"].get("lsn", 0)) for m in members.values()), default=0)
     rows = tuple(_member(m, members.get(m.name), group, primary, newest, local.me) for m in cluster.members)
+    change = SyncGroup(cluster.change.new.names, cluster.change.new.k) if cluster.change is not None else None
+    own = cluster.member(local.me)
+    role = role_of(local)
+    if own is not None and own.role == LEARNER and role == "replica":
+        role = LEARNER
     warnings = tuple(_warnings(cluster, rows, primary))
     return Snapshot(
         node=local.me,
@@ -135,17 +145,18 @@ def snapshot(
         system_identifier=cluster.system_identifier,
         term=view.term,
         leader=view.leader,
-        role=role_of(local),
+        role=role,
         state=state,
         lease_until_ns=view.lease_until_ns if local.server is Server.PRIMARY and view.lease_term == local.epoch else 0,
         opened=local.gate_open,
         primary=primary,
         members=rows,
         sync_group=group,
+        next_group=change,
         commit=cluster.commit_mode,
         profile=cluster.profile,
         timings=timings,
-        unprotected=len(cluster.members) < 3 or group.k < 2,
+        unprotected=sum(m.votes for m in cluster.members) < 3 or group.k < 2,
         scheduling=dict(scheduling),
         warnings=warnings,
         explanation=sentence,
@@ -170,6 +181,8 @@ def _member(
     replayed = int(seen.get("replay_lsn", 0)) or None
     behind = max(0, newest - (replayed or lsn or 0)) if seen and (replayed or lsn) else None
     role, reason = str(seen.get("role", "")), str(seen.get("reason", ""))
+    if member.role == LEARNER and role == "replica":
+        role = LEARNER
     if role == "primary" and primary is not None and primary.name != member.name:
         # What it last said of itself is overtaken by the log: a table never shows two primaries.
         role, reason, fresh = "replica", f"was the primary before {primary.name}; not heard of since", False
@@ -185,23 +198,28 @@ def _member(
         lag_bytes=0 if primary is not None and primary.name == member.name else behind,
         sync=group.mark(member.name, primary.name if primary is not None else ""),
         host=host.strip("[]"),
-        pg_port=int(port),
+        pg_port=int(port or 0),
         http=member.http,
+        raft=member.raft,
         version=str(seen.get("version", "")),
         pgr_version=str(seen.get("pgr_version", "")),
         since=str(seen.get("since", "")),
         reason=reason,
         age_ms=age_ms,
         connected=fresh,
+        member=member.role,
+        aim=member.aim if member.aim != member.role else "",
     )
 
 
 def _warnings(cluster: ClusterState, rows: tuple[Member, ...], primary: Primary | None) -> list[str]:
     found: list[str] = []
-    if cluster.members and len(cluster.members) == 1:
-        found.append("a single node: nothing takes over when it fails")
-    elif cluster.members and len(cluster.members) % 2 == 0:
-        found.append(f"{len(cluster.members)} members survive no more failures than {len(cluster.members) - 1} would")
+    voters = sum(m.votes for m in cluster.members)
+    if voters == 1:
+        what = "node" if len(cluster.members) == 1 else "voter"
+        found.append(f"a single {what}: nothing takes over when it fails")
+    elif voters and voters % 2 == 0:
+        found.append(f"{voters} voters survive no more failures than {voters - 1} would")
     if cluster.commit_mode == "async":
         found.append("asynchronous: a failover may lose acknowledged commits")
     missing = [r.name for r in rows if r.state == "unreachable"]
@@ -212,7 +230,7 @@ def _warnings(cluster: ClusterState, rows: tuple[Member, ...], primary: Primary 
         live = [r for r in group if r.state == "streaming" or r.name == primary.name]
         if len(live) < cluster.group.k:
             found.append(f"writes wait: {cluster.group.k} of the sync group must flush them, {len(live)} can")
-        elif len(live) == cluster.group.k and len(cluster.group.members) > cluster.group.k:
+        elif len(live) == cluster.group.k:
             found.append("no spare standby: writes wait if one more node is lost")
     return found
 

@@ -18,9 +18,13 @@ from supervisor.children import ChildTable
 from supervisor.config import Config
 from supervisor.errors import DiskError, MissingError, PgrError, RefusedError, UsageError
 from supervisor.launcher import Launcher
+from supervisor.links import Link
 from supervisor.tasks import NEVER
 
 QUICK_DEATH_MS = 2_000
+ASK_EVERY_MS = 1_000
+WATCHDOG_SILENT_MS = 2_000
+"""A watchdog that leaves a question unanswered for this long is frozen, which its pidfd does not tell."""
 BACK_OFF_FIRST_MS, BACK_OFF_MAX_MS = 50, 5_000
 
 
@@ -34,6 +38,8 @@ class Child:
         self.started_ns = 0
         self.quick_deaths = 0
         self.start_at_ns = NEVER
+        self.ready = False
+        """The one of now has said something."""
 
 
 class Offspring:
@@ -51,6 +57,8 @@ class Offspring:
         self.watchdog = Child("watchdog", watchdog)
         self.raft = Child("raft", {})
         self.stopping = False
+        self.asked_ns = self.ask_at_ns = 0
+        """The oldest question that the watchdog of now has not answered, and when to ask again."""
 
     def describe(self, raft_arguments: dict[str, Any]) -> None:
         self.raft.arguments = raft_arguments
@@ -71,10 +79,11 @@ class Offspring:
         child.pid = self.launcher.spawn(child.name, **child.arguments)
         self.table.expect(child.pid)
         child.pidfd = os.pidfd_open(child.pid)
-        child.started_ns, child.start_at_ns = now_ns(), NEVER
+        child.started_ns, child.start_at_ns, child.ready = now_ns(), NEVER, False
         self.log.info("child.started", child=child.name, pid=child.pid)
 
     def ready(self, name: str) -> None:
+        self._child(name).ready = True
         self.log.info("child.ready", child=name, after_ms=(now_ns() - self._child(name).started_ns) // MS)
 
     def _child(self, name: str) -> Child:
@@ -97,7 +106,7 @@ class Offspring:
         for child in (self.watchdog, self.raft):
             if child.pidfd >= 0 and _dead(child.pidfd):
                 os.close(child.pidfd)
-                child.pidfd = -1
+                child.pidfd, child.ready = -1, False
                 code = self.table.poll(child.pid)
                 self.table.forget(child.pid)
                 quick = now - child.started_ns < QUICK_DEATH_MS * MS
@@ -113,6 +122,17 @@ class Offspring:
         for child in (self.watchdog, self.raft):
             if child.pidfd < 0 and now >= child.start_at_ns and not self.stopping:
                 self._start(child)
+
+    def ask_watchdog(self, now: int, link: Link) -> None:
+        """Each turn, after its answers have been read: a stall of our own makes nobody silent."""
+        if not self.watchdog.ready:
+            self.asked_ns = 0
+        elif self.asked_ns and now - self.asked_ns > WATCHDOG_SILENT_MS * MS:
+            self.log.warning("watchdog.silent", expected=False, after_ms=(now - self.asked_ns) // MS)
+            self.asked_ns = 0
+            self.kill("watchdog")
+        elif now >= self.ask_at_ns and link.tell("deadman.query", {}):
+            self.asked_ns, self.ask_at_ns = self.asked_ns or now, now + ASK_EVERY_MS * MS
 
     def kill(self, name: str) -> None:
         """End a child that hangs; the next one is started when it is gone."""

@@ -160,15 +160,36 @@ def check_major(pgdata: Path, binary_major: int, bin_dir: Path) -> None:
 
 def check_files(config: Config) -> None:
     """What the configuration points to is there and readable. Raises `MissingError`, `UsageError`."""
-    if config.cluster_key is not None:
-        _check_readable(config.cluster_key, "--cluster-key")
+    check_key(config)
     founding = config.founding
-    if has_postgres(config.pgdata):
+    if has_postgres(config.pgdata) or config.join is not None or config.witness:
         return  # the rest is only read at the founding
     if founding.password_file is not None:
         _check_readable(founding.password_file, "the superuser password file")
     if founding.init_sql is not None and not founding.init_sql.exists():
         raise UsageError(f"init_sql: {founding.init_sql} is not there", "correct the path, or take the key out")
+
+
+def check_key(config: Config) -> None:
+    """There is a cluster key, or none is needed. Raises `UsageError`, `MissingError`."""
+    if config.cluster_key is None:
+        if config.join is not None and not config.key_file.exists():
+            raise UsageError(
+                "--join needs the cluster's key",
+                "give --cluster-key FILE as the members do; a cluster that was founded on loopback without one has "
+                "made DIR/cluster.key in the data directory of each member",
+            )
+        return
+    _check_readable(config.cluster_key, "--cluster-key")
+    from consensus.keys import LOOPBACK_PREFIX
+
+    derived = config.cluster_key.read_bytes().startswith(LOOPBACK_PREFIX.encode())
+    if derived and not config.listen.is_loopback:
+        raise UsageError(
+            f"{config.cluster_key} is the key of a cluster on loopback: anybody can derive it",
+            f"make a secret one (`pgr key new`), give it to every member, or stay on loopback instead of "
+            f"{config.listen}",
+        )
 
 
 def superuser_password(founding: Founding) -> str | None:
@@ -191,7 +212,8 @@ def _check_readable(path: Path, what: str) -> None:
 
 def check_ports(config: Config) -> None:
     """Postgres's and the HTTP port can be bound (the Raft child tells of its own). Raises `MissingError`."""
-    check_port(Address(config.pg_listen, config.pg_port), "--pg-port")
+    if not config.witness:
+        check_port(Address(config.pg_listen, config.pg_port), "--pg-port")
     if config.http is not None:
         check_port(config.http, "--http")
 

@@ -18,7 +18,7 @@ from fencing.clock import now_ns
 from fencing.lease import MS
 from fencing.logs import utc_now
 from supervisor import controldata, files, jobs, preflight, sql, timelines
-from supervisor.context import Context, StepFailed
+from supervisor.context import CLONE, Context, StepFailed
 from supervisor.errors import RefusedError
 from supervisor.roles import Data, Plan, Server
 from supervisor.steps import Steps
@@ -26,6 +26,8 @@ from supervisor.tasks import Task, Wait, sleep
 
 MARK = "pgr_node.json"
 """In PGDATA: whose copy this is. Both tools copy the source's, so it is written again before the copy is used."""
+SALVAGE_MANY = 4
+"""From so many copies in DIR/salvage on, each further one is warned of."""
 NEW_SUFFIX = ".new"
 
 
@@ -133,7 +135,7 @@ class Rebuild:
 
         try:
             result = yield from jobs.basebackup(
-                c.binaries, c.upstream(grant, application=f"pgr_clone_{c.local.me}"), self.new, c.children,
+                c.binaries, c.upstream(grant, application=f"{CLONE}{c.local.me}"), self.new, c.children,
                 slot=None, on_progress=progress,
             )  # fmt: skip
             proof = yield from self._end_of_primary(grant)
@@ -155,6 +157,7 @@ class Rebuild:
         c.start_failures = 0
         c.change(data=Data.READY, needs_clone=0, diverged=0)
         c.log.info("clone.end", took_ms=result.took_ms, source=grant.node)
+        self._tell_of_salvage()
         self._remember("cloned", f"was cloned from {grant.node}", {})
 
     def _followed(self, term: int) -> Grant:
@@ -232,6 +235,7 @@ class Rebuild:
             # Failed or cancelled: the marker stays, and the directory is only good for being cloned over.
             c.change(data=Data.READY if done else Data.BROKEN, diverged=0, rebuilding=0)
         c.log.info("rewind.end", took_ms=(now_ns() - began) // MS, said=list(result.tail[-2:]))
+        self._tell_of_salvage()
         self._remember("rewound", f"was rewound to {grant.node}, {saved} bytes of WAL saved", {"bytes_salvaged": saved})
 
     def _until_checkpointed(self, grant: Grant) -> Task[None]:
@@ -278,6 +282,15 @@ class Rebuild:
         if saved:
             files.sync_directory(target)
         return saved
+
+    def _tell_of_salvage(self) -> None:
+        """Nothing is ever removed there: a person has to, before the disk is full."""
+        salvage = self.c.config.salvage_dir
+        kept = len(os.listdir(salvage)) if salvage.exists() else 0
+        if kept >= SALVAGE_MANY:
+            free_mb = shutil.disk_usage(salvage).free >> 20
+            hint = f"look through {salvage} and remove what nobody needs any more"
+            self.c.log.warning("salvage.grows", kept=kept, free_mb=free_mb, hint=hint)
 
     def _remember(self, kind: str, text: str, fields: dict[str, Any]) -> None:
         c = self.c

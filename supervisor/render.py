@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from supervisor.status import HistoryEvent, Member, Snapshot, lsn_text
 
@@ -51,10 +51,22 @@ def _lease(snapshot: Snapshot, member: Member, left_ms: int) -> str:
 
 
 def _notes(member: Member) -> str:
-    notes = ["pending restart"] * member.pending_restart
+    notes = [aim_text(member.member, member.aim)] if member.aim else []
+    notes += ["pending restart"] * member.pending_restart
     notes += ["not heard of"] * (not member.connected)
     notes += [name if value is True else f"{name}={value}" for name, value in member.tags.items() if value is not False]
     return ", ".join(notes)
+
+
+def aim_text(role: str, aim: str) -> str:
+    """What a member of this role is to become, in words; empty: nothing else."""
+    if not aim:
+        return ""
+    if aim == "gone":
+        return "leaving"
+    if aim.startswith("gone:"):
+        return f"to be replaced by {aim.partition(':')[2]}"
+    return "joining" if role == "learner" else f"to be a {aim}"
 
 
 def _headline(snapshot: Snapshot) -> str:
@@ -62,6 +74,8 @@ def _headline(snapshot: Snapshot) -> str:
     commit = snapshot.commit
     if group.members:
         commit += f" {group.k} of {', '.join(group.members)}"
+    if snapshot.next_group is not None:
+        commit += f" -> {snapshot.next_group.k} of {', '.join(snapshot.next_group.members)}"
     parts = [f"cluster {snapshot.cluster_id[:8] or '?'}", f"term {snapshot.term}"]
     parts += [f"leader {snapshot.leader or 'none'}", f"commit {commit}", f"profile {snapshot.profile}"]
     return "   ".join(parts)
@@ -106,6 +120,26 @@ def history(events: Sequence[HistoryEvent]) -> str:
     ]  # fmt: skip
     header = ["AT", "KIND", "TERM", "TL", "NODE", "LSN", "GAP", "SALVAGED", "REASON"]
     return "\n".join(table(header, rows, right=(2, 3, 5, 6, 7))) + "\n"
+
+
+def members(rows: Sequence[Mapping[str, object]]) -> str:
+    """The page of ``pgr member list``, from status.member_rows."""
+    if not rows:
+        return "no members known yet\n"
+    shown = []
+    for row in rows:
+        aim = aim_text(str(row["role"]), str(row["aim"]))
+        seat = "yes" if row["seat"] else "no"
+        cells = [row["name"], row["role"], aim, seat, row["state"], row["raft"], row["postgres"], row["http"]]
+        shown.append([str(cell) for cell in cells])
+    header = ["NAME", "ROLE", "AIM", "SYNC GROUP", "STATE", "CONSENSUS", "POSTGRES", "HTTP"]
+    return "\n".join(table(header, shown)) + "\n"
+
+
+def member_changed(result: Mapping[str, object]) -> str:
+    """The last line of a change of the members, from the result of the node's answer."""
+    role = result.get("role")
+    return f"{result.get('name')}: {'no member any more' if role == 'gone' else role}\n"
 
 
 def change(result: dict[str, object]) -> str:

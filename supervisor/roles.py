@@ -65,7 +65,8 @@ class View:
     renewed: bool = False
     """The Raft child of now has renewed the lease; False right after it was restarted."""
     met: bool = False
-    """The Raft child of now has met a leader. Before that, all it knows is what was agreed before it last stopped."""
+    """The Raft child of now has caught up with a leader. Before that it knows what was agreed before it last stopped,
+    and maybe a part of what came after: a primary that has been replaced looks like the newest one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,8 @@ class Local:
     """The grant under which the server is primary or promoting."""
     upstream: int = 0
     """The grant whose primary is named as upstream; 0: none."""
+    may_receive: bool = False
+    """A WAL receiver may exist or come back: from the moment an upstream is written until it is proven to be gone."""
     said_no_position: int = 0
     """The term to whose leader it was said that there is no position yet."""
     unguarded_since_ns: int = 0
@@ -96,6 +99,8 @@ class Local:
     needs_clone: int = 0
     """The grant that this node can only follow after a clone."""
     gate_open: bool = False
+    witness: bool = False
+    """It votes and has no Postgres."""
     stopping: bool = False
     """Asked to stop for good."""
     asked_to_hand_over: bool = False
@@ -123,6 +128,7 @@ class Step(StrEnum):
     PROMOTE = "promote"
     OPEN = "open"
     OPEN_GATE = "open-gate"
+    REGROUP = "regroup"
     FOLLOW = "follow"
     DETACH = "detach"
 
@@ -133,7 +139,7 @@ class Plan:
 
     step: Step
     term: int = 0
-    """The grant or the promise that the step is about."""
+    """The grant, the promise or (regroup) the index of the change that the step is about."""
     rule: str = ""
     """Name of the rule that decided."""
 
@@ -233,6 +239,20 @@ def _grant_term(s: Situation) -> int:
     return s.grant.term if s.grant is not None else 0
 
 
+def is_founder(view: View, local: Local) -> bool:
+    """Is it to create the cluster's data, and in the life that was named then? A later one of that name never is."""
+    cluster = view.cluster
+    if cluster is None or not cluster.nonce or cluster.founder != local.me:
+        return False
+    member = cluster.member(local.me)
+    return member is not None and member.incarnation == view.incarnation
+
+
+def _change_index(s: Situation) -> int:
+    change = s.view.cluster.change if s.view.cluster is not None else None
+    return change.index if change is not None else 0
+
+
 RULES: tuple[Rule, ...] = (
     Rule(
         "authority-lost", Step.FENCE, "the lease or the grant of this primary is gone: stop Postgres at once",
@@ -273,10 +293,11 @@ RULES: tuple[Rule, ...] = (
         "the Raft child is being restarted; Postgres keeps its role until the lease runs low",
         lambda s: not s.view.alive or s.view.cluster is None,
     ),
+    Rule("witness", Step.WAIT, "witness: it votes and has no Postgres", lambda s: s.local.witness),
     Rule(
         "create", Step.CREATE, "this node is to create the cluster's data directory",
-        lambda s: s.view.cluster is not None and bool(s.view.cluster.nonce) and s.view.cluster.founder == s.local.me
-        and s.local.data is Data.ABSENT and s.local.server is Server.DOWN and not s.view.cluster.grants,
+        lambda s: s.view.cluster is not None and is_founder(s.view, s.local) and not s.view.cluster.grants
+        and s.local.data is Data.ABSENT and s.local.server is Server.DOWN,
     ),
     Rule(
         "promise", Step.FREEZE,
@@ -297,6 +318,10 @@ RULES: tuple[Rule, ...] = (
         "open-gate", Step.OPEN_GATE, "the epoch is proven and recorded: let clients in",
         lambda s: s.local.server is Server.PRIMARY and s.grant is not None and s.grant.opened and not s.local.gate_open,
         _grant_term,
+    ),
+    Rule(
+        "regroup", Step.REGROUP, "the sync group changes: put its names in force, prove that, and tell the log",
+        lambda s: s.local.server is Server.PRIMARY and s.local.gate_open and _change_index(s) > 0, _change_index,
     ),
     Rule("serving", Step.WAIT, "primary, open to clients", lambda s: s.local.server is Server.PRIMARY),
     Rule(
@@ -332,9 +357,9 @@ RULES: tuple[Rule, ...] = (
         "vow-forbids",
         Step.DETACH,
         "a promise forbids the upstream of this standby: receive no more from it",
-        lambda s: s.local.server is Server.STANDBY
-        and 0 < s.local.upstream < max(s.view.record.promised, s.local.vowed),
-        lambda s: s.local.upstream,
+        # Not `upstream` alone: that ends before the receiver does, and the step must not end with it.
+        lambda s: s.local.server is Server.STANDBY and s.local.may_receive
+        and s.local.upstream < max(s.view.record.promised, s.local.vowed),
     ),
     Rule(
         "streaming", Step.WAIT, "standby of the primary",

@@ -199,9 +199,10 @@ def conninfo(**options: str | int | None) -> str:
 
 
 def own_conninfo(socket_dir: str, port: int, dbname: str = "postgres", application_name: str = "pgr") -> str:
-    """How the supervisor reaches its own Postgres: by socket as ``pgr``, past the gate, with a safe search path."""
+    """How the supervisor reaches its own Postgres: by socket as ``pgr``, past the gate, with a safe search path, and
+    with commits that wait: a proof that k have a record is none if somebody has set synchronous_commit lower."""
     options = (
-        "-c search_path=pg_catalog -c default_transaction_read_only=off -c statement_timeout=0"
+        "-c search_path=pg_catalog -c default_transaction_read_only=off -c synchronous_commit=on -c statement_timeout=0"
         " -c idle_session_timeout=0 -c idle_in_transaction_session_timeout=0 -c lock_timeout=0"
     )
     return conninfo(

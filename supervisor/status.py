@@ -80,7 +80,12 @@ class Member:
     lease_left_ms: int | None = None
     """When observed; only of the member that holds the lease."""
     tags: Mapping[str, str | int | bool] = field(default_factory=dict)
-    voter: bool = True
+    member: str = "voter"
+    """voter, witness or learner: its place in the cluster, whatever it does at the moment."""
+    aim: str = ""
+    """What it is to become, if that is something else: a role, ``gone``, or ``gone:NAME`` once NAME has replaced it."""
+    raft: str = ""
+    """``HOST:PORT`` of its consensus port."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +130,8 @@ class Snapshot:
     primary: Primary | None = None
     members: tuple[Member, ...] = ()
     sync_group: SyncGroup = SyncGroup()
+    next_group: SyncGroup | None = None
+    """The sync group that this one is being changed to."""
     commit: str = "quorum"
     """quorum or async."""
     profile: str = "default"
@@ -227,6 +234,7 @@ def to_json(snapshot: Snapshot, now_ns: int) -> dict[str, Any]:
     out["writable"] = serves_writes(snapshot, now_ns)
     out["primary"] = _plain(snapshot.primary) if snapshot.primary else None
     out["sync_group"] = _plain(snapshot.sync_group)
+    out["next_group"] = _plain(snapshot.next_group) if snapshot.next_group else None
     out["timings"] = _plain(snapshot.timings)
     out["history"] = [_plain(event) for event in snapshot.history]
     out["members"] = [_plain(m) | {"age_ms": age_ms(snapshot, m, now_ns)} for m in snapshot.members]
@@ -252,13 +260,13 @@ def from_json(data: Mapping[str, Any], now_ns: int = 0) -> Snapshot:
     KeyError, TypeError or ValueError if ``data`` is no status.
     """
     known = _known(Snapshot, data)
-    group = data.get("sync_group") or {}
     return Snapshot(
         **known
         | {
             "primary": Primary(**_known(Primary, data["primary"])) if data.get("primary") else None,
             "members": tuple(Member(**_known(Member, row)) for row in data.get("members", ())),
-            "sync_group": SyncGroup(tuple(group.get("members", ())), int(group.get("k", 1))),
+            "sync_group": _group(data.get("sync_group") or {}),
+            "next_group": _group(data["next_group"]) if data.get("next_group") else None,
             "timings": Timings(**_known(Timings, data["timings"])) if data.get("timings") else PROFILES["default"],
             "warnings": tuple(data.get("warnings", ())),
             "history": tuple(event_from_json(row) for row in data.get("history", ())),
@@ -266,6 +274,22 @@ def from_json(data: Mapping[str, Any], now_ns: int = 0) -> Snapshot:
             "taken_ns": now_ns,
         }
     )
+
+
+def member_rows(snapshot: Snapshot) -> list[dict[str, Any]]:
+    """What ``pgr member list --json`` prints."""
+    return [
+        {
+            "name": m.name, "role": m.member, "aim": m.aim, "seat": m.name in snapshot.sync_group.members,
+            "incarnation": m.incarnation, "state": m.state, "raft": m.raft,
+            "postgres": f"{m.host}:{m.pg_port}" if m.host else "", "http": m.http,
+        }
+        for m in snapshot.members
+    ]  # fmt: skip
+
+
+def _group(data: Mapping[str, Any]) -> SyncGroup:
+    return SyncGroup(tuple(data.get("members", ())), int(data.get("k", 1)))
 
 
 def uris(snapshot: Snapshot, dbname: str = "postgres", user: str = "") -> dict[str, str]:

@@ -73,13 +73,13 @@ class Steps:
             prepared = c.postgres.prepare(owned, c.hba(), c.ident(), self._newest_own_timeline())
             if prepared.removed_lines:
                 c.log.warning("settings.removed", lines=list(prepared.removed_lines))
-            c.may_receive = False
+            c.commits_wait = bool(c.conf["names"])
             _rotate(c.config.postgres_log)
             c.postmaster = c.postgres.start()
             c.process = process_id(c.postmaster.pid)
             c.change(
-                server=Server.STARTING, epoch=0, upstream=0, frozen=0, gate_open=False, crashed="", clean=True,
-                failed_promotion=0,
+                server=Server.STARTING, epoch=0, upstream=0, may_receive=False, frozen=0, gate_open=False, crashed="",
+                clean=True, failed_promotion=0,
             )  # fmt: skip
             body = {"pid": c.process.pid, "start_ticks": c.process.start_ticks}
             c.watchdog.tell("deadman.watch", body)
@@ -152,13 +152,24 @@ class Steps:
 
     def _attach(self, grant: Grant) -> None:
         c = self.c
-        c.may_receive = True
+        c.change(may_receive=True)
+        c.freeze_failing_ns = 0
         owned = c.write_settings(conninfo=c.upstream(grant), slot=f"pgr_{c.local.me}", names=c.idle_names())
         c.postgres.write_settings(owned, c.hba(), c.ident())
         c.change(upstream=grant.term, frozen=0)
         c.attach_offset = c.config.postgres_log.stat().st_size
         c.need_postmaster().reload()
         c.log.info("follow.attached", primary=grant.node, term=grant.term)
+
+    def notice_moved_primary(self) -> None:
+        """The primary that this standby follows has another address now: it is to be followed there."""
+        c = self.c
+        grant = c.cluster.grant
+        if grant is None or grant.term != c.local.upstream or c.cluster.member(grant.node) is None:
+            return
+        if c.local.server is Server.STANDBY and c.conf["conninfo"] != c.upstream(grant):
+            c.log.info("follow.moved", primary=grant.node)
+            c.change(upstream=0)
 
     def _look_at_control_data(self) -> Task[None]:
         c = self.c
@@ -231,6 +242,7 @@ class Steps:
             c.watchdog.tell("deadman.disarm", {})
         writable = c.local.epoch > 0
         c.facts = _with(c.facts, streaming=False, checkpointed=0)
+        c.freeze_failing_ns = 0
         c.change(
             server=Server.DOWN, clean=clean, upstream=0, frozen=0, gate_open=False, unguarded_since_ns=0,
             crashed=(crashed or "stopped") if writable else "",
@@ -251,9 +263,9 @@ class Steps:
             c.log.warning("handover.no_checkpoint", error=str(error))
         clean = yield from self._stop_cleanly(FAST_STOP_MS)
         if c.local.clean:
-            body = {"term": plan.term, "reason": "switchover", "clean": clean, "at": utc_now()}
-            if c.raft.tell("node.fenced", body):  # else it is reported like any other end
-                c.change(crashed="")
+            # `crashed` stays: reported like any other end until the Raft child has taken it in. Until then the grant
+            # looks as if it could still be used, and a standby that is up by then would be promoted once more.
+            c.raft.tell("node.fenced", {"term": plan.term, "reason": "switchover", "clean": clean, "at": utc_now()})
 
     def report_fenced(self, plan: Plan) -> Task[None]:
         c = self.c
@@ -274,7 +286,13 @@ class Steps:
 
     def detach(self, _: Plan) -> Task[None]:
         """A standby whose upstream a promise forbids."""
-        yield from self._detach()
+        began = now_ns()
+        try:
+            yield from self._detach()
+        except (sql.SqlFailure, StepFailed, TimeoutError):
+            self._kill_if_hung(began)
+            raise
+        self.c.freeze_failing_ns = 0
 
     def freeze(self, plan: Plan) -> Task[None]:
         """The vow of safety.md: no more WAL is received or acknowledged, and this is how far it goes."""
@@ -287,10 +305,7 @@ class Steps:
             # Nobody need wait for this node; its own leadership must not either.
             if c.local.said_no_position != plan.term:
                 self.say_no_position(plan.term, f"Postgres does not answer: {error}")
-            c.freeze_failing_ns = c.freeze_failing_ns or began
-            if now_ns() - c.freeze_failing_ns > HUNG_MS * MS and c.postmaster is not None:
-                c.log.error("postgres.hung", hint="it is killed and started again")
-                self._bury("hung")
+            self._kill_if_hung(began)
             raise
         c.freeze_failing_ns = 0
         body: dict[str, Any] = {"term": plan.term, "reason": ""}
@@ -304,15 +319,23 @@ class Steps:
         c.change(frozen=plan.term)
         c.log.info("promise.given", took_ms=(now_ns() - began) // MS, **body)
 
+    def _kill_if_hung(self, began: int) -> None:
+        """Its WAL receiver may be well and go on acknowledging."""
+        c = self.c
+        c.freeze_failing_ns = c.freeze_failing_ns or began
+        if now_ns() - c.freeze_failing_ns > HUNG_MS * MS and c.postmaster is not None:
+            c.log.error("postgres.hung", hint="it is killed and started again")
+            self._bury("hung")
+
     def _detach(self) -> Task[None]:
         """Empty primary_conninfo, and evidence that no WAL receiver is left or can come back."""
         c = self.c
         session, postmaster = (yield from self._session()), c.need_postmaster()
         until_ns = now_ns() + FREEZE_MS * MS
         c.change(upstream=0)
-        if not c.may_receive and not receivers(c):
+        if not c.local.may_receive and not receivers(c):
             return
-        c.may_receive = True
+        c.change(may_receive=True)
         try:
             owned = c.write_settings(names=c.idle_names())
             c.postgres.write_settings(owned, c.hba(), c.ident())
@@ -334,7 +357,7 @@ class Steps:
                     raise TaskTimeout("the WAL receiver is not gone")
                 if calm < 2:
                     yield from sleep(CALM_MS * MS)
-            c.may_receive = False
+            c.change(may_receive=False)
         except (TimeoutError, sql.SqlTimeout) as error:
             c.log.warning("freeze.slow", after_ms=FREEZE_MS, error=str(error))
             postmaster.stop(StopMode.IMMEDIATE)
@@ -441,7 +464,7 @@ class Steps:
     def _promote_now(self, grant: Grant, began: int) -> Task[None]:
         c = self.c
         session, postmaster = (yield from self._session()), c.need_postmaster()
-        if c.process is None or c.local.upstream or c.may_receive or receivers(c):
+        if c.process is None or c.local.upstream or c.local.may_receive or receivers(c):
             raise StepFailed("not frozen")
         body = {
             "term": grant.term, "pid": c.process.pid, "start_ticks": c.process.start_ticks,
@@ -521,8 +544,7 @@ class Steps:
             yield Wait(until_ns=now_ns() + 1_000 * MS, ready=done)
 
     def _create_slots(self, session: sql.Session) -> Task[None]:
-        names = [f"pgr_{m.name}" for m in self.c.cluster.members if m.name != self.c.local.me]
-        for name in names:
+        for name in self.c.slots():
             yield from session.query(
                 "SELECT pg_create_physical_replication_slot($1, true)"
                 " WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1)",

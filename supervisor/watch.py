@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from consensus.cluster import ClusterState
+from consensus.membership import Member
 from fencing.clock import now_ns
 from fencing.lease import MS
 from supervisor import files, sql, timelines
 from supervisor.context import Context
 from supervisor.roles import Server
-from supervisor.tasks import Task, Wait, sleep
+from supervisor.tasks import Task, Wait
 
 EVERY_MS = 1_000
 SOON_MS = 50
@@ -36,6 +36,8 @@ class Watcher:
     def __init__(self, context: Context) -> None:
         self.c = context
         self.slots_at_ns = 0
+        self.slots: list[str] = []
+        """As last made."""
         self.idle_since_ns = 0
 
     def run(self) -> Task[None]:
@@ -44,15 +46,15 @@ class Watcher:
         try:
             while c.local.server in (Server.STANDBY, Server.PROMOTING, Server.PRIMARY):
                 yield from self._look(session)
-                if now_ns() >= self.slots_at_ns and c.view.cluster is not None:
-                    self.slots_at_ns = now_ns() + SLOTS_EVERY_MS * MS
-                    yield from self._slots(session, c.view.cluster)
+                if c.view.cluster is not None and (now_ns() >= self.slots_at_ns or c.slots() != self.slots):
+                    self.slots_at_ns, self.slots = now_ns() + SLOTS_EVERY_MS * MS, c.slots()
+                    yield from self._slots(session)
                 settled = c.local.server is Server.PRIMARY or (c.facts.streaming and c.local.upstream)
-                before = (c.local.server, c.local.upstream)
+                before = (c.local.server, c.local.upstream, c.members)
                 until_ns = now_ns() + (EVERY_MS if settled or not c.local.upstream else SOON_MS) * MS
 
-                def changed(before: tuple[Server, int] = before) -> bool:
-                    return (c.local.server, c.local.upstream) != before
+                def changed(before: tuple[Server, int, tuple[Member, ...]] = before) -> bool:
+                    return (c.local.server, c.local.upstream, c.members) != before
 
                 yield Wait(until_ns=until_ns, ready=changed)
         finally:
@@ -96,29 +98,34 @@ class Watcher:
         else:
             self.idle_since_ns = now
 
-    def _slots(self, session: sql.Session, cluster: ClusterState) -> Task[None]:
+    def _slots(self, session: sql.Session) -> Task[None]:
         """A slot for every other member, on standbys too and kept moving there, so that whoever becomes primary has
         the WAL the others need; bounded by max_slot_wal_keep_size."""
         c = self.c
         until_ns = now_ns() + QUERY_MS * MS
-        wanted = [f"pgr_{m.name}" for m in cluster.members if m.name != c.local.me]
+        wanted = c.slots()
         rows = yield from session.query(
-            "SELECT slot_name, active, wal_status, coalesce(restart_lsn, '0/0') FROM pg_replication_slots"
-            " WHERE slot_type = 'physical' AND NOT temporary AND slot_name LIKE 'pgr\\_%'",
+            "SELECT slot_name, active, wal_status, coalesce(restart_lsn, '0/0'), active_pid::text"
+            " FROM pg_replication_slots WHERE slot_type = 'physical' AND NOT temporary AND slot_name LIKE 'pgr\\_%'",
             until_ns=until_ns,
         )
-        for name, active, wal_status, _ in rows:
+        for name, active, wal_status, _, pid in rows:
+            if active == "t" and name not in wanted:
+                # A former member that was not told yet must not hold WAL: without its slot it does not come back.
+                terminate = "SELECT pg_terminate_backend($1::integer, 1000)"
+                yield from session.query(terminate, (pid,), until_ns=until_ns)
+                yield from session.query("SELECT pg_drop_replication_slot($1)", (name,), until_ns=until_ns)
             if active == "f" and (name not in wanted or wal_status == "lost"):
                 yield from session.query("SELECT pg_drop_replication_slot($1)", (name,), until_ns=until_ns)
-        there = {name for name, _, wal_status, _ in rows if wal_status != "lost"}
+        there = {name for name, _, wal_status, _, _ in rows if wal_status != "lost"}
         for name in wanted:
             if name not in there:
                 create = "SELECT pg_create_physical_replication_slot($1, true)"
                 yield from session.query(create, (name,), until_ns=until_ns)
         if c.local.server is Server.STANDBY and c.facts.replay_lsn:
-            for name, active, wal_status, restart in rows:
+            for name, active, wal_status, restart, _ in rows:
                 behind = timelines.parse_lsn(restart or "0/0") < c.facts.replay_lsn
-                if active == "f" and wal_status != "lost" and behind:
+                if active == "f" and name in wanted and wal_status != "lost" and behind:
                     lsn = timelines.format_lsn(c.facts.replay_lsn)
                     advance = "SELECT pg_replication_slot_advance($1, $2)"
                     yield from session.query(advance, (name, lsn), until_ns=until_ns)
@@ -134,4 +141,3 @@ def checkpoint(c: Context, epoch: int) -> Task[None]:
     if c.local.epoch == epoch:
         c.facts = replace(c.facts, checkpointed=epoch)
         c.log.info("checkpoint.done", epoch=epoch)
-    yield from sleep(0)

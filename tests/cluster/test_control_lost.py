@@ -30,15 +30,18 @@ def test_sessions_of_the_supervisor_are_cut_and_the_primary_is_lost(world: World
     world.check_no_loss(writer, everywhere=True)
 
 
-def test_a_frozen_parent_of_the_primary_does_not_keep_it_writable(world: World) -> None:
-    """Invariant 3: a hang of any one of the three processes. Nobody but the parent can demote in an orderly way, so its
-    Raft child makes way, the lease ends, and the watchdog acts."""
+@pytest.mark.parametrize("also", ["", "watchdog"])
+def test_a_frozen_parent_of_the_primary_does_not_keep_it_writable(world: World, also: str) -> None:
+    """Invariant 3: a hang of any one of the three processes, or of the parent and one child. Nobody but the parent can
+    demote in an orderly way, so its Raft child makes way, the lease ends, and the watchdog acts, or else that child."""
     primary = world.primary()
     assert primary is not None
     with world.writing() as writer:
         gone = Gone(postgres_pids(primary))
         frozen_ns = now_ns()
-        os.kill(primary.pid, signal.SIGSTOP)
+        frozen = [primary.pid_of(also)] if also else []
+        for pid in (*frozen, primary.pid):
+            os.kill(pid, signal.SIGSTOP)
         try:
             gone.join(30)
             assert gone.at_ns, "Postgres under a frozen parent is still there"
@@ -47,9 +50,26 @@ def test_a_frozen_parent_of_the_primary_does_not_keep_it_writable(world: World) 
             assert gap.end_ns >= gone.at_ns, "the new primary accepted nothing before the old one was gone"
             assert world.primary() is not primary
         finally:
-            os.kill(primary.pid, signal.SIGCONT)
+            for pid in (*frozen, primary.pid):
+                os.kill(pid, signal.SIGCONT)
         world.wait_streaming(primary)
     world.check_no_loss(writer, everywhere=True)
+
+
+def test_a_frozen_watchdog_is_replaced_and_costs_no_write(world: World) -> None:
+    """Else nobody would be left to act when the parent hangs as well."""
+    primary = world.primary()
+    assert primary is not None
+    before = primary.pid_of("watchdog")
+    with world.writing() as writer:
+        os.kill(before, signal.SIGSTOP)
+        world.settles(lambda: bool(world.logged(primary, "watchdog.rearmed")), "the next watchdog is armed")
+        assert primary.pid_of("watchdog") != before
+        at_ns = now_ns()
+        world.settles(lambda: writer.acked_since(at_ns) > 100, "writes go on")
+    assert not writer.failures, "not one failed write"
+    assert world.primary() is primary
+    world.check_no_loss(writer)
 
 
 def promote_by_hand(world: World, node: LocalNode) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import psycopg
 
 from fencing.clock import now_ns
-from supervisor.localcluster import LocalCluster, LocalNode, node_environment, private_home, wait_for
+from supervisor.localcluster import LocalCluster, LocalNode, free_ports, node_environment, private_home, wait_for
 from supervisor.localwriter import Audit, Writer
 
 START_S = 120.0
@@ -74,6 +74,30 @@ class World(LocalCluster):
 
     def wait_writable(self, seconds: float = START_S, standbys: int = 0) -> LocalNode:
         return super().wait_writable(seconds, standbys)
+
+    def add(self, name: str, *, at: LocalNode | None = None, **flags: str) -> LocalNode:
+        """One more node, which asks the node ``at`` (the first one) to be let in; not started yet. ``flags`` as typed,
+        with _ for -."""
+        node = LocalNode(self.home, name, free_ports(3))
+        shared = ("cluster-key", "user")
+        node.flags |= {flag: value for flag, value in self.nodes[0].flags.items() if flag in shared}
+        node.flags["join"] = f"127.0.0.1:{(at or self.nodes[0]).listen_port}"
+        node.flags |= {flag.replace("_", "-"): value for flag, value in flags.items()}
+        self.nodes.append(node)
+        return node
+
+    def wait_members(self, roles: str, group: str = "", seconds: float = START_S) -> None:
+        """Until the members are these (``a b c:learner``; a voter without a word), the sync group is ``group`` (like
+        ``2 of a b c``), nothing is open and nobody is to become anything else."""
+
+        def reached() -> bool:
+            seen = self.status()
+            if seen is None or seen.next_group is not None or any(m.aim for m in seen.members):
+                return False
+            listed = " ".join(m.name if m.member == "voter" else f"{m.name}:{m.member}" for m in seen.members)
+            return listed == roles and group in ("", f"{seen.sync_group.k} of {' '.join(seen.sync_group.members)}")
+
+        self.settles(reached, f"members {roles}, sync group {group}", lambda: str(self.status()), seconds)
 
     def standbys(self) -> list[LocalNode]:
         primary = self.primary()

@@ -6,29 +6,35 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import zmq
 
 from consensus.cluster import ClusterState
 from consensus.record import EpochStart, NodeRecord
+from fencing.clock import now_ns
 from fencing.kill import FenceReport
-from fencing.lease import PROFILES
+from fencing.lease import MS, PROFILES
 from fencing.logs import Log
-from supervisor import datadir
+from supervisor import controldata, datadir
 from supervisor.binaries import find
 from supervisor.children import ChildTable
 from supervisor.config import Facts, load
 from supervisor.context import Context
+from supervisor.daemon import Daemon
 from supervisor.errors import RefusedError
 from supervisor.links import Link
 from supervisor.postgres import OccupiedError, Postgres
 from supervisor.rebuild import MARK, write_mark
 from supervisor.roles import Data, Local, View
+from supervisor.tasks import sleep
 from tests.pgbare import BarePostgres, own_directory, pg_bin, run, template
 
 INCARNATION, NONCE = 41, "n0nce"
@@ -246,6 +252,23 @@ def test_a_copy_that_this_node_did_not_make_stops_it(found: Found, ours: str) ->
     assert found.c.local.data is Data.UNKNOWN
 
 
+def test_a_slow_disk_is_not_a_damaged_one(found: Found, ours: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found.initdb()
+    found.knows(system=ours)
+    monkeypatch.setattr(datadir, "LOOK_MS", 1)
+    monkeypatch.setattr(datadir, "LOOK_AGAIN_MS", 60_000)
+    with monkeypatch.context() as slow:
+        slow.setattr(controldata, "read", lambda *_: sleep(60_000 * MS))
+        assert found.looks() is Data.UNKNOWN
+    monkeypatch.setattr(datadir, "LOOK_MS", 60_000)
+    assert found.looks() is Data.UNKNOWN, "the loop does not stand still for it all the time"
+    assert [event["event"] for event in found.events()] == ["data.slow"]
+    found.c.look_again_ns = now_ns()
+    datadir.look_again(found.c)
+    assert found.c.local.data is Data.READY
+    assert found.c.look_again_ns == 0, "looked at, for good"
+
+
 # -- write_passfile --------------------------------------------------------------------------------------------------
 
 
@@ -314,6 +337,99 @@ def test_the_raft_child_is_told_whether_anything_was_salvaged(found: Found) -> N
     assert datadir.raft_arguments(found.c)["salvage"] is False
     (salvage / "2026-01-01").mkdir()
     assert datadir.raft_arguments(found.c)["salvage"] is True
+
+
+# -- end_jobs ---------------------------------------------------------------------------------------------------------
+
+
+def writers_to(place: Path) -> list[int]:
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                line = Path(f"/proc/{entry}/cmdline").read_bytes()
+            except OSError:
+                continue
+            if str(place).encode() in line.split(b"\0"):
+                found.append(int(entry))
+    return found
+
+
+def test_what_a_killed_parent_was_copying_with_is_ended(home: Path) -> None:
+    """It works by path: it would write what the source was like then into the copy that the next parent makes there."""
+    node = Found(home)
+    new = node.pgdata.with_name("pgdata.new")
+    with BarePostgres() as source:
+        words = ["-D", str(new), "-d", source.conninfo, "-X", "stream", "--checkpoint=fast", "--max-rate=256"]
+        job = subprocess.Popen(
+            [pg_bin() / "pg_basebackup", *words], cwd="/", start_new_session=True, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        give_up_ns = now_ns() + 30_000 * MS
+        while len(writers_to(new)) < 2 and now_ns() < give_up_ns:
+            assert job.poll() is None
+        job.kill()
+        job.wait(30)
+        try:
+            assert len(writers_to(new)) == 1, "the one that streams WAL outlives the other"
+            datadir.end_jobs(node.c.config, node.log)
+            assert writers_to(new) == []
+        finally:
+            for pid in writers_to(new):
+                os.kill(pid, signal.SIGKILL)
+    (event,) = node.events()
+    assert event["event"] == "jobs.leftover_ended"
+    assert len(event["fields"]["pids"]) == 1
+    node.close()
+
+
+def a_process_that_names(place: Path) -> subprocess.Popen[bytes]:
+    """Python by its name, with this path among its arguments; it ends by a signal alone."""
+    words = [sys.executable, "-c", "import signal; signal.pause()", str(place)]
+    process = subprocess.Popen(words, stdin=subprocess.DEVNULL)
+    while not writers_to(place):  # the kernel closes our pipe to it before its command line is there
+        assert process.poll() is None
+    return process
+
+
+def test_only_what_writes_to_this_node_is_ended(found: Found, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = a_process_that_names(found.pgdata)
+    try:
+        datadir.end_jobs(found.c.config, found.log)
+        assert elsewhere.poll() is None
+        assert found.events() == []
+        monkeypatch.setattr(datadir, "_WRITERS", (Path(sys.executable).name,))
+        datadir.end_jobs(found.c.config, found.log)
+        assert elsewhere.wait(30) == -signal.SIGKILL, "the control: by its name alone it was spared"
+    finally:
+        elsewhere.kill()
+        elsewhere.wait(30)
+
+
+def test_a_node_that_starts_ends_them_first(found: Found, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = a_process_that_names(found.pgdata)
+    monkeypatch.setattr(datadir, "_WRITERS", (Path(sys.executable).name,))
+    daemon = Daemon.__new__(Daemon)
+    daemon.config, daemon.binaries, daemon.children, daemon.log = (
+        found.c.config, found.binaries, found.children, found.log
+    )  # fmt: skip
+    daemon.zmq = zmq.Context()
+    try:
+        made = daemon._context()
+        assert job.wait(30) == -signal.SIGKILL
+        for link in (made.raft, made.watchdog):
+            link.socket.close(0)
+    finally:
+        daemon.zmq.destroy(linger=0)
+        job.kill()
+        job.wait(30)
+
+
+def test_a_job_that_can_not_be_ended_stops_the_node(found: Found, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datadir, "_writes_to", lambda pid, _: pid == 1)
+    monkeypatch.setattr(datadir, "end", lambda pids, _: pids)
+    with pytest.raises(RefusedError, match="still write") as caught:
+        datadir.end_jobs(found.c.config, found.log)
+    assert caught.value.exit_code == 78
 
 
 # -- end_leftover ----------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from consensus.keys import derived_key_text, founding_seed, new_key
 from supervisor import preflight
 from supervisor.config import Address, Config, Facts, load
 from supervisor.entry import main
@@ -192,6 +193,27 @@ def test_files_that_are_named_must_be_there(tmp_path: Path) -> None:
         preflight.superuser_password(asked.founding)
 
 
+def test_who_joins_has_the_key_of_the_cluster(tmp_path: Path) -> None:
+    asked = config(tmp_path, join="127.0.0.1:7401")
+    with fails(UsageError, "--join needs the cluster's key"):
+        preflight.check_files(asked)
+    text = derived_key_text(founding_seed("abc"))
+    (tmp_path / "cluster.key").write_text(text)  # copied there by hand, say
+    preflight.check_files(asked)
+    (tmp_path / "key").write_text(text)
+    preflight.check_files(config(tmp_path, join="127.0.0.1:7401", cluster_key=str(tmp_path / "key")))
+
+
+def test_a_key_that_anybody_can_derive_is_for_loopback_only(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    path.write_text(derived_key_text(founding_seed("abc")))
+    outside = config(tmp_path, listen="10.0.0.1:7400", cluster_key=str(path))
+    with fails(UsageError, "anybody can derive it"):
+        preflight.check_files(outside)
+    path.write_text(new_key())
+    preflight.check_files(outside)
+
+
 def test_another_name_later() -> None:
     error = preflight.name_changed("a", "b", "flag --name")
     assert (error.exit_code, "'a'" in error.message, "--name a" in error.hint) == (78, True, True)
@@ -328,8 +350,8 @@ def clean_env(monkeypatch: pytest.MonkeyPatch) -> None:
         ([], 64, "no data directory"),
         (["--dta", "x"], 64, "unrecognized arguments"),
         (["--data"], 64, "expected one argument"),
-        (["--data", "/x", "--witness"], 64, "not in this version yet"),
-        (["--data", "/x", "--join", "a:1"], 64, "not in this version yet"),
+        (["--data", "/x", "--witness"], 64, "a witness alone"),
+        (["--data", "/x", "--join", "a:1"], 64, "the cluster at a:1"),
         (["--data", "/x", "--config", "/no/such.toml"], 64, "is not there"),
         (["--data", "/x", "--listen", "0.0.0.0:1"], 64, "no cluster key"),
         (["--data", "/x", "--run", "/" + "x" * 107], 64, "socket paths longer than the kernel allows"),

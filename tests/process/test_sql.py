@@ -5,10 +5,12 @@ import select
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from fencing.clock import now_ns
+from supervisor.settings import own_conninfo
 from supervisor.sql import (
     Row,
     Session,
@@ -191,3 +193,25 @@ def turn(runner: Runner, until: Callable[[], bool]) -> None:
         }
         runner.run(ready, now_ns())
         assert now_ns() < deadline
+
+
+def test_our_own_commits_wait_for_the_standbys_whatever_users_have_set(tmp_path: Path) -> None:
+    """The proof of an epoch, or of a new sync group, rests on it: Postgres would say at once that it is done."""
+    with BarePostgres(tmp_path) as bare, bare.connect() as admin:
+        for statement in (
+            "CREATE ROLE pgr SUPERUSER LOGIN",
+            "ALTER ROLE pgr SET synchronous_commit = local",
+            "ALTER DATABASE postgres SET synchronous_commit = off",
+            "ALTER SYSTEM SET synchronous_commit = off",
+            "ALTER SYSTEM SET synchronous_standby_names = 'nobody'",
+            "SELECT pg_reload_conf()",
+            "CHECKPOINT",
+        ):
+            admin.execute(statement.encode())
+        own = run_blocking(connect(own_conninfo(str(bare.socket_dir), bare.port), soon()), soon())
+        emit = "SELECT pg_logical_emit_message(true, 'pgr', 'proof')"
+        with pytest.raises(SqlTimeout):
+            run_blocking(own.query(emit, until_ns=soon(0.5)), soon())
+        waits = "SELECT wait_event FROM pg_stat_activity WHERE usename = 'pgr' AND backend_type = 'client backend'"
+        assert admin.execute(waits).fetchall() == [("SyncRep",)]
+        own.close()

@@ -14,8 +14,8 @@ import pytest
 
 from consensus.messages import Entry, HardState
 from consensus.record import Identity
-from consensus.storage import StorageBusyError, StorageError, StorageFullError, open_store
-from consensus.write import Write
+from consensus.storage import StorageBusyError, StorageCorruptError, StorageError, StorageFullError, open_store
+from consensus.write import Stored, Write
 
 ROOT = Path(__file__).parents[2]
 SAVE_AND_SAY = """
@@ -43,6 +43,14 @@ def child(program: str, path: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-c", program, str(path)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
+
+
+def load(path: Path) -> Stored:
+    store = open_store(path)
+    try:
+        return store.load()
+    finally:
+        store.close()
 
 
 def end(process: subprocess.Popen[bytes]) -> bytes:
@@ -123,8 +131,9 @@ def test_a_full_disk(small_disk: Path) -> None:
         assert stored.entries == tuple(saved)
         assert stored.hard == HardState(len(saved))
 
+    (small_disk / "more").write_bytes(bytes(300_000))
     ballast = small_disk / "ballast"
-    ballast.write_bytes(bytes(400_000))
+    ballast.write_bytes(bytes(300_000))
     fill()
     assert saved
     check()
@@ -136,9 +145,78 @@ def test_a_full_disk(small_disk: Path) -> None:
     assert len(saved) > before
     check()
     store.close()
+    with pytest.raises(StorageFullError):  # the log has to be folded into the file at a start, which needs room
+        load(path)
+    (small_disk / "more").unlink()
     store = open_store(path)
     check()
     store.close()
+
+
+def remount(mount: Path, how: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{how}", mount], check=True)
+
+
+def test_a_file_system_that_becomes_read_only(small_disk: Path) -> None:
+    """As ext4 does after an error. The kernel refuses while a file is open for writing, so the process is gone here."""
+    path = small_disk / "raft" / "raft.sqlite"
+    process = child(SAVE_AND_SAY, path)
+    try:
+        assert process.stdout is not None
+        reported = int(process.stdout.readline())
+    finally:
+        numbers = [int(line) for line in end(process).splitlines() if line]
+    reported = max([reported, *numbers])
+    remount(small_disk, "ro")
+    with pytest.raises(StorageError, match="read-only") as error:
+        load(path)
+    assert error.value.exit_code == 74
+    assert "must own it" not in str(error.value)
+    with pytest.raises(StorageError, match="read-only"):
+        load(small_disk / "other" / "raft.sqlite")
+    remount(small_disk, "rw")
+    assert load(path).hard.term >= reported
+
+
+@pytest.mark.parametrize("damage", ["log gone", "log empty", "file gone", "file empty", "note gone", "file alone"])
+def test_files_that_are_taken_away_after_a_kill(damage: str, tmp_path: Path) -> None:
+    """The newest saves are only in the write-ahead log then."""
+    path = tmp_path / "raft" / "raft.sqlite"
+    log, note = path.with_name("raft.sqlite-wal"), path.with_name("raft.sqlite-saves")
+    process = child(SAVE_AND_SAY, path)
+    try:
+        assert process.stdout is not None
+        for _ in range(20):
+            process.stdout.readline()
+    finally:
+        end(process)
+    assert log.stat().st_size > 4096
+    match damage:
+        case "log gone":
+            log.unlink()
+        case "log empty":
+            os.truncate(log, 0)
+        case "file gone":
+            path.unlink()
+        case "file empty":
+            os.truncate(path, 0)
+        case "note gone":
+            note.unlink()
+        case _:
+            log.unlink()
+            note.unlink()
+    for _ in range(2):
+        with pytest.raises(StorageCorruptError, match="old copy") as error:
+            load(path)
+        assert str(path) in str(error.value)
+        assert error.value.exit_code == 74
+
+
+def test_a_start_that_died_before_it_made_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "raft" / "raft.sqlite"
+    path.parent.mkdir(mode=0o700)
+    path.touch(mode=0o600)
+    assert load(path).identity is None
 
 
 def test_no_room_at_the_first_start(small_disk: Path) -> None:

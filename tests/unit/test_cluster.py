@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from consensus.cluster import (
     FEATURE_LEVEL,
+    REMOVED_KEPT_MAX,
+    Change,
     ClusterState,
     Seat,
     SyncGroup,
@@ -19,6 +22,7 @@ from consensus.cluster import (
     load,
     sync_group,
 )
+from consensus.membership import LEARNER, VOTER, Member
 from consensus.messages import Entry
 from consensus.record import EpochStart
 
@@ -32,6 +36,21 @@ INITIALIZED = ("initialized/1", {"nonce": "n1", "system_identifier": "77", "time
 
 def entry(kind: str, body: dict[str, Any], term: int = 1, index: int = 1) -> Entry:
     return Entry(index, term, kind, canonical(body))
+
+
+A, B, C = (Member(n, i, f"{n}:1", f"{n}:2", f"{n}:3") for i, n in enumerate("abc", 1))
+ABC, AB = SyncGroup((Seat("a", 1), Seat("b", 2), Seat("c", 3)), 2), SyncGroup((Seat("a", 1), Seat("b", 2)), 2)
+
+
+def members(*listed: Member, index: int = 12) -> Entry:
+    body = {"members": [list(m) for m in listed], "kind": "joined", "node": "c", "text": "is let in again"}
+    return entry("members/1", body, 4, index)
+
+
+def change(old: SyncGroup, new: SyncGroup, index: int = 13) -> Entry:
+    plain = [[[list(seat) for seat in group.members], group.k] for group in (old, new)]
+    body = {"old": plain[0], "new": plain[1], "kind": "sync group", "node": "a", "text": "is changed"}
+    return entry("change/1", body, 4, index)
 
 
 def promoted(term: int, node: str, timeline: int) -> Entry:
@@ -48,6 +67,9 @@ def story() -> list[Entry]:
         entry("member/1", {"member": ["c", 3, "c:9", "c:2", "c:3"]}),
         entry("wish/1", {"kind": "switchover", "to": "c", "accept_data_loss": True}, 4),
         entry("event/1", {"kind": "salvage", "term": 4, "node": "a", "text": "saved", "fields": {"bytes": 5}}),
+        members(A, B, Member("c", 4, "c:9", "c:2", "c:3", LEARNER, VOTER)),
+        change(ABC, AB),
+        entry("done/1", {"index": 13, "node": "b"}, 4, 14),
     ]  # fmt: skip
 
 
@@ -93,13 +115,15 @@ def test_grants() -> None:
     assert state.burned_timelines(old.ancestry) == (3,)
 
 
-@pytest.mark.parametrize("n", range(11))
+@pytest.mark.parametrize("n", range(14))
 def test_every_entry_twice_is_every_entry_once(n: int) -> None:
     """Except for a line of history that somebody asked for twice."""
     entries = story()
-    if entries[n].kind in ("event/1", "wish/1"):
-        return
-    assert after([*entries[: n + 1], entries[n], *entries[n + 1 :]]) == after(entries)
+    twice, once = after([*entries[: n + 1], entries[n], *entries[n + 1 :]]), after(entries)
+    if entries[n].kind in ("event/1", "wish/1", "members/1"):
+        assert len(twice.history) == len(once.history) + 1
+        twice = replace(twice, history=once.history)
+    assert twice == once
 
 
 def test_what_concerns_an_older_grant_or_term_changes_nothing() -> None:
@@ -129,6 +153,67 @@ def test_a_wish_that_a_grant_came_before_is_void() -> None:
     assert (in_time.wish_to, in_time.wish_loss) == ("b", True)
 
 
+def test_a_list_of_members_replaces_the_one_before_and_remembers_who_left() -> None:
+    state = apply(after(story()[:11]), members(Member("d", 9, "", "", "", LEARNER, VOTER), B, A))
+    assert [m.name for m in state.members] == ["a", "b", "d"], "sorted"
+    assert state.removed == (Seat("c", 3),)
+    assert state.history[-1][1:5] == ("joined", 4, "c", "is let in again")
+    assert state.group == ABC, "the sync group is changed by its own entries only"
+    assert state.seated(state.group) == {"a", "b"}
+    again = apply(state, members(A, B, C._replace(incarnation=7)))
+    assert again.removed == (Seat("c", 3), Seat("d", 9))
+    assert again.seated(again.group) == {"a", "b"}, "a seat is the incarnation's"
+
+
+def test_as_many_former_members_are_remembered_as_may_come_back() -> None:
+    state = after([])
+    for life in range(1, REMOVED_KEPT_MAX + 5):
+        state = apply(state, members(A, B, C._replace(incarnation=life + 100)))
+    assert len(state.removed) == REMOVED_KEPT_MAX
+    assert state.removed[-1] == Seat("c", REMOVED_KEPT_MAX + 103)
+
+
+def test_an_address_changes_nothing_else() -> None:
+    """Role and aim are the leader's to set; the member may not know the newest."""
+    state = apply(after([]), members(A, B, C._replace(role=LEARNER, aim="gone:a")))
+    state = apply(state, entry("member/1", {"member": ["c", 3, "c:8", "c:2", "c:3", "witness", "voter"]}))
+    assert state.member("c") == C._replace(raft="c:8", role=LEARNER, aim="gone:a")
+
+
+def test_a_change_of_the_sync_group_opens_and_ends() -> None:
+    state = after(story()[:12])
+    assert (state.groups, state.wanted_group, state.change) == ((ABC,), ABC, None)
+    state = apply(state, change(ABC, AB))
+    assert state.change == Change(13, ABC, AB)
+    assert state.group == ABC
+    assert state.groups == (ABC, AB), "both count until it is done"
+    assert state.wanted_group == AB
+    for late in (entry("done/1", {"index": 12, "node": "a"}), entry("done/1", {"index": 14, "node": "a"})):
+        assert apply(state, late) == state, "the end of another one"
+    state = apply(state, entry("done/1", {"index": 13, "node": "a"}))
+    assert (state.groups, state.wanted_group, state.change) == ((AB,), AB, None)
+    assert state.history[-1].text == "2 of a, b acknowledge a commit"
+    assert apply(state, entry("done/1", {"index": 13, "node": "a"})) == state, "once"
+
+
+def test_an_open_change_is_reverted_by_its_reverse_and_nothing_else() -> None:
+    state = apply(after(story()[:12]), change(ABC, AB))
+    just_a = SyncGroup((Seat("a", 1),), 1)
+    for other in (change(ABC, AB, 15), change(ABC, just_a, 15), change(AB, just_a, 15)):
+        assert apply(state, other) == state
+    state = apply(state, change(AB, ABC, 15))
+    assert state.change == Change(15, AB, ABC)
+    assert apply(state, entry("done/1", {"index": 13, "node": "a"})) == state, "the end of the one that was reverted"
+    assert apply(state, entry("done/1", {"index": 15, "node": "a"})).groups == (ABC,)
+
+
+@pytest.mark.parametrize("new", [ABC, AB._replace(k=0), AB._replace(k=3), SyncGroup((), 0)], ids=str)
+def test_a_change_to_the_same_or_to_nonsense_is_none(new: SyncGroup) -> None:
+    state = after(story()[:12])
+    assert apply(state, change(ABC, new)) == state
+    assert apply(state, change(AB, ABC)) == state, "nor from another than the one in force"
+
+
 def test_members_keep_their_place_when_addresses_change() -> None:
     state = after(story())
     assert [m.name for m in state.members] == ["a", "b", "c"]
@@ -138,7 +223,7 @@ def test_members_keep_their_place_when_addresses_change() -> None:
     assert state.member("x") is None
 
 
-@pytest.mark.parametrize("n", range(12))
+@pytest.mark.parametrize("n", range(15))
 def test_dump_and_load(n: int) -> None:
     state = after(story()[:n])
     assert load(dump(state)) == state

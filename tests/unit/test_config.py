@@ -86,9 +86,12 @@ def test_a_broken_value_that_is_overridden_does_not_matter_and_an_empty_variable
         ({}, {}, "listen = 5", "'5' is not HOST:PORT"),
         ({}, {}, "listen = [5]", "has the wrong type"),
         ({}, {}, "listen = ", "is not valid TOML"),
-        ({"witness": "true"}, {}, None, "not in this version yet"),
-        ({}, {"PGR_WITNESS": "1"}, None, "not in this version yet"),
-        ({"join": "10.0.0.1:7400"}, {}, None, "not in this version yet"),
+        ({"witness": "true"}, {}, None, "a witness alone (flag --witness)"),
+        ({}, {"PGR_WITNESS": "1"}, None, "a witness alone (environment variable PGR_WITNESS)"),
+        ({"join": "10.0.0.1"}, {}, None, "is not HOST:PORT"),
+        ({"join": "10.0.0.1:7400"}, {}, None, "can't reach 127.0.0.1:7400 (default)"),
+        ({"join": "127.0.0.1:7400"}, {}, None, "is this node itself"),
+        ({"join": "h:1"}, {"PGR_PEERS": "a=h:1"}, None, "--peers (environment variable PGR_PEERS) exclude each other"),
         ({"data": "/a\nb"}, {}, None, "is not a path"),
         ({"pg_port": "7400"}, {}, None, "both want port 7400"),
     ],
@@ -102,6 +105,15 @@ def test_unknown_keys_get_the_nearest_known_one() -> None:
     assert refused(file="[postgres]\nhbaa = []").hint == "did you mean hba?"
     assert "pgr config" in refused(file="zzz = 1").hint
     assert refused({"profile": "fats"}).hint == "did you mean fast?"
+
+
+def test_a_node_that_joins_names_one_member_and_founds_nothing() -> None:
+    assert config().join is None
+    found = config({"join": "127.0.0.1:7401"})
+    assert (found.join, [peer.name for peer in found.peers]) == (Address("127.0.0.1", 7401), [found.name])
+    elsewhere = config({"join": "10.0.0.1:7400", "advertise": "10.0.0.4:7400"})  # by a tunnel, for instance
+    assert elsewhere.join == Address("10.0.0.1", 7400)
+    assert config({"join": "127.0.0.1:7401", "witness": "true"}).witness
 
 
 def test_unknown_variables_warn() -> None:

@@ -1,4 +1,5 @@
-"""The one rule that the daemon itself holds: a grant that does not become a primary in time has failed."""
+"""The rules that the daemon itself holds: a grant that does not become a primary in time has failed; what lies in the
+socket is read before a primary is fenced; nobody arms the watchdog for a Postgres that is gone."""
 
 from __future__ import annotations
 
@@ -8,9 +9,16 @@ from typing import Any, cast
 
 import pytest
 
-from fencing.lease import MS
+from consensus.cluster import ClusterState, Grant
+from consensus.membership import Member
+from consensus.record import EpochStart, Position
+from fencing import wire
+from fencing.clock import now_ns
+from fencing.kill import ProcessId
+from fencing.lease import MS, PROFILES
 from supervisor.daemon import PRIMARY_START_TIMEOUT_MS, Daemon
-from supervisor.roles import Local, Server, View
+from supervisor.roles import Data, Local, Plan, Server, Step, View
+from supervisor.tasks import Runner, Task, run_blocking
 
 TIMEOUT = PRIMARY_START_TIMEOUT_MS * MS
 BEGAN = 1_000 * MS
@@ -93,3 +101,100 @@ def test_without_a_grant_nothing_fails() -> None:
     node.turn(1, granted=0, server=Server.STANDBY, epoch=0)
     assert node.turn(10 * TIMEOUT) == 3, "what failed before is not forgotten either"
     assert node.logged == []
+
+
+# -- a renewal that lies in the socket -------------------------------------------------------------------------------
+
+LEASE = PROFILES["default"].lease_ms * MS
+EPOCH = 7
+
+
+class Link:
+    """What the Raft child, or the watchdog, has sent; and what it is told."""
+
+    def __init__(self, *unread: wire.Frame) -> None:
+        self.unread = list(unread)
+        self.told: list[str] = []
+
+    def facts(self) -> list[wire.Frame]:
+        taken, self.unread = self.unread, []
+        return taken
+
+    def tell(self, name: str, body: dict[str, Any], request_id: str = "") -> bool:
+        self.told.append(name)
+        return True
+
+    def ask(self, name: str, body: dict[str, Any], timeout_ms: int) -> Task[wire.Frame]:
+        self.told.append(name)
+        return wire.Frame("deadman.armed", "", {"ok": True})
+        yield
+
+
+def primary(*unread: wire.Frame, lease_until_ns: int) -> Daemon:
+    """A daemon on a primary of term 7 with this lease, right after a turn that took long."""
+    grant = Grant(EPOCH, "a", Position(0, 0), 2, (EpochStart(EPOCH, 100, 2),), opened=True)
+    cluster = ClusterState(members=tuple(Member(n, 1, "", "", "") for n in "abc"), nonce="n", grants=(grant,))
+    view = View(
+        True, 1, EPOCH, "a", "leader", granted=EPOCH, cluster=cluster, lease_term=EPOCH, lease_until_ns=lease_until_ns,
+        renewed=True, met=True,
+    )  # fmt: skip
+    local = Local("a", Data.READY, Server.PRIMARY, epoch=EPOCH, frozen=EPOCH, gate_open=True)
+    daemon = Daemon.__new__(Daemon)
+    c: Any = SimpleNamespace(
+        view=view, local=local, timings=PROFILES["default"], raft=Link(*unread), watchdog=Link(),
+        process=ProcessId(9, 9),
+    )  # fmt: skip
+    daemon.c, daemon.runner = c, Runner()
+    daemon.log = cast(Any, SimpleNamespace(info=lambda *_, **__: None))
+    daemon.plan, daemon.sentence, daemon.task, daemon.failures = Plan(Step.WAIT, 0, "serving"), "", None, {}
+    daemon.watcher = cast(Any, SimpleNamespace(done=False))
+    daemon.granted, daemon.was_primary, daemon.snapshot_at_ns = (EPOCH, 0), EPOCH, 0
+    daemon.fenced = []  # type: ignore[attr-defined]
+    daemon.actions = {Step.FENCE: lambda plan: _fence(daemon, plan)}
+    return daemon
+
+
+def _fence(daemon: Any, plan: Plan) -> Task[None]:
+    daemon.fenced.append(plan.term)
+    return
+    yield
+
+
+def renewal(until_ns: int, term: int = EPOCH) -> wire.Frame:
+    return wire.Frame("lease.changed", "", {"term": term, "until_ns": until_ns})
+
+
+def test_a_renewal_that_was_not_read_yet_keeps_a_primary() -> None:
+    now = now_ns()
+    daemon = primary(renewal(now + LEASE), lease_until_ns=now)
+    daemon._replan()
+    assert (daemon.plan.rule, daemon.fenced) == ("serving", [])  # type: ignore[attr-defined]
+    assert daemon.c.view.lease_until_ns == now + LEASE
+
+
+@pytest.mark.parametrize("what", ["nothing", "one that is over as well", "one of another term"])
+def test_what_renews_nothing_does_not(what: str) -> None:
+    now = now_ns()
+    unread = {
+        "nothing": [], "one that is over as well": [renewal(now + 1)], "one of another term": [renewal(now + LEASE, 8)],
+    }[what]  # fmt: skip
+    daemon = primary(*unread, lease_until_ns=now)
+    daemon._replan()
+    assert (daemon.plan.rule, daemon.fenced) == ("authority-lost", [EPOCH])  # type: ignore[attr-defined]
+
+
+# -- a watchdog that was replaced ------------------------------------------------------------------------------------
+
+
+def test_a_new_watchdog_is_armed_for_a_postgres_that_lives() -> None:
+    daemon = primary(lease_until_ns=now_ns() + LEASE)
+    assert run_blocking(daemon._rearm(EPOCH)) is True
+    assert cast(Any, daemon.c.watchdog).told == ["deadman.arm"]
+
+
+def test_a_new_watchdog_is_not_armed_for_a_postgres_that_ended_in_the_same_turn() -> None:
+    """Armed with it, it would take the next Postgres, a standby, for the primary, and kill it at the lease's end."""
+    daemon = primary(lease_until_ns=now_ns() + LEASE)
+    daemon.c.local = replace(daemon.c.local, server=Server.DOWN, crashed="killed")
+    assert run_blocking(daemon._rearm(EPOCH)) is False
+    assert cast(Any, daemon.c.watchdog).told == []

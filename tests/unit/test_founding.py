@@ -20,7 +20,7 @@ from consensus.founding import (
     parse_greeting,
     stranger_message,
 )
-from consensus.membership import VOTER, WITNESS, Member, membership
+from consensus.membership import LEARNER, VOTER, WITNESS, Member, Membership, membership
 
 PEERS = ("a", "b", "c")
 OPTIONS = Founding("quorum", "default", '{"parameters":{}}')
@@ -90,8 +90,27 @@ def test_a_witness_creates_nothing() -> None:
     state = found(charter.text, "00")
     assert (state.group.names, state.group.k) == (("b", "c"), 2)
     assert membership(state.members).voters == ("a", "b", "c")
-    only = consider(witness, heard(replace(greeting("b"), aim=WITNESS), replace(greeting("c"), aim=WITNESS)), OPTIONS)
-    assert isinstance(only, Waiting)
+
+
+def test_a_learner_founds_with_the_others_but_is_neither_founder_nor_in_the_sync_group() -> None:
+    """It can't be primary, and before the first opening nobody but the founder can."""
+    learner = replace(greeting("a"), aim=LEARNER)
+    charter = consider(learner, heard(greeting("b"), greeting("c")), OPTIONS)
+    assert isinstance(charter, Charter)
+    state = found(charter.text, "00")
+    assert (state.founder, state.group.names, state.group.k) == ("b", ("b", "c"), 2)
+    assert membership(state.members) == Membership(("b", "c"), ("a",))
+
+
+@pytest.mark.parametrize("aim", [WITNESS, LEARNER])
+def test_somebody_has_to_be_able_to_be_primary(aim: str) -> None:
+    nobody = [replace(greeting(n), aim=aim) for n in PEERS]
+    answer = consider(nobody[0], heard(*nobody[1:]), OPTIONS)
+    assert isinstance(answer, Waiting)
+    assert answer.problem == "no peer is to be a voter with Postgres: nobody could be primary"
+    answer = consider(greeting("a"), heard(replace(greeting("b", "77"), aim=aim), greeting("c")), OPTIONS)
+    assert isinstance(answer, Waiting)
+    assert answer.problem == "b brings a data directory, but is to be no voter: it could not be primary"
 
 
 def test_messages_round_trip() -> None:

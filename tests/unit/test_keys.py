@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 import zmq
 
-from consensus.keys import ClusterKey, KeyFileError, derived_key, new_key, parse_key, read_key
+from consensus.keys import (
+    LOOPBACK_PREFIX,
+    ClusterKey,
+    KeyFileError,
+    derived_key,
+    derived_key_text,
+    founding_seed,
+    new_key,
+    parse_key,
+    read_key,
+)
 
 
 def written(path: Path, content: str, mode: int = 0o600) -> Path:
@@ -94,3 +104,12 @@ def test_derived() -> None:
     assert derived_key("a") == derived_key("a") != derived_key("b")
     key = derived_key("a")
     assert parse_key(f"pgr1:{key.secret.decode()}") == key == ClusterKey(key.secret, key.public)
+
+
+def test_a_derived_key_in_a_file_is_the_same_key_and_says_that_it_is_no_secret(tmp_path: Path) -> None:
+    seed = founding_seed(["b", "a"])
+    assert seed == founding_seed(["a", "b"]) != founding_seed(["a", "b", "c"])
+    text = derived_key_text(seed)
+    assert read_key(written(tmp_path / "key", text)) == derived_key(seed)
+    assert text.startswith(LOOPBACK_PREFIX)
+    assert not new_key().startswith(LOOPBACK_PREFIX)

@@ -1,215 +1,26 @@
-"""Three `Node`s in memory, a virtual clock, and a scripted parent beside each: from the founding to a switchover.
-
-Every turn is checked: what is sent was saved before, and nobody is asked to wake up in the past for ever.
-"""
+"""Three `Node`s in memory: from the founding to a switchover."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from consensus.cluster import canonical
-from consensus.effects import Effect, Save, Send, Tell, TellLease
-from consensus.membership import Member
-from consensus.messages import (
-    AppendResp,
-    Entry,
-    HardState,
-    Observation,
-    PreVoteReq,
-    PromiseResp,
-    Snapshot,
-    VoteResp,
-)
-from consensus.node import Node
-from consensus.raft import Log, Raft, RaftConfig, Role
-from consensus.record import Identity, NodeRecord
-from fencing.lease import MS, PROFILES
-
-T = PROFILES["default"]
-
-
-@dataclass
-class Disk:
-    hard: HardState = HardState()  # noqa: RUF009
-    snapshot: Snapshot = Snapshot(0, 0, "")  # noqa: RUF009
-    entries: tuple[Entry, ...] = ()
-    record: NodeRecord = NodeRecord()  # noqa: RUF009
-
-    def save(self, effect: Save) -> None:
-        w = effect.write
-        self.hard = w.hard or self.hard
-        if w.truncate_from is not None:
-            self.entries = tuple(e for e in self.entries if e.index < w.truncate_from)
-        self.entries += w.entries
-        self.snapshot = w.snapshot or self.snapshot
-        self.entries = tuple(e for e in self.entries if e.index > self.snapshot.index)
-        self.record = w.record or self.record
-
-
-@dataclass
-class Member_:
-    """One node, its disk, and what its parent was told."""
-
-    node: Node
-    disk: Disk
-    state: dict[str, Any] = field(default_factory=dict)
-    cluster: dict[str, Any] = field(default_factory=dict)
-    answers: list[dict[str, Any]] = field(default_factory=list)
-    lease_ns: int = 0
-    position: tuple[int, int] = (0, 100)
-    up: bool = True
-    said: tuple[int, int, int] = (0, 0, 0)
-    seen: dict[str, Any] = field(default_factory=dict)
-
-
-class Cluster:
-    def __init__(self, *names: str) -> None:
-        self.now, self.names = MS, names
-        self.tokens = 0
-        self.mail: list[tuple[str, Send]] = []
-        self.charter = canonical({
-            "members": [[n, 1, f"{n}:1", f"{n}:2", f"{n}:3"] for n in names], "founder": names[0],
-            "commit": "quorum", "profile": "default", "settings": {},
-        })  # fmt: skip
-        self.members = {n: self.make(n, Disk(), boot=1, fresh=True) for n in names}
-        for name, m in self.members.items():
-            self.carry_out(name, m.node.start(None, self.now))
-
-    def make(self, name: str, disk: Disk, *, boot: int, fresh: bool) -> Member_:
-        config = RaftConfig(
-            name, self.names, T.heartbeat_ms * MS, T.election_ms * MS, T.jitter_ms * MS, T.lease_ms * MS
-        )  # fmt: skip
-        raft = Raft(
-            config, disk.hard, Log(disk.snapshot, disk.entries), boot=boot, seed=ord(name), now_ns=self.now, fresh=fresh
-        )
-        mine = Member(name, 1, f"{name}:1", f"{name}:2", f"{name}:3")
-        return Member_(
-            Node(
-                Identity(name, 1, "00", self.charter),
-                disk.record,
-                raft,
-                T,
-                self.token,
-                lambda: "2026-01-01T00:00:00Z",
-                mine,
-            ),
-            disk,
-        )
-
-    def token(self) -> str:
-        self.tokens += 1
-        return f"{self.tokens:032x}"
-
-    def carry_out(self, name: str, effects: list[Effect]) -> None:
-        m = self.members[name]
-        for at, effect in enumerate(effects):
-            match effect:
-                case Save():
-                    m.disk.save(effect)
-                case Send(_, message):
-                    self.durable_before(m, message)
-                    assert effect.dst != name
-                    self.mail.append((name, effect))
-                case Tell("raft.state", body):
-                    m.state = body
-                case Tell("raft.cluster", body):
-                    m.cluster = json.loads(body["state"])
-                case Tell("admin.answer", body):
-                    m.answers.append(body)
-                case TellLease(_, until_ns):
-                    m.lease_ns = until_ns
-                case _:
-                    pass
-            assert at < 10_000
-
-    def durable_before(self, m: Member_, message: object) -> None:
-        """safety.md, invariant 6."""
-        disk = m.disk
-        last = disk.entries[-1].index if disk.entries else disk.snapshot.index
-        if not isinstance(message, PreVoteReq):
-            assert disk.hard.term >= message.term, f"{message} left before its term was on disk"  # type: ignore[attr-defined]
-        match message:
-            case VoteResp(term, granted) if granted:
-                assert (disk.hard.term, bool(disk.hard.vote)) == (term, True)
-            case AppendResp(_, _, _, ok, match) if ok:
-                assert last >= match, "acknowledged entries that are not on disk"
-            case PromiseResp(term, epoch) if epoch >= 0:
-                assert disk.record.promised >= term, "a promise left before it was on disk"
-
-    def parents(self) -> None:
-        """What every parent does at once: freeze when wanted, create the cluster when chosen."""
-        for name, m in self.members.items():
-            if not m.up:
-                continue
-            if self.now // MS % 1000 == 0:  # a parent that says nothing is taken for hung
-                self.tell(name, "node.observed", m.seen)
-            wanted = m.state.get("wanted", 0)
-            # Never frozen under its own grant; that is what the switchover and the fence are for.
-            if wanted and not m.state["granted"] and m.said != (wanted, *m.position):
-                m.said = (wanted, *m.position)
-                epoch, lsn = m.position
-                self.tell(
-                    name,
-                    "node.frozen",
-                    {"term": wanted, "epoch": epoch, "lsn": lsn, "reason": "" if epoch >= 0 else "down"},
-                )
-            if m.cluster.get("nonce") and not m.cluster["system_identifier"] and m.cluster["founder"] == name:
-                body = {"nonce": m.cluster["nonce"], "system_identifier": "77", "timeline": 1, "at": ""}
-                self.tell(name, "node.propose", {"kind": "initialized/1", "body": body})
-
-    def tell(self, name: str, what: str, body: dict[str, Any], request: str = "") -> None:
-        self.carry_out(name, self.members[name].node.parent(what, request, body, self.now))
-
-    def turn(self) -> None:
-        self.now += MS
-        mail, self.mail = self.mail, []
-        for src, (dst, message) in mail:
-            if self.members[dst].up and self.members[src].up:
-                self.carry_out(dst, self.members[dst].node.peer(src, message, self.now))
-        for name, m in self.members.items():
-            if m.up:
-                self.carry_out(name, m.node.tick(self.now))
-                self.carry_out(name, m.node.tick(self.now))
-                assert m.node.wakeup_ns > self.now, f"{name} would spin"
-        self.parents()
-
-    def until(self, what: Callable[[], bool], limit_ms: int = 10_000) -> int:
-        """Milliseconds until ``what``."""
-        began = self.now
-        while not what():
-            self.turn()
-            assert self.now - began < limit_ms * MS, {
-                n: (m.state, m.cluster.get("grants")) for n, m in self.members.items()
-            }
-        return (self.now - began) // MS
-
-    def primary(self) -> str:
-        return next((n for n, m in self.members.items() if m.up and m.state.get("granted")), "")
-
-    def open(self) -> str:
-        """Until a primary has its grant; then its parent promotes and opens. Returns its name."""
-        self.until(lambda: self.primary() != "")
-        name = self.primary()
-        m = self.members[name]
-        term = m.state["granted"]
-        at = m.position[1]
-        timeline = m.cluster["grants"][-1][3]
-        self.tell(
-            name,
-            "node.propose",
-            {"kind": "switched/1", "body": {"term": term, "ancestry": [[0, 0, 1], [term, at, timeline]]}},
-        )
-        self.tell(name, "node.propose", {"kind": "opened/1", "body": {"term": term}})
-        self.until(lambda: all(x.cluster["grants"][-1][5] for x in self.members.values() if x.up))
-        for other in self.members.values():
-            if other.up:
-                other.position = (term, at + 50)
-        return name
+from consensus import changes
+from consensus.cluster import Seat, canonical
+from consensus.effects import Removed, Save, Send, SendStranger, Tell
+from consensus.founding import Greeting, stranger_message
+from consensus.membership import WITNESS
+from consensus.messages import Hello, Observation, PromiseReq, PromiseResp
+from consensus.node import COMPACT_AFTER_ENTRIES
+from consensus.positions import NoPosition
+from consensus.raft import Campaign, Role
+from consensus.record import EpochStart, NodeRecord, Position
+from consensus.write import Write
+from fencing.lease import MS
+from tests.unit.nodes import Cluster, T
 
 
 def test_a_lone_node_becomes_primary_by_itself() -> None:
@@ -241,15 +52,65 @@ def test_the_next_primary_takes_over_when_the_leader_is_gone() -> None:
     assert winner.disk.record.promised == winner.state["term"]
 
 
-def test_leadership_goes_to_the_node_with_the_wal() -> None:
+def test_who_was_away_knows_the_newest_grant_before_it_says_that_it_does() -> None:
+    """It hears of its leader long before it has the log: to attach to a primary of before that would be in vain."""
+    cluster = Cluster("a", "b", "c")
+    cluster.open()
+    away = cluster.members["c"]
+    away.up = False
+    cluster.members["b"].position = (99, 1)  # the furthest: it is chosen next
+    cluster.tell("a", "node.fenced", {"term": cluster.members["a"].state["granted"], "reason": "killed", "at": ""})
+    cluster.until(lambda: cluster.primary() not in ("", "a"))
+    newest = cluster.members[cluster.primary()].state["granted"]
+    away = cluster.restart("c")
+    assert not away.state["current"]
+    early = 0
+    while not away.state["current"]:
+        cluster.turn()
+        behind = away.cluster["grants"][-1][0] < newest
+        early += away.state["leader"] == cluster.primary() and behind
+        assert not (behind and away.state["current"])
+    assert early, "there is such a time"
+    assert away.cluster["grants"][-1][0] == newest
+
+
+def campaign(cluster: Cluster, name: str) -> None:
+    """As if its jitter had been the shortest."""
+    node = cluster.members[name].node
+    node._raft(Campaign(), cluster.now)
+    cluster.carry_out(name, node.tick(cluster.now))
+
+
+@pytest.mark.parametrize("first", "bc")
+def test_leadership_goes_to_the_node_with_the_wal(first: str) -> None:
     cluster = Cluster("a", "b", "c")
     cluster.open()
     epoch, lsn = cluster.members["b"].position
     cluster.members["a"].up = False
-    for best in ("b", "c"):
-        cluster.members[best].position = (epoch, lsn + 1 if best == "c" else lsn)
+    cluster.run(T.election_ms)
+    best = "c" if first == "b" else "b"
+    cluster.members[best].position = (epoch, lsn + 1)
+    campaign(cluster, first)
     cluster.until(lambda: cluster.primary() != "")
-    assert cluster.primary() == "c"
+    assert cluster.primary() == best
+    assert cluster.members[first].disk.hard.released > 1, "it led, and handed over"
+
+
+def test_a_leader_hands_over_only_once_its_own_parent_has_answered() -> None:
+    """Either answer says that Postgres here is not writable; until then it may be."""
+    cluster = Cluster("a", "b", "c")
+    cluster.open()
+    cluster.members["a"].up = False
+    cluster.run(T.election_ms)
+    cluster.hung = {"b"}
+    campaign(cluster, "b")
+    cluster.members["a"].up = True
+    cluster.until(lambda: cluster.members["b"].state["sentence"].endswith("needed promises"))
+    cluster.run(100)
+    assert (cluster.leader(), cluster.primary()) == ("b", "")
+    cluster.hung = set()
+    cluster.members["b"].position = (-1, 0)
+    cluster.until(lambda: cluster.primary() not in ("", "b"))
 
 
 def test_no_promotion_without_a_read_quorum_and_the_reason_is_told() -> None:
@@ -323,8 +184,7 @@ def test_a_restarted_leader_resumes_its_term() -> None:
     cluster.open()
     old = cluster.members["a"]
     term = old.state["term"]
-    again = cluster.members["a"] = cluster.make("a", old.disk, boot=2, fresh=False)
-    again.position, again.lease_ns = old.position, 0
+    again = cluster.start(old.disk, old.mine, boot=2)
     assert again.node.cluster.grant is not None, "its own disk shows the grant as committed"
     ready = again.node.raft.resume()
     cluster.carry_out("a", again.node.start(ready, cluster.now))
@@ -353,6 +213,368 @@ def test_an_isolated_leader_does_not_spin() -> None:
     for _ in range(3 * T.election_ms):
         cluster.turn()
     assert cluster.primary() == ""
+
+
+# -- what else the parent says
+
+
+def test_a_hung_parent_makes_a_leader_step_down_without_a_release_and_not_campaign() -> None:
+    cluster = Cluster("a", "b", "c")
+    cluster.open()
+    cluster.hung = {"a"}
+    cluster.until(lambda: cluster.leader() not in ("", "a"))
+    a = cluster.members["a"]
+    assert (a.disk.hard.released, a.state["role"]) == (0, "follower")
+    cluster.open()
+    for name in "bc":
+        cluster.members[name].up = False
+    term = a.state["term"]
+    cluster.run(4 * T.election_ms)
+    assert a.state["term"] == term
+    assert a.state["role"] == "follower"
+
+
+def test_a_lone_node_makes_way_for_nobody() -> None:
+    cluster = Cluster("a")
+    cluster.open()
+    cluster.hung = {"a"}
+    cluster.run(5000)
+    assert cluster.primary() == "a"
+
+
+def test_a_record_is_on_disk_before_it_is_confirmed() -> None:
+    cluster = Cluster("a")
+    cluster.open()
+    node = cluster.members["a"].node
+    body = {"history": [[0, 0, 1], [1, 100, 2]], "proof": [1, 150], "marker": "clone"}
+    effects = node.parent("node.record", "r1", body, cluster.now)
+    record = NodeRecord(1, (EpochStart(0, 0, 1), EpochStart(1, 100, 2)), Position(1, 150), "clone")
+    assert effects[:2] == [Save(Write(record=record)), Tell("record.saved", {}, "r1")]
+    effects = node.parent("node.record", "r2", body | {"proof": None, "marker": ""}, cluster.now)
+    assert effects[0] == Save(Write(record=record._replace(proof=None, marker="")))
+
+
+@pytest.mark.parametrize(
+    ("name", "body"),
+    [
+        ("node.frozen", {"term": 0, "epoch": 1, "lsn": 1, "reason": ""}),
+        ("node.frozen", {"term": 9, "epoch": 1, "lsn": 1, "reason": ""}),
+        ("node.fenced", {"term": 0, "reason": "x", "at": ""}),
+    ],
+    ids=["older promise", "newer promise", "older fence"],
+)  # fmt: skip
+def test_a_parent_that_acts_on_an_old_state_is_told_the_new_one(name: str, body: dict[str, Any]) -> None:
+    cluster = Cluster("a", "b", "c")
+    cluster.open()
+    m = cluster.members["a"]
+    before = (m.disk.record, m.disk.hard, m.node.raft.log.last_index)
+    m.state = {}
+    cluster.tell("a", name, body)
+    assert m.state["granted"] == 1
+    assert (m.disk.record, m.disk.hard, m.node.raft.log.last_index) == before
+
+
+def test_a_promise_is_asked_for_by_the_leader_of_this_term_only() -> None:
+    cluster = Cluster("a", "b", "c")
+    cluster.open()
+    cluster.hung = {"b"}
+    node = cluster.members["b"].node
+    wanted = node.wanted
+    for src, term in (("a", 0), ("a", 9), ("c", 1)):
+        assert not [e for e in node.peer(src, PromiseReq(term), cluster.now) if isinstance(e, Send)]
+    assert node.wanted == wanted == 1
+    assert Send("a", PromiseResp(1, 0, 100, "")) in node.peer("a", PromiseReq(1), cluster.now), "repeated when asked"
+    node.answer = None
+    assert not [e for e in node.peer("a", PromiseReq(1), cluster.now) if isinstance(e, Send)], "not before it is given"
+
+
+def test_a_promise_to_another_term_counts_for_nothing() -> None:
+    cluster = Cluster("a", "b", "c")
+    cluster.until(lambda: cluster.members["a"].node.notes is not None)
+    node = cluster.members["a"].node
+    for term in (0, 2):
+        node.peer("b", PromiseResp(term, 1, 100, ""), cluster.now)
+    assert node.notes is not None
+    assert "b" not in node.notes.promises
+    node.peer("b", PromiseResp(1, 1, 100, ""), cluster.now)
+    node.peer("c", PromiseResp(1, -1, 0, "down"), cluster.now)
+    assert (node.notes.promises["b"], node.notes.promises["c"]) == (Position(1, 100), NoPosition("down"))
+
+
+def test_the_parent_and_the_peers_have_a_catalogue() -> None:
+    cluster = Cluster("a")
+    node = cluster.members["a"].node
+    with pytest.raises(ValueError, match=r"node\.dance, which is not in the catalogue"):
+        node.parent("node.dance", "", {}, cluster.now)
+    key = node.raft.key()
+    node.peer("b", Hello(9, "{}"), cluster.now)
+    assert node.raft.key() == key, "a Hello has ways in of its own"
+
+
+def test_the_log_is_compacted_and_one_that_was_away_gets_the_state() -> None:
+    cluster = Cluster("a", "b", "c")
+    cluster.open()
+    cluster.members["c"].up = False
+    for n in range(COMPACT_AFTER_ENTRIES + 1):
+        cluster.note("a", str(n))
+        cluster.turn()
+        cluster.turn()
+    a, c = cluster.members["a"], cluster.members["c"]
+    assert a.disk.snapshot.index > c.node.raft.log.last_index
+    assert len(a.disk.entries) < COMPACT_AFTER_ENTRIES
+    cluster.members["c"].up = True
+    cluster.until(lambda: c.node.applied == a.node.applied)
+    assert c.node.cluster == a.node.cluster
+    again = cluster.restart("c")
+    assert again.node.cluster.history[-1].text == str(COMPACT_AFTER_ENTRIES)
+
+
+def test_in_asynchronous_mode_the_bound_on_loss_is_what_was_last_heard_of_the_primary() -> None:
+    cluster = Cluster("a", "b", "c", commit="async")
+    cluster.open()
+    cluster.members["a"].seen = {"role": "primary", "epoch": 1, "lsn": 10_000_000}
+    cluster.run(2000)
+    cluster.members["a"].up = False
+    cluster.until(lambda: any("maximum_lag" in m.state.get("sentence", "") for m in cluster.members.values()))
+    for name in "bc":
+        cluster.members[name].position = (1, 9_999_000)
+    cluster.until(lambda: cluster.primary() != "")
+
+
+# -- members
+
+
+def opened(*names: str, witnesses: str = "") -> Cluster:
+    cluster = Cluster(*names, witnesses=witnesses, streams=True)
+    cluster.open()
+    return cluster
+
+
+def settle(cluster: Cluster, roles: str, seats: str, at: str = "a") -> None:
+    cluster.until(lambda: cluster.roles(at) == roles and cluster.seats(at) == seats)
+
+
+def test_a_node_joins_gets_a_copy_then_a_vote_then_a_seat() -> None:
+    cluster = opened("a", "b", "c")
+    d = cluster.join("d", by="b")
+    seen: list[tuple[str, str]] = []
+
+    def grown() -> bool:
+        now = (cluster.roles("a"), cluster.seats("a"))
+        if seen[-1:] != [now]:
+            seen.append(now)
+        return now == ("a b c d", "3 of a b c d")
+
+    cluster.until(grown)
+    assert [roles for roles, _ in seen] == ["a b c", "a b c d:learner>voter", "a b c d", "a b c d"]
+    assert seen[2][1] == "2 of a b c", "the vote comes before the seat"
+    assert (d.node.record.promised, d.disk.record.promised) == (1, 1), "it promises nothing older than who let it in"
+    cluster.until(lambda: cluster.roles("d") == "a b c d")
+    cluster.until(lambda: all("d" in m.node.book.members for m in cluster.members.values()))
+    assert cluster.lose("a") in "bcd", "four voters, three left"
+
+
+def hello_to(cluster: Cluster, name: str, greeting: str) -> list[str]:
+    """Kinds of the answers."""
+    effects = cluster.members[name].node.hello("d", Hello(0, greeting), cluster.now)
+    return [json.loads(e.message.data)["kind"] for e in effects if isinstance(e, SendStranger)]
+
+
+def test_who_is_answered_what() -> None:
+    cluster = opened("a", "b", "c")
+    greeting = Greeting("d", 1, "d:1", "d:2", "d:3", (), "", joins=True)
+    assert hello_to(cluster, "a", "garbage") == []
+    assert hello_to(cluster, "a", replace(greeting, name="e").dump()) == [], "it speaks for somebody else"
+    assert hello_to(cluster, "b", greeting.dump()) == ["elsewhere"]
+    for name in "ac":
+        cluster.cut |= {(name, "b"), ("b", name)}
+    cluster.until(lambda: cluster.members["b"].state["leader"] == "")
+    assert hello_to(cluster, "b", greeting.dump()) == ["stranger"], "nobody knows a leader"
+    assert hello_to(cluster, "a", greeting.dump()) == ["stranger"], "it is being let in"
+    assert hello_to(cluster, "a", greeting.dump()) == ["stranger"], "another change is under way"
+    cluster.until(lambda: cluster.members["a"].node.cluster.member("d") is not None)
+    assert hello_to(cluster, "a", greeting.dump()) == ["charter"]
+
+
+@pytest.mark.parametrize(
+    "data", ["", "[]", '{"kind":"introduction"}', '{"kind":"introduction","raft":"x:1","index":null}']
+)
+def test_a_malformed_introduction_is_nothing(data: str) -> None:
+    cluster = opened("a", "b", "c")
+    before = cluster.members["a"].node.book.current()
+    assert cluster.members["a"].node.met("b", 1, Hello(1, data), cluster.now) == []
+    assert cluster.members["a"].node.book.current() == before
+
+
+def test_only_a_final_word_removes() -> None:
+    node = opened("a", "b", "c").members["a"].node
+    assert node.met("b", 1, Hello(1, stranger_message("why", "do", final=False)), MS) == []
+    assert node.met("b", 1, Hello(1, stranger_message("why", "do", final=True)), MS) == [Removed("why", "do")]
+
+
+def test_a_change_that_waits_for_one_that_is_gone_is_reverted() -> None:
+    cluster = opened("a", "b", "c")
+    cluster.holds_changes = True
+    cluster.join("d", by="a")
+    cluster.until(lambda: cluster.members["a"].node.cluster.change is not None)
+    cluster.members["d"].up = False
+    cluster.run(changes.PATIENCE_MS - 100)
+    change = cluster.members["a"].node.cluster.change
+    assert change is not None
+    assert change.old.names == ("a", "b", "c")
+    cluster.until(lambda: cluster.members["a"].node.cluster.wanted_group.names == ("a", "b", "c"), 1000)
+    cluster.holds_changes = False
+    settle(cluster, "a b c d", "2 of a b c")
+
+
+def test_the_next_primary_finishes_what_was_begun() -> None:
+    cluster = opened("a", "b", "c")
+    cluster.holds_changes = True
+    assert cluster.ask("a", "member.remove", name="c")["ok"]
+    cluster.until(lambda: all(m.node.cluster.change is not None for m in cluster.members.values()))
+    assert cluster.lose("a") == "b", "c has no seat in the new group"
+    cluster.holds_changes = False
+    cluster.members["a"].up = True
+    settle(cluster, "a b", "2 of a b", at="b")
+
+
+def test_nothing_changes_before_the_opening() -> None:
+    cluster = Cluster("a", "b", "c", streams=True)
+    cluster.until(lambda: cluster.primary() == "a")
+    cluster.join("d", by="a")
+    cluster.run(500)
+    assert cluster.roles("a") == "a b c"
+    cluster.open()
+    cluster.until(lambda: cluster.roles("a") == "a b c d")
+
+
+def test_one_that_asks_a_follower_is_sent_to_the_leader() -> None:
+    cluster = opened("a", "b", "c")
+    joining = cluster.join("d", by="c").joining
+    cluster.until(lambda: cluster.roles("a") == "a b c d:learner>voter")
+    assert joining is not None
+    assert joining.asked == {"join": ("c", 1), "leader": ("a", 1)}
+
+
+def test_a_witness_joins_without_a_copy() -> None:
+    cluster = opened("a", "b", "c")
+    cluster.join("w", by="a", role=WITNESS)
+    settle(cluster, "a b c w:witness", "2 of a b c")
+    cluster.until(lambda: cluster.roles("w") == "a b c w:witness")
+
+
+def test_a_node_that_lost_its_disk_is_let_in_again_and_counts_only_with_a_new_copy() -> None:
+    cluster = opened("a", "b", "c")
+    c = cluster.join("c")  # at once: its earlier life was heard of a moment ago
+    c.seen = {"state": "cloning"}
+    cluster.until(lambda: cluster.roles("a") == "a b c:learner>voter")
+    assert cluster.seats("a") == "2 of a b c", "the place of its earlier life"
+    settle(cluster, "a b c", "2 of a b c2")
+    cluster.until(lambda: c.node.raft.members.voters == ("a", "b", "c"))
+    assert cluster.members["a"].node.cluster.removed == (Seat("c", 1),)
+    assert c.node.raft.log.last_index == cluster.members["a"].node.raft.log.last_index
+    assert cluster.lose("a") in "bc"
+
+
+def test_the_earlier_life_of_a_node_is_told_that_it_is_out() -> None:
+    cluster = opened("a", "b", "c")
+    old = cluster.members["c"]
+    old.up = False
+    cluster.run(T.election_ms)
+    cluster.join("c")
+    settle(cluster, "a b c", "2 of a b c2")
+    back = cluster.members["x"] = old  # its disk turns up again, at its old address
+    old.up = True
+    cluster.until(lambda: not back.up)
+    assert back.refused[0] == "c was removed from the cluster"
+    assert (cluster.primary(), cluster.members["a"].state["term"]) == ("a", 1)
+
+
+def test_a_removed_node_is_told_by_the_log_and_stops() -> None:
+    cluster = opened("a", "b", "c")
+    assert cluster.ask("b", "member.remove", name="c")["ok"]
+    settle(cluster, "a b", "2 of a b")
+    cluster.until(lambda: not cluster.members["c"].up)
+    reason, hint = cluster.members["c"].refused
+    assert reason == "c was removed from the cluster"
+    assert "--join" in hint
+    cluster.run(2 * T.election_ms)
+    assert (cluster.primary(), cluster.members["a"].state["term"]) == ("a", 1), "it disturbed nobody"
+
+
+def test_a_node_that_was_away_while_it_was_removed_is_told_by_a_stranger() -> None:
+    cluster = opened("a", "b", "c")
+    cluster.members["c"].up = False
+    cluster.run(T.election_ms)
+    assert cluster.ask("a", "member.remove", name="c")["ok"]
+    settle(cluster, "a b", "2 of a b")
+    cluster.members["c"].up = True
+    cluster.until(lambda: not cluster.members["c"].up)
+    assert cluster.members["c"].refused[0] == "c was removed from the cluster"
+    assert (cluster.primary(), cluster.members["a"].state["term"]) == ("a", 1), "it disturbed nobody"
+
+
+def test_one_that_was_removed_and_asks_to_be_let_in_with_an_empty_disk_is() -> None:
+    cluster = opened("a", "b", "c")
+    cluster.ask("a", "member.remove", name="c")
+    settle(cluster, "a b", "2 of a b")
+    cluster.until(lambda: not cluster.members["c"].up)
+    cluster.join("c", by="a")
+    settle(cluster, "a b c", "2 of a b c2")
+
+
+def test_one_that_is_no_member_and_was_not_told_to_join_stops() -> None:
+    cluster = opened("a", "b", "c")
+    d = cluster.join("d")
+    cluster.until(lambda: not d.up)
+    assert d.refused[0].endswith("says: d is not a member of this cluster")
+
+
+def test_a_node_that_was_away_follows_a_leader_it_never_heard_of() -> None:
+    """c is away while b is replaced by d; then d leads. d introduces itself, and c believes one that knows more."""
+    cluster = opened("a", "b", "c")
+    cluster.join("d", by="a")
+    settle(cluster, "a b c d", "3 of a b c d")
+    cluster.until(lambda: cluster.roles("d") == "a b c d")
+    cluster.members["c"].up = False
+    assert cluster.ask("a", "member.replace", name="b", by="d")["ok"]
+    settle(cluster, "a c d", "2 of a c d")
+    for name in "ab":
+        cluster.members[name].up = False
+    cluster.members["c"].up = True
+    assert cluster.open() == "d"
+    cluster.until(lambda: cluster.roles("c") == "a c d")
+
+
+def test_a_node_that_moved_is_found_again() -> None:
+    """It alone knows its new address; the others dial the old one, and so it hears of no leader either."""
+    cluster = opened("a", "b", "c")
+    cluster.members["c"].up = False
+    cluster.run(100)
+    cluster.restart("c", "c:9")
+    cluster.until(lambda: cluster.members["a"].node.book.current()["c"].address == "c:9")
+    cluster.until(lambda: cluster.members["c"].state["leader"] == "a")
+    cluster.until(lambda: cluster.members["b"].node.book.members["c"].address == "c:9")
+
+
+def test_a_leader_that_moved_is_found_by_one_that_was_away() -> None:
+    cluster = opened("a", "b", "c")
+    cluster.members["c"].up = False
+    cluster.restart("a", "a:9")
+    cluster.until(lambda: cluster.members["b"].node.book.members["a"].address == "a:9")
+    cluster.until(lambda: cluster.primary() != "")
+    cluster.open()
+    if cluster.primary() != "a":
+        cluster.run(500)
+        assert cluster.ask("b", "switchover", to="a")["ok"]
+        term = cluster.members["b"].state["term"]
+        cluster.tell("b", "node.fenced", {"term": term, "reason": "", "at": ""})
+        assert cluster.open() == "a"
+    assert cluster.members["c"].node.book.members["a"].address == "a:1"
+    cluster.members["b"].up = False
+    cluster.members["c"].up = True
+    cluster.until(lambda: cluster.members["c"].state["leader"] == "a")
+    cluster.until(lambda: cluster.members["c"].node.book.members["a"].address == "a:9")
 
 
 def test_what_a_follower_said_does_not_count_once_it_leads() -> None:

@@ -245,7 +245,7 @@ def test_lag_is_that_of_replay_behind_the_newest_wal_heard_of() -> None:
     ("cluster", "missing", "warning"),
     [
         (agreed("a"), "", "a single node: nothing takes over when it fails"),
-        (agreed("abcd"), "", "4 members survive no more failures than 3 would"),
+        (agreed("abcd"), "", "4 voters survive no more failures than 3 would"),
         (agreed(commit_mode="async", group=ONE_OF_THREE), "", "asynchronous: a failover may lose"),
         (agreed(), "c", "unreachable: c"),
         (agreed(), "c", "no spare standby: writes wait if one more node is lost"),
@@ -296,3 +296,22 @@ def test_events_get_the_timeline_and_its_beginning_from_their_grant() -> None:
 def test_a_lease_that_is_over_has_nothing_left() -> None:
     assert observe.lease_left_ms(View(lease_until_ns=NOW + 5 * MS), NOW) == 5
     assert observe.lease_left_ms(View(lease_until_ns=NOW), NOW + 1) == 0
+
+
+def state(**changes: Any) -> dict[str, Any]:
+    """As the Raft child tells it (consensus/node.py)."""
+    record: dict[str, Any] = {"history": [], "proof": None, "marker": ""}
+    body: dict[str, Any] = {
+        "boot": 1, "term": 7, "role": "follower", "leader": "", "current": False, "wanted": 0, "promised": 5,
+        "granted": 0, "hand_over": None, "sentence": "", "record": record,
+    }  # fmt: skip
+    return body | changes
+
+
+def test_a_leader_is_met_once_this_node_has_caught_up_with_it() -> None:
+    """Its name comes with the first frame, what it has agreed on with a later one."""
+    view = observe.view_of(View(), state(leader="b"))
+    assert (view.alive, view.leader, view.met) == (True, "b", False)
+    view = observe.view_of(view, state(leader="b", current=True))
+    assert view.met
+    assert observe.view_of(view, state(term=8)).met, "while a new leader is sought it knows no less"

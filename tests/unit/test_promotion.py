@@ -10,10 +10,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consensus.cluster import ClusterState, Grant, Seat, SyncGroup
-from consensus.membership import Member
+from consensus.cluster import Change, ClusterState, Grant, Seat, SyncGroup
+from consensus.membership import LEARNER, VOTER, WITNESS, Member
 from consensus.positions import NoPosition
-from consensus.promotion import GRACE_MS, LOSS_GRACE_MS, HandOver, Situation, TakeGrant, Wait, decide, quorum_promised
+from consensus.promotion import (
+    GRACE_MS,
+    LOSS_GRACE_MS,
+    HandOver,
+    Situation,
+    TakeGrant,
+    Wait,
+    decide,
+    quorum_promised,
+    required,
+)
 from consensus.record import Position
 
 ABC = ("a", "b", "c")
@@ -130,6 +140,84 @@ def test_asynchronous_mode_bounds_the_loss(lsn: int, epoch: int, promoted: bool)
     assert isinstance(decision, TakeGrant) == promoted
     if not promoted:
         assert "maximum_lag_on_failover" in str(decision)
+
+
+# -- seats, and a change under way
+
+
+def changing(old: str, old_k: int, new: str, new_k: int, members: str = "abcd") -> ClusterState:
+    group, other = (SyncGroup(tuple(Seat(n, 1) for n in names), k) for names, k in ((old, old_k), (new, new_k)))
+    return replace(state(tuple(members)), group=group, change=Change(9, group, other))
+
+
+def test_the_promise_of_another_incarnation_fills_no_seat() -> None:
+    """c lost its disk: its new life may promise, but what the old one acknowledged is not with it."""
+    reborn = replace(state(), members=tuple(Member(n, 2 if n == "c" else 1, "", "", "") for n in ABC))
+    decision = ask({"b": (3, 50), "c": (3, 50)}, state=reborn)
+    assert isinstance(decision, Wait)
+    assert decision.missing == ("a", "c")
+    assert "c has lost its state, its place waits for the copy it makes" in decision.reason
+    assert isinstance(ask({"a": (3, 50), "b": (3, 50)}, state=reborn), TakeGrant)
+    assert isinstance(ask({"a": (3, 50), "c": (3, 90)}, state=reborn, me="a"), Wait)
+
+
+def test_the_place_of_one_that_is_no_member_is_filled_by_nobody() -> None:
+    gone = replace(state(), members=tuple(Member(n, 1, "", "", "") for n in "ab"))
+    decision = ask({"b": (3, 50), "c": (3, 60)}, state=gone)
+    assert isinstance(decision, Wait)
+    assert "c has lost its state" in decision.reason
+
+
+def test_during_a_change_a_read_quorum_of_both_groups_is_needed() -> None:
+    wide = changing("ab", 1, "abcd", 3)
+    assert [q.needed for q in required(wide)] == [2, 2]
+    assert isinstance(ask({"b": (3, 50), "c": (3, 50), "d": (3, 50)}, state=wide), Wait), "1 of the old group"
+    assert isinstance(ask({"a": (3, 50), "b": (3, 50)}, state=wide), TakeGrant)
+    narrow = changing("abcd", 3, "ab", 1)
+    assert isinstance(ask({"b": (3, 50), "c": (3, 50), "d": (3, 50)}, state=narrow), Wait), "1 of the new one"
+
+
+def test_during_a_change_the_winner_has_a_seat_in_both_groups() -> None:
+    """A primary is always in S, whichever of the two it will be."""
+    moved = changing("abc", 2, "abd", 2)
+    promises: dict[str, tuple[int, int] | None] = {"b": (3, 50), "c": (3, 90), "d": (3, 90)}
+    assert isinstance(ask(promises, state=moved), Wait), "b is behind, c and d have one seat each"
+    assert isinstance(ask({**promises, "b": (3, 90)}, state=moved), TakeGrant)
+    assert ask({**promises, "a": (3, 90)}, state=moved) == HandOver(
+        "a", "a holds epoch 3 up to 5A, 3 of 2 and 3 of 2 needed promises"
+    )
+
+
+def test_during_a_change_the_winner_is_ahead_of_a_read_quorum_of_both() -> None:
+    moved = changing("abc", 2, "ab", 1)
+    assert isinstance(ask({"a": (3, 60), "b": (3, 50)}, state=moved, me="b"), HandOver)
+    wide = changing("ab", 2, "abcd", 3)
+    decision = ask({"b": (3, 50), "c": (3, 90), "d": (3, 90)}, state=wide)
+    assert isinstance(decision, Wait), "any one of ab holds all of the old group, two of abcd are ahead of b"
+
+
+def test_a_learner_or_a_witness_never_wins() -> None:
+    for role in (LEARNER, WITNESS):
+        members = tuple(Member(n, 1, "", "", "", role if n == "c" else VOTER) for n in ABC)
+        assert isinstance(ask({"b": (3, 50), "c": (3, 90)}, state=replace(state(), members=members)), Wait)
+
+
+def test_asynchronous_mode_counts_voters_and_a_witness_as_promised() -> None:
+    members = (*(Member(n, 1, "", "", "") for n in ABC), Member("w", 1, "", "", "", WITNESS, WITNESS))
+    mode = replace(state(k=1, mode="async"), members=members)
+    assert [q.needed for q in required(mode)] == [2], "3 of 4 voters, one of which has nothing to promise"
+    alone = replace(mode, members=(members[0], *(m._replace(role=WITNESS) for m in members[1:])))
+    assert [q.needed for q in required(alone)] == [1], "somebody must have a position"
+    assert [q.needed for q in required(replace(mode, members=members[:3]))] == [2]
+
+
+def test_a_loss_that_is_accepted_waives_the_number_of_both_groups() -> None:
+    moved = changing("abc", 2, "abd", 2)
+    decision = ask({"b": (3, 50)}, state=moved, accept_data_loss=True, waited=LOSS_GRACE_MS)
+    assert isinstance(decision, TakeGrant)
+    one: dict[str, tuple[int, int] | None] = {"c": (3, 50)}
+    decision = ask(one, state=moved, accept_data_loss=True, waited=LOSS_GRACE_MS)
+    assert isinstance(decision, Wait), "c has no seat of the new one"
 
 
 positions_ = st.one_of(st.none(), st.tuples(st.integers(1, 3), st.integers(1, 4)))

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from consensus.cluster import ClusterState, Grant, seat_of, sync_group
+from consensus.cluster import Change, ClusterState, Grant, seat_of, sync_group
 from consensus.membership import Member
 from consensus.record import EpochStart, NodeRecord, Position
 from fencing.lease import MS, PROFILES
@@ -23,6 +23,8 @@ TIMINGS = PROFILES["default"]
 NOW = 1_000_000 * MS
 FIRST = EpochStart(0, 0, 1)
 MEMBERS = tuple(Member(name, 7, f"{name}:1", f"{name}:2", "") for name in "abc")
+REBORN = tuple(m._replace(incarnation=8) for m in MEMBERS)
+"""Of the same names as those here, in another life."""
 FRESH = NOW + TIMINGS.lease_ms * MS
 """A lease that was earned this instant."""
 DEMOTED = (TIMINGS.lease_ms - TIMINGS.demote_ms) * MS
@@ -53,7 +55,7 @@ def serving(*, view: dict[str, Any] | None = None, local: dict[str, Any] | None 
 def streaming(*, view: dict[str, Any] | None = None, local: dict[str, Any] | None = None) -> Situation:
     """``b`` streams from ``a``, the primary of term 5."""
     seen = View(True, 7, 5, "a", wanted=5, record=NodeRecord(5), cluster=agreed(granted(5, "a")), met=True)
-    here = Local("b", Data.READY, Server.STANDBY, upstream=5)
+    here = Local("b", Data.READY, Server.STANDBY, upstream=5, may_receive=True)
     return Situation(replace(seen, **view or {}), replace(here, **local or {}), TIMINGS, NOW)
 
 
@@ -63,9 +65,12 @@ def decided(situation: Situation) -> Plan:
 
 SITUATIONS_TRIED = 4_000
 
-DOWN: dict[str, Any] = {"server": Server.DOWN, "upstream": 0}
+DOWN: dict[str, Any] = {"server": Server.DOWN, "upstream": 0, "may_receive": False}
+DETACHED: dict[str, Any] = {"upstream": 0, "may_receive": False}
 FOUNDING: dict[str, Any] = {"cluster": agreed(system_identifier=""), "wanted": 1, "record": NodeRecord()}
 UNOPENED = agreed(granted(5, "a", opened=False))
+SMALLER = sync_group((seat_of(m) for m in MEMBERS[:2]), "quorum")
+CHANGING = agreed(granted(5, "a"), change=Change(9, agreed().group, SMALLER))
 
 DECIDES: tuple[tuple[str, int, Situation], ...] = (
     # rule, term of the plan, situation
@@ -104,6 +109,7 @@ DECIDES: tuple[tuple[str, int, Situation], ...] = (
     ("promote", 5, serving(local={"server": Server.PROMOTING, "gate_open": False})),
     ("prove", 5, serving(view={"cluster": UNOPENED}, local={"gate_open": False})),
     ("open-gate", 5, serving(local={"gate_open": False})),
+    ("regroup", 9, serving(view={"cluster": CHANGING})),
     ("serving", 0, serving()),
     ("clone", 5, streaming(local={**DOWN, "data": Data.ABSENT})),
     ("clone", 5, streaming(local={**DOWN, "data": Data.BROKEN})),
@@ -113,23 +119,25 @@ DECIDES: tuple[tuple[str, int, Situation], ...] = (
     ("rewind", 5, streaming(local={**DOWN, "diverged": 5})),
     ("rewind", 5, streaming(view={"wanted": 6}, local={**DOWN, "rebuilding": 5})),
     ("rewind", 5, streaming(local={**DOWN, "rebuilding": 5, "data": Data.BROKEN})),
+    ("witness", 0, streaming(local={**DOWN, "data": Data.ABSENT, "witness": True})),
     ("start", 0, streaming(local=DOWN)),
     ("start", 0, streaming(local={**DOWN, "server": Server.STARTING})),
     ("start", 0, streaming(local={**DOWN, "diverged": 4, "needs_clone": 3})),
     ("start", 0, streaming(view={"wanted": 6}, local={**DOWN, "diverged": 5, "needs_clone": 5})),
     ("follow", 5, streaming(local={"upstream": 0})),
     ("follow", 5, streaming(local={"upstream": 4})),
-    ("vow-forbids", 5, streaming(view={"record": NodeRecord(6)})),
-    ("vow-forbids", 5, streaming(local={"vowed": 6})),
+    ("vow-forbids", 0, streaming(view={"record": NodeRecord(6)})),
+    ("vow-forbids", 0, streaming(local={"vowed": 6})),
+    ("vow-forbids", 0, streaming(local={"vowed": 6, "upstream": 0})),
     ("streaming", 0, streaming()),
-    ("waiting", 0, streaming(view={"cluster": agreed()}, local={"upstream": 0, "frozen": 5})),
-    ("waiting", 0, streaming(view={"cluster": agreed(granted(5, "a", ancestry=()))}, local={"upstream": 0})),
-    ("waiting", 0, streaming(view={"cluster": agreed(granted(5, "a", failed="killed"))}, local={"upstream": 0})),
-    ("waiting", 0, streaming(view={"record": NodeRecord(6)}, local={"upstream": 0})),
-    ("waiting", 0, streaming(view={"wanted": 6}, local={"upstream": 0, "frozen": 6})),
-    ("waiting", 0, streaming(view={"met": False, "leader": ""}, local={"upstream": 0})),
+    ("waiting", 0, streaming(view={"cluster": agreed()}, local={**DETACHED, "frozen": 5})),
+    ("waiting", 0, streaming(view={"cluster": agreed(granted(5, "a", ancestry=()))}, local=DETACHED)),
+    ("waiting", 0, streaming(view={"cluster": agreed(granted(5, "a", failed="killed"))}, local=DETACHED)),
+    ("waiting", 0, streaming(view={"record": NodeRecord(6)}, local=DETACHED)),
+    ("waiting", 0, streaming(view={"wanted": 6}, local={**DETACHED, "frozen": 6})),
+    ("waiting", 0, streaming(view={"met": False, "leader": ""}, local=DETACHED)),
     ("waiting", 0, streaming(view={"met": False, "leader": ""}, local={**DOWN, "data": Data.ABSENT})),
-    ("waiting", 0, streaming(local={"upstream": 0, "vowed": 6})),
+    ("waiting", 0, streaming(local={**DETACHED, "vowed": 6})),
     ("waiting", 0, streaming(local={**DOWN, "data": Data.UNKNOWN})),
 )
 
@@ -179,6 +187,7 @@ def test_a_child_that_is_being_restarted_gets_the_whole_lease(away: dict[str, An
         (streaming(view={"wanted": 6}, local={**DOWN, "said_no_position": 6}), False),
         (streaming(view={"wanted": 6}), False),
         (streaming(local=DOWN), False),
+        (streaming(view={"wanted": 6}, local={**DOWN, "clean": False}), False),
         (streaming(view={"wanted": 6, "alive": False}, local=DOWN), False),
         (serving(view={"wanted": 6}), False),
         (serving(view={"wanted": 6}, local={"server": Server.STOPPING}), False),
@@ -186,6 +195,13 @@ def test_a_child_that_is_being_restarted_gets_the_whole_lease(away: dict[str, An
 )
 def test_no_position_is_said_once_and_only_when_nothing_is_writable(situation: Situation, owed: bool) -> None:
     assert situation.owes_no_position is owed
+
+
+def test_a_step_that_ends_an_upstream_does_not_cancel_itself() -> None:
+    """`steps._detach` sets `upstream` to 0 long before the receiver is gone; another plan would cancel it there."""
+    begun = decided(streaming(local={"vowed": 6}))
+    assert decided(streaming(local={"vowed": 6, "upstream": 0})) == begun
+    assert decided(streaming(local={"vowed": 6, **DETACHED})).step is Step.WAIT
 
 
 # What must hold in every situation
@@ -215,7 +231,10 @@ def some_situation(one: Choose) -> Situation:
     no, yes = [False, True]
     term = one([5, 6])
     terms = (term, term, term, *TERMS)  # what is likely often enough, and everything else
-    cluster = None if one([no, no, no, yes]) else agreed(*some_grants(one, term), nonce=one(["", "n"]))
+    members = one([MEMBERS, MEMBERS, REBORN])
+    change = one([None, None, CHANGING.change])
+    known = agreed(*some_grants(one, term), nonce=one(["", "n"]), change=change, members=members)
+    cluster = None if one([no, no, no, yes]) else known
     view = View(
         alive=one([yes, yes, no]), incarnation=7, term=one(terms), leader=one(["", "a", "b"]), wanted=one(terms),
         granted=one(terms), hand_over=one([None, None, "b"]), record=NodeRecord(one(terms)), cluster=cluster,
@@ -226,9 +245,9 @@ def some_situation(one: Choose) -> Situation:
     local = Local(
         me=one("ab"), data=one(list(Data)), server=server, clean=one([yes, no]),
         epoch=one([term, term, 4, 5] if writable else terms),  # set by the same change as PROMOTING, see steps.py
-        upstream=one(terms), said_no_position=one(terms), unguarded_since_ns=one(UNGUARDED), frozen=one(terms),
-        vowed=one(TERMS), rebuilding=one([0, 0, *TERMS]), diverged=one(terms),
-        needs_clone=one(terms), gate_open=one([no, yes]),
+        upstream=one(terms), may_receive=one([yes, yes, no]), said_no_position=one(terms),
+        unguarded_since_ns=one(UNGUARDED), frozen=one(terms), vowed=one(TERMS),
+        rebuilding=one([0, 0, *TERMS]), diverged=one(terms), needs_clone=one(terms), gate_open=one([no, yes]),
         stopping=one([no, no, yes]), asked_to_hand_over=one([no, yes]), failed_promotion=one(TERMS),
         crashed=one(["", "killed"]),
     )  # fmt: skip
@@ -275,7 +294,7 @@ def nothing_older_than_the_promise_is_followed(s: Situation) -> bool:
 
 
 def no_upstream_outlives_a_newer_promise(s: Situation) -> bool:
-    forbidden = 0 < s.local.upstream < max(s.view.record.promised, s.local.vowed)
+    forbidden = s.local.may_receive and s.local.upstream < max(s.view.record.promised, s.local.vowed)
     settled = decided(s).rule in ("streaming", "waiting")
     return not (s.local.server is Server.STANDBY and forbidden and settled)
 
@@ -287,7 +306,8 @@ def nothing_starts_beside_what_is_left(s: Situation) -> bool:
 
 def a_primary_is_left_alone_or_stopped(s: Situation) -> bool:
     """No step that expects a standby, or an empty place, ever meets a writable Postgres."""
-    allowed = {Step.WAIT, Step.FENCE, Step.HAND_OVER, Step.STOP, Step.PROMOTE, Step.OPEN, Step.OPEN_GATE}
+    standing = {Step.WAIT, Step.FENCE, Step.HAND_OVER, Step.STOP}
+    allowed = standing | {Step.PROMOTE, Step.OPEN, Step.OPEN_GATE, Step.REGROUP}
     running = s.local.server in (Server.PRIMARY, Server.PROMOTING)
     return not running or decided(s).step in allowed
 
@@ -300,11 +320,19 @@ def the_gate_opens_only_for_a_proven_epoch(s: Situation) -> bool:
 
 
 def nothing_is_created_where_something_was(s: Situation) -> bool:
-    """initdb: only the founder, only without data, only before the first grant."""
+    """initdb: only the founder in the life that was named, only without data, only before the first grant."""
     cluster = s.view.cluster
     if decided(s).step is not Step.CREATE:
         return True
-    return cluster is not None and cluster.founder == s.local.me and not cluster.grants and s.local.data is Data.ABSENT
+    here = cluster is not None and cluster.founder == s.local.me and (s.local.me, 7) in {m[:2] for m in cluster.members}
+    return here and cluster is not None and not cluster.grants and s.local.data is Data.ABSENT
+
+
+def names_are_changed_only_with_authority_and_for_a_change(s: Situation) -> bool:
+    if decided(s).step is not Step.REGROUP:
+        return True
+    change = s.view.cluster.change if s.view.cluster is not None else None
+    return change is not None and decided(s).term == change.index and s.local.server is Server.PRIMARY and may_write(s)
 
 
 PROPERTIES: tuple[Callable[[Situation], bool], ...] = (
@@ -316,6 +344,7 @@ PROPERTIES: tuple[Callable[[Situation], bool], ...] = (
     a_primary_is_left_alone_or_stopped,
     the_gate_opens_only_for_a_proven_epoch,
     nothing_is_created_where_something_was,
+    names_are_changed_only_with_authority_and_for_a_change,
 )
 
 
@@ -361,6 +390,7 @@ CONTROLS: tuple[tuple[Callable[[Situation], bool], tuple[Rule, ...]], ...] = (
     (promotion_takes_a_committed_grant, last("control-away")),
     (the_gate_opens_only_for_a_proven_epoch, always("open-gate", lambda s: s.local.server is Server.PRIMARY)),
     (nothing_is_created_where_something_was, always("create", lambda s: s.local.data is Data.ABSENT)),
+    (names_are_changed_only_with_authority_and_for_a_change, first("regroup")),
 )
 
 

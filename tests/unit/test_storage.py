@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
 import stat
@@ -12,12 +13,16 @@ import pytest
 from consensus.messages import Entry, HardState, Snapshot
 from consensus.record import EpochStart, Identity, NodeRecord, Position
 from consensus.storage import (
+    FOLD_AFTER_BYTES,
     StorageBusyError,
     StorageCorruptError,
     StorageError,
+    StorageFullError,
     StorageNewerError,
+    Store,
     open_store,
 )
+from consensus.tally import PlainFile, Tally
 from consensus.write import Stored, Write
 
 ME = Identity("a", 77)
@@ -89,6 +94,9 @@ def test_snapshot_from_a_leader_beyond_the_log(path: Path) -> None:
         Write(truncate_from=2), Write(truncate_from=5, entries=entries(6, 6)), Write(HardState(1)),
         Write(HardState(2, "c")),
         Write(HardState(2)), Write(HardState(3, "b", 6)), Write(HardState(3, "b", 3, 0)), Write(record=NodeRecord(1)),
+        # Each wrong in nothing else, so that no other check can step in.
+        Write(HardState(1, "b", 2, 1)), Write(HardState(2, "c", 2, 1)), Write(HardState(2, "", 2, 1)),
+        Write(HardState(3, "b", 6, 1)), Write(HardState(3, "b", 2, 0)), Write(HardState(1 << 63, "b", 2, 1)),
         Write(HardState(3), entries=(Entry(6, 1, "x", 5),)),  # type: ignore[arg-type]
         Write(HardState(3), entries=(Entry(True, 1, "x", ""),)), Write(HardState(1 << 63)),
     ],
@@ -113,7 +121,8 @@ def test_modes(path: Path) -> None:
     store.save(Write(identity=ME))
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     assert {stat.S_IMODE(each.stat().st_mode) for each in path.parent.iterdir()} == {0o600}
-    assert {each.name for each in path.parent.iterdir()} == {"raft.sqlite", "raft.sqlite-wal"}  # no -shm
+    names = sorted(each.name for each in path.parent.iterdir())
+    assert names == ["raft.sqlite", "raft.sqlite-saves", "raft.sqlite-wal"]  # no -shm
     store.close()
     path.chmod(0o644)
     open_store(path).close()
@@ -126,6 +135,136 @@ def test_settings(path: Path) -> None:
     assert ask("PRAGMA synchronous").fetchone() == (2,)
     assert ask("PRAGMA journal_mode").fetchone() == ("wal",)
     assert ask("PRAGMA locking_mode").fetchone() == ("exclusive",)
+    assert ask("PRAGMA wal_autocheckpoint").fetchone() == (0,)
+    assert ask("PRAGMA journal_size_limit").fetchone() == (FOLD_AFTER_BYTES,)
+    assert ask("PRAGMA cell_size_check").fetchone() == (1,)
+    store.close()
+
+
+def test_a_connection_that_cannot_be_durable() -> None:
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    with pytest.raises(StorageError, match="no write-ahead log here") as error:
+        Store(connection, Tally(PlainFile(Path("/nowhere/raft.sqlite-saves"))))
+    assert error.value.exit_code == 74
+    connection.close()
+
+
+def test_a_log_that_ends_before_the_commit_index(path: Path) -> None:
+    """As a mistake of ours would leave it, sealed and all."""
+    store = open_store(path)
+    store.save(Write(HardState(2, "b", 5), entries=entries(1, 5)))
+    store._connection.execute('DELETE FROM log WHERE "index" = 5').fetchall()
+    store.save(Write())
+    store.close()
+    with pytest.raises(StorageCorruptError, match="before the commit index 5"):
+        load(path)
+
+
+def test_the_newest_entries_are_missed_before_they_are_committed(path: Path) -> None:
+    """The leader has been told that they are here, and may count on them."""
+    save(path, Write(HardState(2, "b", 3), entries=entries(1, 6)))
+    change(path, 'DELETE FROM log WHERE "index" = 6')
+    with pytest.raises(StorageCorruptError, match="not what save"):
+        load(path)
+
+
+def test_a_log_that_cannot_be_folded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite says so in a row, not as an error."""
+
+    class Cursor:
+        def fetchall(self) -> list[tuple[int, int, int]]:
+            return [(1, 5, 0)]
+
+    class Connection:
+        in_transaction = False
+
+        def execute(self, sql: str, parameters: tuple[object, ...] = ()) -> Cursor:
+            assert "wal_checkpoint" in sql
+            return Cursor()
+
+    store = open_store(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_connection", Connection())
+        patch.setattr(store, "_unfolded_bytes", FOLD_AFTER_BYTES)
+        with pytest.raises(StorageError, match="cannot be folded"):
+            store.save(Write(HardState(1)))
+    store.close()
+    assert load(path).hard == HardState()
+
+
+def test_a_log_whose_terms_go_down(path: Path) -> None:
+    save(path, Write(entries=(*entries(1, 2, term=3), *entries(3, 3, term=2))))
+    with pytest.raises(StorageCorruptError, match="lower term"):
+        load(path)
+
+
+def test_an_orphaned_log_is_left_alone(path: Path) -> None:
+    """SQLite would delete it."""
+    store = open_store(path)
+    store.save(Write(HardState(4, "a")))
+    log = path.with_name("raft.sqlite-wal")
+    whole = log.read_bytes()
+    store.close()
+    for leave in (True, False):
+        path.write_bytes(b"")
+        if not leave:
+            path.unlink()
+        path.with_name("raft.sqlite-saves").unlink(missing_ok=True)
+        log.write_bytes(whole)
+        with pytest.raises(StorageCorruptError, match="its write-ahead log is there"):
+            open_store(path)
+        assert log.read_bytes() == whole
+
+
+def test_new_names_are_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And again at each start, because the one before may have died in between."""
+    path = tmp_path / "one" / "two" / "raft.sqlite"
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def record(descriptor: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    open_store(path).close()
+    note = str(path.with_name("raft.sqlite-saves"))
+    assert set(synced) == {str(tmp_path), str(tmp_path / "one"), str(tmp_path / "one" / "two"), note}
+    assert synced.count(str(path.parent)) >= 3, "after the file was made, and each time the note is synced"
+    synced.clear()
+    store = open_store(path)
+    assert set(synced) == {str(tmp_path / "one"), str(tmp_path / "one" / "two")}
+    store.load()
+    assert note in synced
+    store.close()
+
+
+def test_no_room_for_the_note(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_space(self: Tally) -> None:
+        raise OSError(28, "No space left on device", "the-note")
+
+    monkeypatch.setattr(Tally, "sync", no_space)
+    with pytest.raises(StorageFullError, match="the-note: no room"):
+        open_store(path)
+
+
+def test_a_log_that_has_lost_its_beginning(path: Path) -> None:
+    store = open_store(path)
+    store.save(Write(entries=entries(1, 6), snapshot=Snapshot(3, 1, "{}")))
+    store._connection.execute('DELETE FROM log WHERE "index" = 4').fetchall()
+    with pytest.raises(ValueError, match="would begin at 5 after a snapshot at 3"):
+        store.save(Write(entries=entries(7, 7)))
+    store.close()
+
+
+def test_damage_found_by_a_save_ends_it(path: Path) -> None:
+    store = open_store(path)
+    store.save(Write(HardState(2, "b")))
+    store._connection.execute("UPDATE facts SET json = replace(json, '2', '1') WHERE name = 'hard'").fetchall()
+    with pytest.raises(StorageCorruptError):
+        store.save(Write(HardState(3)))
+    with pytest.raises(StorageError, match="earlier failure"):
+        store.save(Write(identity=ME))
     store.close()
 
 
@@ -163,6 +302,10 @@ def change(path: Path, *statements: str) -> None:
         "UPDATE log SET data = data || ' '", "UPDATE log SET kind = x'00'", "UPDATE log SET data = CAST(x'ff' AS TEXT)",
         "UPDATE facts SET json = replace(json, '2', '1') WHERE name = 'hard'",
         "UPDATE facts SET json = '{' WHERE name = 'record'", "UPDATE facts SET hash = x'' WHERE name = 'identity'",
+        "UPDATE facts SET json = CAST(json AS BLOB) WHERE name = 'hard'",
+        "DELETE FROM facts WHERE name = 'hard'", "DELETE FROM facts WHERE name = 'record'",
+        "DELETE FROM facts WHERE name = 'identity'", "DELETE FROM facts WHERE name = 'saves'",
+        'DELETE FROM log WHERE "index" >= 4', "UPDATE facts SET hash = 5 WHERE name = 'hard'",
         "DELETE FROM facts WHERE name = 'snapshot'", "UPDATE facts SET json = '2' WHERE name = 'snapshot.index'",
         "UPDATE log SET \"index\" = 60 WHERE \"index\" = 6",
     ],
@@ -201,7 +344,7 @@ def test_a_torn_last_write_is_as_if_it_had_not_been(path: Path, tmp_path: Path) 
     store = open_store(path)
     store.save(Write(entries=entries(1, 3)))
     wal = path.with_name("raft.sqlite-wal")
-    size = wal.stat().st_size
+    size, note = wal.stat().st_size, path.with_name("raft.sqlite-saves").read_bytes()
     store.save(Write(HardState(5, "b"), entries=entries(4, 6)))
     image, whole = path.read_bytes(), wal.read_bytes()
     store.close()
@@ -211,6 +354,7 @@ def test_a_torn_last_write_is_as_if_it_had_not_been(path: Path, tmp_path: Path) 
         copy.parent.mkdir()
         copy.write_bytes(image)
         copy.with_name("raft.sqlite-wal").write_bytes(whole[:end] + b"\x5a" * (len(whole) - end))
+        copy.with_name("raft.sqlite-saves").write_bytes(note)
         assert load(copy) == Stored(None, HardState(), None, entries(1, 3), NodeRecord())
         shutil.rmtree(copy.parent)
 

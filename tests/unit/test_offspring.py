@@ -1,0 +1,78 @@
+"""A watchdog that is frozen: its pidfd does not tell, so it is asked, and replaced if it leaves that unanswered."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fencing.lease import MS
+from supervisor.offspring import ASK_EVERY_MS, WATCHDOG_SILENT_MS, Child, Offspring
+
+
+class Parent:
+    """As much of one as asks; the clock is moved by hand."""
+
+    def __init__(self) -> None:
+        self.now, self.asked = 1_000 * MS, 0
+        self.killed: list[int] = []
+        """When."""
+        self.offspring = Offspring.__new__(Offspring)
+        self.offspring.watchdog, self.offspring.asked_ns, self.offspring.ask_at_ns = Child("watchdog", {}), 0, 0
+        log: Any = SimpleNamespace(warning=lambda *_, **__: None, info=lambda *_, **__: None)
+        self.offspring.log = log
+        self.link: Any = SimpleNamespace(tell=self._tell)
+        self.offspring.kill = self._kill  # type: ignore[method-assign]
+
+    def _tell(self, name: str, body: dict[str, Any]) -> bool:
+        assert name == "deadman.query"
+        self.asked += 1
+        return True
+
+    def _kill(self, name: str) -> None:
+        assert name == "watchdog"
+        self.killed.append(self.now)
+
+    def turn(self, after_ms: int, *, answered: bool = True) -> None:
+        self.now += after_ms * MS
+        if answered:  # as the daemon does with what it reads
+            self.offspring.asked_ns = 0
+        self.offspring.ask_watchdog(self.now, self.link)
+
+
+@pytest.fixture
+def parent() -> Parent:
+    made = Parent()
+    made.offspring.ready("watchdog")
+    return made
+
+
+def test_it_is_asked_once_in_a_while_and_left_alone_while_it_answers(parent: Parent) -> None:
+    for _ in range(100):
+        parent.turn(100)
+    assert parent.asked == 100 * 100 // ASK_EVERY_MS
+    assert not parent.killed
+
+
+def test_one_that_does_not_answer_is_replaced_once(parent: Parent) -> None:
+    parent.turn(0)
+    parent.turn(WATCHDOG_SILENT_MS, answered=False)
+    assert not parent.killed, "not before"
+    parent.turn(1, answered=False)
+    assert len(parent.killed) == 1
+    parent.offspring.watchdog.ready = False  # as its end is noted
+    for _ in range(100):
+        parent.turn(100, answered=False)
+    assert len(parent.killed) == 1, "the next one has all the time it needs to start"
+    asked = parent.asked
+    parent.offspring.ready("watchdog")
+    parent.turn(ASK_EVERY_MS, answered=False)
+    assert parent.asked == asked + 1
+
+
+def test_a_stall_of_the_parent_is_none_of_the_watchdog(parent: Parent) -> None:
+    parent.turn(0)
+    parent.turn(10 * WATCHDOG_SILENT_MS)
+    parent.turn(1, answered=False)
+    assert not parent.killed
