@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from consensus.cluster import ClusterState, Grant
+from consensus.membership import WITNESS
 from consensus.record import EpochStart, Position
 from fencing import deadman as machine
 from fencing.lease import PROFILES
@@ -26,13 +27,13 @@ PLACEHOLDER = Names(1, ("pgr.nobody",))
 class Context:
     def __init__(self, host: Host) -> None:
         self.host, self.world, self.process = host, host.world, host.parent_process
-        self.view, self.local, self.facts = View(), Local(host.name), Facts()
+        self.view, self.local, self.facts = View(), Local(host.name, witness=host.role == WITNESS), Facts()
         self.timings = PROFILES[self.world.profile]
         self.server: Postgres | None = None
         self.saves: dict[str, bool] = {}
         """By number of the request: has the Raft child saved it?"""
         self.numbers = 0
-        self.may_receive = False
+        self.commits_wait = False
         self.start_failures = self.copy_again_ns = self.freeze_failing_ns = 0
         self.turn_due = False
         self.wake_at = 0
@@ -63,7 +64,7 @@ class Context:
         return followable(self.view, self.local)
 
     def idle_names(self) -> Names:
-        return PLACEHOLDER if any(g.k > 1 for g in self.cluster.groups) else Names(0)
+        return PLACEHOLDER
 
     def primary_names(self, term: int) -> Names:
         group = self.cluster.wanted_group

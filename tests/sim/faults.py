@@ -50,6 +50,7 @@ class Faults:
             "wall-clock": self._wall_clock,
             "power-cut": self._power_cut,
             "power-cut-all": self._power_cut_all,
+            "power-cut-in-save": self._power_cut_in_save,
             "disk-full": self._disk_full,
             "wipe": self._wipe,
             "wipe-raft": lambda: self._wipe("raft"),
@@ -99,7 +100,8 @@ class Faults:
         self.on = False
         world.network.heal()
         for host in world.hosts.values():
-            host.raft_disk.full = host.crash_after_save = False
+            host.raft_disk.make_room()
+            host.crash_after_save = False
             host.clock.go_on(world.now) if host.clock.stopped else None
             for process in host.processes:
                 if process.alive and process.frozen:
@@ -154,7 +156,7 @@ class Faults:
     def _freeze_these(self, kind: str, host: Host, which: tuple[Process, ...], ms: int) -> None:
         self.did(kind, f"{', '.join(p.name for p in which)} of {host.name} for {ms} ms")
         host.freeze(which, ms * MS)
-        if host.parent_process.frozen and host.watchdog_process.frozen:
+        if all(p.frozen for p in (host.parent_process, host.raft_process, host.watchdog_process)):
             host.outside_bounds_until = max(host.outside_bounds_until, self.world.now + (ms + 1_000) * MS)
 
     def _freeze_control(self) -> None:
@@ -303,11 +305,16 @@ class Faults:
             if self.world.chance(share):
                 host.power_cut(back_after_ns=self._ms(100, 3_000) * MS)
 
+    def _power_cut_in_save(self) -> None:
+        host = self._likely_primary()
+        self.did("power-cut-in-save", host.name)
+        host.raft_disk.fail_within_a_save()
+
     def _disk_full(self) -> None:
         host, ms = self._likely_primary(), self._ms(200, 5_000)
         self.did("disk-full", f"{host.name} for {ms} ms")
-        host.raft_disk.full = True
-        self.world.after(ms * MS, lambda: setattr(host.raft_disk, "full", False))
+        host.raft_disk.fill()
+        self.world.after(ms * MS, host.raft_disk.make_room)
 
     def _wipe(self, what: str = "") -> None:
         """One at a time: two wiped copies may be all that held a commit."""

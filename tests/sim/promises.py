@@ -38,7 +38,20 @@ class Promises(Basics):
         if self.world.mutant in ("promise-without-freeze", "no-watchdog-no-promise"):
             yield from self.sleep(1_000)
             return
-        yield from self._detach()
+        began = self.p.now
+        try:
+            yield from self._detach()
+        except (StepFailed, TimeoutError):
+            self._kill_if_hung(began)
+            raise
+        self.p.freeze_failing_ns = 0
+
+    def _kill_if_hung(self, began: int) -> None:
+        p = self.p
+        p.freeze_failing_ns = p.freeze_failing_ns or began
+        if p.now - p.freeze_failing_ns > HUNG_MS * MS and p.server is not None:
+            self.world.note(self.host.name, "Postgres hangs, it is killed")
+            self.bury("hung")
 
     def freeze(self, plan: Plan) -> Task[None]:
         p, began = self.p, self.p.now
@@ -49,10 +62,7 @@ class Promises(Basics):
         except (StepFailed, TimeoutError) as error:
             if p.local.said_no_position != plan.term:
                 self.say_no_position(plan.term, f"Postgres does not answer: {error}")
-            p.freeze_failing_ns = p.freeze_failing_ns or began
-            if p.now - p.freeze_failing_ns > HUNG_MS * MS and p.server is not None:
-                self.world.note(self.host.name, "Postgres hangs, it is killed")
-                self.bury("hung")
+            self._kill_if_hung(began)
             raise
         p.freeze_failing_ns = 0
         body: dict[str, Any] = {"term": plan.term, "reason": ""}
@@ -69,9 +79,9 @@ class Promises(Basics):
         p, server = self.p, self.need_server()
         until_ns = p.now + FREEZE_MS * MS
         p.change(upstream=0)
-        if not p.may_receive and server.receiver is None:
+        if not p.local.may_receive and server.receiver is None:
             return
-        p.may_receive = True
+        p.change(may_receive=True)
         try:
             server.reload(Conf(None, p.idle_names()))
             yield from self._reloaded(server, until_ns)
@@ -87,7 +97,7 @@ class Promises(Basics):
                     raise TimeoutError("the WAL receiver is not gone")
                 if calm < 2:
                     yield from self.sleep(CALM_MS)
-            p.may_receive = False
+            p.change(may_receive=False)
         except TimeoutError as error:
             self.world.note(self.host.name, "the WAL receiver does not stop: Postgres is stopped")
             server.stop_immediately()

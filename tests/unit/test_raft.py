@@ -535,14 +535,3 @@ def test_a_learner_notices_that_nobody_leads_it() -> None:
     assert learner.leader == "a"
     learner.step(Tick(), learner.wakeup_ns)
     assert (learner.role, learner.leader, learner.term) == (Role.FOLLOWER, "", 1)
-
-
-def test_a_peer_that_is_another_node_now_begins_anew() -> None:
-    raft = led()
-    assert raft.acknowledged("b")[0] == 1
-    raft.forget("b")
-    assert raft.acknowledged("b") == (0, 0)
-    # It has nothing: without that the leader would ask for ever whether it has what the former one had.
-    ready = receive(raft, "b", AppendResp(1, 7, raft.round, ok=False, match=0), 10)
-    (request,) = (m for m in sent(ready, "b") if isinstance(m, AppendReq))
-    assert (request.prev_index, request.entries) == (0, (NOOP,))
