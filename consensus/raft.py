@@ -633,7 +633,8 @@ class Raft:
             request = SnapshotReq(self.term, self.boot, self.round, self.log.snapshot, self.commit)
             sent_up_to = self.log.snapshot.index
         else:
-            entries = self.log.between(progress.next, progress.next + ENTRIES_PER_MESSAGE_MAX - 1)
+            last = min(self._last_for(peer), progress.next + ENTRIES_PER_MESSAGE_MAX - 1)
+            entries = self.log.between(progress.next, last)
             request = AppendReq(self.term, self.boot, self.round, prev, prev_term, entries, self.commit)
             sent_up_to = prev + len(entries)
         # Optimistic: a lost message shows as a refusal of the next one.
@@ -641,6 +642,11 @@ class Raft:
         self.out_after.append((peer, request))
         if self.transfer_to == peer and progress.match == self.log.last_index:
             self.out_after.append((peer, TimeoutNow(self.term)))
+
+    def _last_for(self, peer: str) -> int:
+        """Who has no vote gets what is committed and no more. The log of a learner is then never newer than that of all
+        voters who are left: it could not campaign with it, and would refuse its vote where its vote is needed."""
+        return self.log.last_index if peer in self.members.voters else self.commit
 
     def _set_progress(self, peer: str, progress: Progress) -> None:
         self.progress = tuple((name, progress if name == peer else old) for name, old in self.progress)
@@ -664,7 +670,7 @@ class Raft:
         self._advance_commit()
         if self.commit > before:
             self._broadcast()  # followers act on what is committed: they should not wait for the next heartbeat
-        elif not m.ok or known.next <= self.log.last_index or src == self.transfer_to:
+        elif not m.ok or known.next <= self._last_for(src) or src == self.transfer_to:
             self._send_append(src, known)
 
     def _advance_commit(self) -> None:

@@ -11,7 +11,7 @@ import pytest
 from consensus import changes
 from consensus.cluster import Seat, canonical
 from consensus.effects import Removed, Save, Send, SendStranger, Tell
-from consensus.founding import Greeting, stranger_message
+from consensus.founding import Greeting, introduction, stranger_message
 from consensus.membership import WITNESS
 from consensus.messages import Hello, Observation, PromiseReq, PromiseResp
 from consensus.node import COMPACT_AFTER_ENTRIES
@@ -602,3 +602,21 @@ def test_a_node_that_lost_its_state_is_sent_the_whole_log() -> None:
     cluster.tell(leader, "node.propose", {"kind": "members/1", "body": body})
     cluster.until(lambda: node.cluster.member(lost) == members["abc".index(lost)])
     assert node.raft.acknowledged(lost) == (0, 0)
+
+
+def test_nobody_introduces_itself_to_itself() -> None:
+    """Another node that has taken our name: what it may be is for the log to say."""
+    cluster = Cluster("a", "b", "c")
+    cluster.open()
+    node = cluster.members["b"].node
+    before = node.book.current()
+    assert node.met("b", 9, Hello(1, introduction("elsewhere:1", 10**6)), cluster.now) == []
+    assert node.book.current() == before
+
+
+def test_one_that_was_removed_while_it_was_down_knows_it_from_its_own_log() -> None:
+    cluster = Cluster("a", "b", "c")
+    cluster.open()
+    machine = cluster.members["b"]
+    machine.node.cluster = replace(machine.node.cluster, removed=(Seat("b", 1),))
+    assert isinstance(machine.node.start(None, cluster.now)[0], Removed)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from consensus.cluster import canonical
+from consensus.membership import LEARNER, VOTER, Member
 from consensus.messages import (
     AppendReq,
     AppendResp,
@@ -469,6 +471,25 @@ def test_followers_are_told_of_a_commit_at_once() -> None:
 def test_a_shorter_log_is_tried_at_its_end() -> None:
     raft = node("b", HardState(3), Log(entries=(NOOP, Entry(2, 1, "x/1", ""))))
     assert sent(receive(raft, "a", append(3, (9, 3)), 1), "a") == [AppendResp(3, 9, 1, ok=False, match=2)]
+
+
+def test_a_learner_gets_what_is_committed_and_no_more() -> None:
+    """Found by the model: a learner with the newest entry of a lost leader refused its vote to the only one who could
+    win, and could not campaign itself."""
+    raft = led()
+    rows = [list(Member(name, 1, "", "", "", LEARNER if name == "c" else VOTER)) for name in VOTERS]
+    ready = raft.step(Propose("members/1", canonical({"members": rows})), 20 * MS)
+    assert [m.entries for m in sent(ready, "c") if isinstance(m, AppendReq)] == [()]
+    receive(raft, "b", AppendResp(1, 7, raft.round, ok=True, match=2), 30)
+    raft.step(Propose("x/1", ""), 40 * MS)
+    ready = receive(raft, "c", AppendResp(1, 7, raft.round, ok=False, match=1), 50)
+    [request] = sent(ready, "c")
+    assert isinstance(request, AppendReq)
+    assert ([e.index for e in request.entries], request.commit) == ([2], 2)
+    ready = receive(raft, "c", AppendResp(1, 7, raft.round, ok=True, match=2), 60)
+    assert sent(ready, "c") == [], "it has all that is for it"
+    ready = receive(raft, "b", AppendResp(1, 7, raft.round, ok=True, match=3), 70)
+    assert [[e.index for e in m.entries] for m in sent(ready, "c") if isinstance(m, AppendReq)] == [[3]]
 
 
 def test_a_message_of_an_older_term_is_answered_with_ours() -> None:
