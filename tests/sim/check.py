@@ -28,6 +28,10 @@ class Stuck(Violation):
     """Nothing is lost, and nothing moves."""
 
 
+class Crash(Violation):
+    """Something was raised that nobody expects."""
+
+
 class Reign(NamedTuple):
     node: str
     timeline: int
