@@ -26,6 +26,8 @@ class Mutant(NamedTuple):
     """Faults under which it shows; others would only make it take longer."""
     weather: Weather = Weather()
     """From the beginning."""
+    within: int = 20
+    """It is found by one of so many seeds, from 1 on."""
 
 
 FROZEN = ("freeze-control", "pause-vm", "isolate")

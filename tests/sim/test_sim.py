@@ -12,6 +12,7 @@ import pytest
 
 from tests.sim.check import Crash, Stuck
 from tests.sim.cluster import play
+from tests.sim.mutants import MUTANTS
 from tests.sim.report import story
 
 CHUNK = 10
