@@ -85,6 +85,7 @@ class Basics:
             p.server = None
         p.tell_watchdog(machine.Disarm())
         p.facts = replace(p.facts, streaming=False, checkpointed=0)
+        p.freeze_failing_ns = 0
         writable = p.local.epoch > 0
         p.change(
             server=Server.DOWN, clean=True, upstream=0, frozen=0, gate_open=False, unguarded_since_ns=0,

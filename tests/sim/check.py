@@ -28,6 +28,10 @@ class Stuck(Violation):
     """Nothing is lost, and nothing moves."""
 
 
+class Crash(Violation):
+    """Something was raised that nobody expects."""
+
+
 class Reign(NamedTuple):
     node: str
     timeline: int
@@ -108,7 +112,7 @@ class Checks:
             if self.leaders.setdefault(raft.term, me) != me:
                 self.fail(f"term {raft.term} has the leaders {self.leaders[raft.term][0]} and {host.name}")
             if raft.lease_until_ns:
-                self.leases[host.name] = raft.term, raft.lease_until_ns
+                self._leased(host, raft.term, raft.lease_until_ns)
         boot, applied = self.applied.get(host.name, (0, 0))
         if boot == raft.boot and applied == node.applied:
             return
@@ -118,6 +122,21 @@ class Checks:
             if self.committed.setdefault(entry.index, mine) != mine:
                 self.fail(f"entry {entry.index} is {self.committed[entry.index][:2]} and, on {host.name}, {mine[:2]}")
         self.applied[host.name] = raft.boot, node.applied
+
+    def _leased(self, host: Host, term: int, until_ns: int) -> None:
+        """The first lease of a term: no other may be running, nor its time to kill."""
+        is_first = self.leases.get(host.name, (0, 0))[0] != term
+        self.leases[host.name] = term, until_ns
+        for other in self.world.hosts.values() if is_first else ():
+            server, (old_term, old_until_ns) = other.postgres, self.leases.get(other.name, (0, 0))
+            if other is host or server is None or server.state is not State.PRIMARY or server.epoch != old_term:
+                continue
+            bound_ns = old_until_ns + PROFILES[self.world.profile].kill_bound_ms * MS
+            left_ms = (other.clock.true(bound_ns) - self.world.now) / MS
+            if left_ms > 0 and max(other.outside_bounds_until, host.outside_bounds_until) < self.world.now:
+                self.fail(
+                    f"{host.name} gets a lease of term {term}, {left_ms:.0f} ms before that of {other.name} is over"
+                )
 
     # -- WAL -----------------------------------------------------------------------------------------------------
 

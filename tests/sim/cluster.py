@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gc
 import random
+import traceback
 from dataclasses import dataclass
+from pathlib import Path
 
 from consensus import changes
 from consensus.membership import VOTER, WITNESS
 from fencing.lease import MS
-from tests.sim.check import Checks, Stuck, Violation
+from tests.sim.check import Checks, Crash, Stuck, Violation
 from tests.sim.client import Client
 from tests.sim.clock import DRIFT_PPM_MAX, Clock
 from tests.sim.faults import Faults
@@ -176,6 +178,12 @@ def play(seed: int, mutant: str = "") -> tuple[Simulation, Violation | None]:
         simulation.play()
     except Violation as violation:
         return simulation, violation
+    except Exception as error:  # of the shipped code or of the model: a find either way
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        crash = Crash(f"{error!r} in {Path(where.filename).name}:{where.lineno}")
+        crash.__cause__ = error
+        simulation.note("CHECK", str(crash))
+        return simulation, crash
     finally:
         gc.enable()
     return simulation, None

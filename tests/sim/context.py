@@ -33,6 +33,7 @@ class Context:
         self.saves: dict[str, bool] = {}
         """By number of the request: has the Raft child saved it?"""
         self.numbers = 0
+        self.commits_wait = False
         self.start_failures = self.copy_again_ns = self.freeze_failing_ns = 0
         self.turn_due = False
         self.wake_at = 0
@@ -63,7 +64,7 @@ class Context:
         return followable(self.view, self.local)
 
     def idle_names(self) -> Names:
-        return PLACEHOLDER if any(g.k > 1 for g in self.cluster.groups) else Names(0)
+        return PLACEHOLDER
 
     def primary_names(self, term: int) -> Names:
         group = self.cluster.wanted_group

@@ -1,60 +1,56 @@
-"""The disk under the Raft store: the shipped `Store` on `tests.disk.Disk`, which loses what was not synced."""
+"""The disk under the Raft store: the shipped `Store` on a file system that keeps what was synced, and any of the rest.
+
+`tests.disk.Disk` is that file system; here is only what a whole cluster asks of it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from consensus.storage import StorageFullError, Store
-from consensus.write import Stored, Write
-from tests.disk import Disk, Piece
+from consensus.storage import Store
+from tests.disk import Disk, at_random
 from tests.sim.world import World
+
+BOUNDARIES_OF_A_SAVE = 14
+"""About so many times a save writes or syncs."""
 
 
 class RaftDisk:
-    """Survives its processes. ``full``: nothing can be saved."""
+    """Survives its processes."""
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.full = False
-        self.lies = world.mutant == "fsync-lies"
-        self._disk = Disk()
-        self._older: list[Disk] = []
+        self._disk = self._new()
 
-    def open(self) -> DiskStore:
-        if self.full:
-            raise StorageFullError("no room")
-        self._disk.kill()  # whoever had it open before is dead
-        return DiskStore(self, self._disk.open_store())
+    def _new(self) -> Disk:
+        return Disk(lies=self.world.mutant == "fsync-lies")
+
+    def open(self) -> Store:
+        """Raises StorageError."""
+        return self._disk.open_store()
+
+    @property
+    def full(self) -> bool:
+        return self._disk.full_after_bytes is not None
+
+    def fill(self) -> None:
+        self._disk.full_after_bytes = self.world.dice.randrange(20_000)
+
+    def make_room(self) -> None:
+        self._disk.full_after_bytes = None
+
+    def fail_within_a_save(self) -> None:
+        """The power goes at one of the next write boundaries: see `is_off`."""
+        self._disk.cut_at = self._disk.boundaries + self.world.dice.randrange(1, BOUNDARIES_OF_A_SAVE)
+
+    @property
+    def is_off(self) -> bool:
+        return self._disk.off
+
+    def kill(self) -> None:
+        """Its process is gone; what it wrote can still be read."""
+        self._disk.kill()
 
     def power_cut(self) -> None:
-        if self.lies and self._older:
-            self._disk, self._older = self._older[0], []
-        self._disk.power_cut(self._survivors)
-
-    def _survivors(self, unsynced: Sequence[Piece]) -> list[Piece]:
-        """Any part of it, each write whole or not at all, in whatever order the disk had got to them."""
-        share = self.world.dice.choice((0.0, 0.5, 1.0))
-        return [piece for piece in unsynced if self.world.dice.random() < share]
+        self._disk.power_cut(at_random(self.world.dice.getrandbits(32)))
 
     def wipe(self) -> None:
-        self._disk = Disk()
-
-    def saved(self) -> None:
-        if self.lies:
-            self._older = [*self._older, self._disk.copy()][-3:]
-
-
-class DiskStore:
-    """A `Store` whose disk can be full."""
-
-    def __init__(self, disk: RaftDisk, store: Store) -> None:
-        self.disk, self.store = disk, store
-
-    def load(self) -> Stored:
-        return self.store.load()
-
-    def save(self, write: Write) -> None:
-        if self.disk.full:
-            raise StorageFullError("no room")
-        self.store.save(write)
-        self.disk.saved()
+        self._disk = self._new()

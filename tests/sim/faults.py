@@ -10,6 +10,7 @@ from consensus.membership import LEARNER, VOTER, WITNESS
 from fencing import deadman as machine
 from fencing.lease import MS
 from tests.sim.clock import DRIFT_PPM_MAX
+from tests.sim.mutants import MUTANTS
 from tests.sim.network import CONTROL, DATA, Weather
 from tests.sim.postgres import State
 from tests.sim.process import Process
@@ -32,8 +33,10 @@ class Faults:
         """Whose copy or state is being made anew: no second one before that has ended."""
         self.all: dict[str, Kind] = {
             "kill": self._kill,
+            "kill-raft": lambda: self._kill("raft"),
             "kill-node": self._kill_node,
             "freeze": self._freeze,
+            "freeze-control": self._freeze_control,
             "freeze-machine": self._freeze_machine,
             "freeze-postgres": self._freeze_postgres,
             "pause-vm": self._pause_vm,
@@ -47,8 +50,11 @@ class Faults:
             "wall-clock": self._wall_clock,
             "power-cut": self._power_cut,
             "power-cut-all": self._power_cut_all,
+            "power-cut-in-save": self._power_cut_in_save,
             "disk-full": self._disk_full,
             "wipe": self._wipe,
+            "wipe-raft": lambda: self._wipe("raft"),
+            "divergence": self._divergence,
             "pause-replay": self._pause_replay,
             "restart": self._restart,
             "switchover": self._switchover,
@@ -64,8 +70,12 @@ class Faults:
         dice = self.world.dice
         self.on = True
         names = sorted(self.all)
-        self.kinds = dice.sample(names, dice.randrange(2, 12))
+        self.kinds = dice.sample(names, dice.choice((1, 2, 3, 5, 8, 12)))
         self.pace_ms = dice.choice((400, 1_000, 2_500, 5_000))
+        if self.world.mutant:
+            mutant = MUTANTS[self.world.mutant]
+            self.kinds, self.pace_ms = list(mutant.kinds), min(self.pace_ms, 1_500)
+            self.world.network.weather = mutant.weather
         self.world.note("world", f"faults: {', '.join(self.kinds)}; every {self.pace_ms} ms")
         self._next()
 
@@ -90,7 +100,8 @@ class Faults:
         self.on = False
         world.network.heal()
         for host in world.hosts.values():
-            host.raft_disk.full = host.crash_after_save = False
+            host.raft_disk.make_room()
+            host.crash_after_save = False
             host.clock.go_on(world.now) if host.clock.stopped else None
             for process in host.processes:
                 if process.alive and process.frozen:
@@ -115,9 +126,9 @@ class Faults:
 
     # -- processes -----------------------------------------------------------------------------------------------
 
-    def _kill(self) -> None:
+    def _kill(self, which: str = "") -> None:
         host = self._likely_primary()
-        which = self.world.dice.choice(("raft", "raft", "watchdog", "postgres", "parent", "both children"))
+        which = which or self.world.dice.choice(("raft", "raft", "watchdog", "postgres", "parent", "both children"))
         self.did("kill", f"{which} of {host.name}")
         if which == "parent":
             host.parent_ended()
@@ -145,8 +156,14 @@ class Faults:
     def _freeze_these(self, kind: str, host: Host, which: tuple[Process, ...], ms: int) -> None:
         self.did(kind, f"{', '.join(p.name for p in which)} of {host.name} for {ms} ms")
         host.freeze(which, ms * MS)
-        if host.parent_process.frozen and host.watchdog_process.frozen:
+        if all(p.frozen for p in (host.parent_process, host.raft_process, host.watchdog_process)):
             host.outside_bounds_until = max(host.outside_bounds_until, self.world.now + (ms + 1_000) * MS)
+
+    def _freeze_control(self) -> None:
+        """All three; Postgres goes on. Then only the quorum protects (invariant 2)."""
+        host = self._likely_primary()
+        three = (host.parent_process, host.raft_process, host.watchdog_process)
+        self._freeze_these("freeze-control", host, three, self._ms(1_000, 9_000))
 
     def _freeze_machine(self) -> None:
         host = self._likely_primary()
@@ -245,6 +262,20 @@ class Faults:
         self.world.network.weather = weather
         self.world.after(ms * MS, lambda: setattr(self.world.network, "weather", Weather()))
 
+    def _divergence(self) -> None:
+        """A primary that goes on writing what nobody gets, and is then replaced."""
+        host = self.world.primary()
+        if host is None:
+            return
+        others = [n for n in self.world.hosts if n != host.name]
+        ms = self._ms(300, 1_500)
+        self.did("divergence", f"nobody hears the WAL of {host.name} for {ms} ms, then it is cut off")
+        self._cut((DATA,), [(host.name, n) for n in others], ms)
+        pairs = [p for n in others for p in ((n, host.name), (host.name, n))]
+        self.world.after(
+            (ms - 100) * MS, lambda: self._cut((CONTROL, DATA), pairs, self._ms(2_000, 6_000)) if self.on else None
+        )
+
     # -- clocks --------------------------------------------------------------------------------------------------
 
     def _drift(self) -> None:
@@ -274,15 +305,21 @@ class Faults:
             if self.world.chance(share):
                 host.power_cut(back_after_ns=self._ms(100, 3_000) * MS)
 
+    def _power_cut_in_save(self) -> None:
+        host = self._likely_primary()
+        self.did("power-cut-in-save", host.name)
+        host.raft_disk.fail_within_a_save()
+
     def _disk_full(self) -> None:
         host, ms = self._likely_primary(), self._ms(200, 5_000)
         self.did("disk-full", f"{host.name} for {ms} ms")
-        host.raft_disk.full = True
-        self.world.after(ms * MS, lambda: setattr(host.raft_disk, "full", False))
+        host.raft_disk.fill()
+        self.world.after(ms * MS, host.raft_disk.make_room)
 
-    def _wipe(self) -> None:
+    def _wipe(self, what: str = "") -> None:
         """One at a time: two wiped copies may be all that held a commit."""
-        host, what = self._any(), self.world.dice.choice(("raft", "data", "both"))
+        host = self._any()
+        what = what or self.world.dice.choice(("raft", "data", "both"))
         if not self.may_wipe(host):
             return
         self.did("wipe", f"{what} of {host.name}")

@@ -110,6 +110,7 @@ class Host:
         if not self.raft_process.alive:
             return
         self.raft_process.end()
+        self.raft_disk.kill()
         self.parent_process.post(self.world.between(100, 3_000), lambda: self.parent.child_ended("raft", code))
 
     def watchdog_ended(self) -> None:
@@ -131,19 +132,21 @@ class Host:
     def _end_orphan(self, life: int) -> None:
         if self.raft_process.life == life and self.raft_process.alive:
             self.raft_process.end()
+            self.raft_disk.kill()
 
     def leave(self, code: int) -> None:
         """The parent's orderly end: Postgres is down, the children are told to go."""
         self.world.note(self.name, f"node ends with {code}")
         self.parent_process.end()
         self._end_children()
-        if code == ExitCode.REFUSED:
+        if code == ExitCode.REFUSED or self.removed:
             self.wanted_up = False
         again = self.world.between(500_000, 3_000_000)
         self.world.after(again, self.start)
 
     def _end_children(self) -> None:
         self.raft_process.end()
+        self.raft_disk.kill()
         self.watchdog_process.end()
 
     def power_cut(self, *, back_after_ns: int) -> None:

@@ -6,33 +6,54 @@ Some are switches in the model (search for the name), those of shipped code are 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from consensus.node import Campaigning, Node
 from consensus.promotion import Situation
 from consensus.raft import Raft
 from consensus.record import Position
 from consensus.write import Write
+from tests.sim.network import Weather
 
 if TYPE_CHECKING:
     from tests.sim.host import Host
     from tests.sim.world import World
 
-MUTANTS: dict[str, str] = {
-    "promise-without-freeze": "a promise is given while the WAL receiver goes on",
-    "vote-not-persisted": "term and vote are not on disk before they are told",
-    "lease-from-the-reply": "a lease counts from when the acknowledgement came in",
-    "no-wait-at-restart": "a restarted voter votes at once",
-    "names-without-epoch": "application names do not carry the epoch",
-    "divergence-unchecked": "a standby attaches whatever WAL it holds",
-    "no-watchdog": "the watchdog never acts",
-    "no-watchdog-no-promise": "the watchdog never acts, and a promise does not stop WAL",
-    "amnesiac-counted": "a node without its Raft state comes back as who it was",
-    "fsync-lies": "the disk says that it has synced, and has not",
-    "names-unproven": "a change of the sync group is done before the names are in force",
-    "lsn-without-epoch": "positions are compared by LSN alone",
-    "position-before-all-is-read": "a restarted standby says how far it has replayed so far",
-    "no-slots": "nothing keeps a standby from being counted twice",
+
+class Mutant(NamedTuple):
+    text: str
+    kinds: tuple[str, ...]
+    """Faults under which it shows; others would only make it take longer."""
+    weather: Weather = Weather()
+    """From the beginning."""
+    within: int = 20
+    """It is found by one of so many seeds, from 1 on."""
+
+
+FROZEN = ("freeze-control", "pause-vm", "isolate")
+MUTANTS: dict[str, Mutant] = {
+    "promise-without-freeze": Mutant("a promise is given, and the WAL receiver goes on", FROZEN),
+    "no-watchdog-no-promise": Mutant("the watchdog never acts, and a promise does not stop WAL", FROZEN),
+    "no-watchdog": Mutant("the watchdog never acts", ("freeze",)),
+    "vote-not-persisted": Mutant(
+        "term and vote are told before they are on disk", ("power-cut-all", "kill-raft", "isolate"), Weather(0.1)
+    ),
+    "lease-from-the-reply": Mutant(
+        "a lease counts from when the acknowledgement came in", ("isolate", "drift"), Weather(slow=0.5, slow_ms=400)
+    ),
+    "no-wait-at-restart": Mutant("a restarted voter votes at once", ("kill-raft", "bridge")),
+    "names-without-epoch": Mutant("application names do not carry the epoch", ("divergence", "power-cut")),
+    "divergence-unchecked": Mutant("a standby attaches whatever WAL it holds", ("divergence", "isolate")),
+    "amnesiac-counted": Mutant(
+        "a node without its Raft state comes back as who it was", ("wipe-raft", "kill-node", "partition")
+    ),
+    "fsync-lies": Mutant("the disk says that it has synced, and has not", ("power-cut", "power-cut-all")),
+    "names-unproven": Mutant("the sync group changes before its names are in force", ("join", "remove", "kill-node")),
+    "lsn-without-epoch": Mutant("positions are compared by LSN alone", ("divergence", "isolate", "partition")),
+    "position-before-all-is-read": Mutant(
+        "a restarted standby says how far it has replayed", ("power-cut-all", "kill")
+    ),
+    "no-slots": Mutant("nothing keeps a standby from being counted twice", ("flap", "one-way", "kill-node")),
 }
 
 

@@ -15,7 +15,7 @@ from tests.sim.world import World
 CONTROL, DATA = "control", "data"
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Weather:
     """Of the whole network; the faults change it."""
 

@@ -30,7 +30,13 @@ from supervisor.daemon import (
     URGENT_MAX_MS,
     URGENT_PAUSE_MS,
 )
-from supervisor.offspring import BACK_OFF_FIRST_MS, BACK_OFF_MAX_MS, QUICK_DEATH_MS
+from supervisor.offspring import (
+    ASK_EVERY_MS,
+    BACK_OFF_FIRST_MS,
+    BACK_OFF_MAX_MS,
+    QUICK_DEATH_MS,
+    WATCHDOG_SILENT_MS,
+)
 from supervisor.roles import Plan, Server, Situation, Step, plan
 from supervisor.tasks import Handle, Outcome, Runner, Task
 from tests.sim import steps as modelled
@@ -65,6 +71,8 @@ class Parent(Context):
         self.observe_at = 0
         self.published: tuple[object, ...] = ()
         self.watch_at = self.idle_since_ns = 0
+        self.asked_ns = self.ask_at_ns = 0
+        self.watchdog_ready = self.removed = False
         self.steps = modelled.Steps(self)
 
     def begin(self) -> None:
@@ -125,15 +133,30 @@ class Parent(Context):
             self.raft_heard_ns = now
             self.world.note(self.host.name, "raft child is silent, it is killed")
             self.host.raft_ended(-9)
+        self._ask_watchdog(now)
         if not self.greeted and now >= self.hello_at:
             self.hello_at = now + HELLO_EVERY_MS * MS
             self.tell_raft("node.hello", {})
 
+    def _ask_watchdog(self, now: int) -> None:
+        """A frozen one does not die by itself."""
+        if not self.watchdog_ready:
+            self.asked_ns = 0
+        elif self.asked_ns and now - self.asked_ns > WATCHDOG_SILENT_MS * MS:
+            self.asked_ns = 0
+            self.world.note(self.host.name, "watchdog is silent, it is killed")
+            self.host.watchdog_ended()
+        elif now >= self.ask_at_ns:
+            host = self.host
+            host.bus(host.watchdog_process, "parent-watchdog", lambda: host.tell_parent("deadman.state", {}))
+            self.asked_ns, self.ask_at_ns = self.asked_ns or now, now + ASK_EVERY_MS * MS
+
     def _frame(self, name: str, body: dict[str, Any], now: int) -> None:
         match name:
-            case "deadman.killed":
-                pass
+            case "deadman.killed" | "deadman.state":
+                self.asked_ns = 0
             case "watchdog.ready":
+                self.asked_ns, self.watchdog_ready = 0, True
                 self._guard_again()
             case _:
                 self.raft_heard_ns = now
@@ -156,6 +179,9 @@ class Parent(Context):
                 self.steps.look()
             case "lease.changed":
                 self.view = replace(self.view, lease_term=body["term"], lease_until_ns=body["until_ns"], renewed=True)
+            case "raft.removed":
+                self.removed = True
+                self.change(stopping=True, asked_to_hand_over=True)
             case "record.saved":
                 if body["id"] in self.saves:
                     self.saves[body["id"]] = True
@@ -172,11 +198,12 @@ class Parent(Context):
         host, now = self.host, self.now
         self.world.trace(f"{host.name} {name} ended {code}")
         if name == "watchdog":
+            self.watchdog_ready = False
             if not self.local.unguarded_since_ns:
                 self.change(unguarded_since_ns=now)
             self.process.post(self.world.between(1_000, 40_000), self._start_watchdog)
         else:
-            self.frames = deque(f for f in self.frames if f[0] in ("deadman.killed", "watchdog.ready"))
+            self.frames = deque(f for f in self.frames if f[0] in ("deadman.killed", "deadman.state", "watchdog.ready"))
             self.saves.clear()
             self.view = replace(self.view, alive=False, renewed=False, met=False)
             self.change(frozen=0, said_no_position=0)
@@ -213,8 +240,6 @@ class Parent(Context):
         if server is None or view.lease_term != epoch or not self._situation(self.now).writable:
             return False
         ok = yield from self.ask_watchdog(machine.Arm(epoch, self.steps.pid, 1, view.lease_until_ns), 200)
-        if self.server is not server:
-            self.tell_watchdog(machine.Disarm())
         if not ok:
             yield from self.steps.sleep(REARM_PAUSE_MS)
         return ok
@@ -356,7 +381,7 @@ class Parent(Context):
         self.exit_asked_ns = self.exit_asked_ns or now
         handed = self.view.leader not in ("", self.host.name) or not self.view.alive
         alone = self.view.cluster is None or len(self.view.cluster.members) < 2
-        if handed or alone or now - self.exit_asked_ns > RELEASE_MS * MS:
+        if handed or alone or self.removed or now - self.exit_asked_ns > RELEASE_MS * MS:
             self.host.leave(0)
 
     def stop(self) -> None:

@@ -35,7 +35,23 @@ class Promises(Basics):
         self.p.change(said_no_position=term)
 
     def detach(self, _: Plan) -> Task[None]:
-        yield from self._detach()
+        if self.world.mutant in ("promise-without-freeze", "no-watchdog-no-promise"):
+            yield from self.sleep(1_000)
+            return
+        began = self.p.now
+        try:
+            yield from self._detach()
+        except (StepFailed, TimeoutError):
+            self._kill_if_hung(began)
+            raise
+        self.p.freeze_failing_ns = 0
+
+    def _kill_if_hung(self, began: int) -> None:
+        p = self.p
+        p.freeze_failing_ns = p.freeze_failing_ns or began
+        if p.now - p.freeze_failing_ns > HUNG_MS * MS and p.server is not None:
+            self.world.note(self.host.name, "Postgres hangs, it is killed")
+            self.bury("hung")
 
     def freeze(self, plan: Plan) -> Task[None]:
         p, began = self.p, self.p.now
@@ -46,10 +62,7 @@ class Promises(Basics):
         except (StepFailed, TimeoutError) as error:
             if p.local.said_no_position != plan.term:
                 self.say_no_position(plan.term, f"Postgres does not answer: {error}")
-            p.freeze_failing_ns = p.freeze_failing_ns or began
-            if p.now - p.freeze_failing_ns > HUNG_MS * MS and p.server is not None:
-                self.world.note(self.host.name, "Postgres hangs, it is killed")
-                self.bury("hung")
+            self._kill_if_hung(began)
             raise
         p.freeze_failing_ns = 0
         body: dict[str, Any] = {"term": plan.term, "reason": ""}

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 from consensus import addressbook
 from consensus.cluster import found
@@ -24,21 +26,24 @@ from consensus.founding import (
     parse,
     parse_greeting,
 )
+from consensus.lastresort import LastResort
 from consensus.membership import Member
 from consensus.messages import AppendReq, Hello, PeerMessage, Snapshot, VoteResp
-from consensus.node import Node
+from consensus.node import PARENT_SILENT_MS, Node
 from consensus.peerwire import NO_CLUSTER, Envelope, decode, encode
 from consensus.process import _raft_config
-from consensus.raft import Log, Raft, Ready, Role
+from consensus.raft import Log as RaftLog
+from consensus.raft import Raft, Ready, Role
 from consensus.record import Identity
-from consensus.storage import StorageError
+from consensus.storage import StorageError, Store
 from consensus.write import Stored, Write
 from fencing.deadman import Phase
+from fencing.kill import FenceReport
 from fencing.lease import MS, PROFILES
+from fencing.logs import Log
 from tests.sim import mutants
 
 if TYPE_CHECKING:
-    from tests.sim.disk import DiskStore
     from tests.sim.host import Host
 
 CODED_SHARE = 0.03
@@ -61,6 +66,9 @@ class RaftChild:
         self.book: dict[str, addressbook.Entry] = {}
         self.introduced: tuple[tuple[Member, ...], int] = ((), 0)
         self.wake_at = 0
+        quiet = cast(Log, SimpleNamespace(warning=lambda *_, **__: None))
+        kill_bound_ms = PROFILES[self.world.profile].kill_bound_ms
+        self.last_resort = LastResort(Path(), PARENT_SILENT_MS, kill_bound_ms, quiet, self._strike)
         self.turn_due = False
         self.orders: deque[tuple[str, str, dict[str, Any]]] = deque()
         self.peers: deque[Envelope] = deque()
@@ -72,14 +80,17 @@ class RaftChild:
     def start(self) -> None:
         host = self.host
         try:
-            self.store: DiskStore = host.raft_disk.open()
+            self.store: Store = host.raft_disk.open()
             self.stored: Stored = self.store.load()
             known = self.stored.identity
             if known is None:
                 known = Identity(host.name, mutants.incarnation(self.world, host))
                 self.store.save(Write(identity=known))
         except StorageError as error:
-            self._fail(EXIT_DISK, str(error))
+            if host.raft_disk.is_off:
+                host.power_cut(back_after_ns=self.world.between(100_000, 3_000_000))
+            else:
+                self._fail(EXIT_DISK, str(error))
             return
         self.identity = known
         self.lost = host.directory is not None and host.directory.mark is not None and not known.cluster_id
@@ -100,7 +111,7 @@ class RaftChild:
     def _start_node(self) -> None:
         stored, world, host = self.stored, self.world, self.host
         state = found(self.identity.charter, self.identity.cluster_id)
-        log = Log(stored.snapshot or Snapshot(0, 0, ""), stored.entries)
+        log = RaftLog(stored.snapshot or Snapshot(0, 0, ""), stored.entries)
         fresh = stored.hard.term == 0 and stored.record.promised == 0
         core = mutants.core(world)
         raft: Raft = core(
@@ -154,6 +165,14 @@ class RaftChild:
         self.orders.extendleft(reversed(self.early))
         self._soon()
 
+    def _strike(self, pgdata: Path, postmaster: None, until_ns: int) -> FenceReport:
+        """Both others hang."""
+        server = self.host.postgres
+        if server is not None:
+            self.world.note(self.host.name, "the Raft child ends Postgres")
+            server.end()
+        return FenceReport(0, int(server is not None), ())
+
     # -- turns ---------------------------------------------------------------------------------------------------
 
     def hear(self, envelope: Envelope) -> None:
@@ -173,6 +192,7 @@ class RaftChild:
         """What the parent says comes first, then the peers, then the clock."""
         self.turn_due = False
         while self.orders and self.process.alive:
+            self.last_resort.heard(self.host.now())
             self._from_parent(*self.orders.popleft())
         while self.peers and self.process.alive:
             self._receive(self.peers.popleft())
@@ -184,9 +204,11 @@ class RaftChild:
             self._carry_out(node.tick(now))
             if not self.process.alive:
                 return
+        self.last_resort.tick(now)
         if (book := node.book.current()) != self.book:
             self.book = book
-        wake_at = max(self.host.clock.true(node.wakeup_ns), self.world.now + 100_000)
+        wakeup_ns = min(node.wakeup_ns, self.last_resort.due_ns or node.wakeup_ns)
+        wake_at = max(self.host.clock.true(wakeup_ns), self.world.now + 100_000)
         if self.wake_at <= self.world.now or wake_at < self.wake_at:
             self.wake_at = wake_at
             self.process.post_at(wake_at, self._wake)
@@ -222,11 +244,13 @@ class RaftChild:
                     self._send_to(address, dst, incarnation, hello, "" if hello.term else NO_CLUSTER)
                 case Removed(reason, _):
                     self.host.was_removed(reason)
+                    self._tell("raft.removed", {"reason": reason}, "")
                 case Tell(name, body, request_id):
                     self._tell(name, body, request_id)
                 case TellLease(term, until_ns):
                     host = self.host
                     lease = partial(self.host.lease_told, term, until_ns)
+                    self.last_resort.until_ns = until_ns
                     host.bus(host.watchdog_process, "raft-watchdog", lease)
                     self._tell("lease.changed", {"term": term, "until_ns": until_ns}, "")
         node = self.node
@@ -239,7 +263,11 @@ class RaftChild:
         try:
             self.store.save(write)
         except StorageError as error:
-            self._fail(EXIT_DISK, str(error))
+            if self.host.raft_disk.is_off:
+                self.world.note(self.host.name, "the power goes within a save")
+                self.host.power_cut(back_after_ns=self.world.between(100_000, 3_000_000))
+            else:
+                self._fail(EXIT_DISK, str(error))
             return
         self.world.checks.saved(self.host, self.identity, write)
         if self.host.crash_after_save and self.world.chance(0.3):
@@ -318,7 +346,8 @@ class RaftChild:
         for address in self.asked.values():
             self._send_to(address, "", 0, hello, NO_CLUSTER)
         self._consider(mine)
-        self.process.post(GREET_EVERY_MS * MS, self._greet)
+        if self.node is None:
+            self.process.post(GREET_EVERY_MS * MS, self._greet)
 
     def _consider(self, mine: Greeting) -> None:
         host = self.host

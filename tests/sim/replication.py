@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from fencing.lease import MS
 from supervisor import timelines
-from tests.sim.network import Network
+from tests.sim.network import DATA, Network
 from tests.sim.pgdata import SEGMENT_BYTES, UNIT
 from tests.sim.postgres import Postgres, State
-from tests.sim.world import World
+from tests.sim.world import Act, World
 
 TIMEOUT_MS = 3_000
 """wal_sender_timeout and wal_receiver_timeout."""
-LOOK_EVERY_MS = 500
+LOOK_EVERY_MS = 250
 
 
 class Stream:
@@ -27,6 +27,9 @@ class Stream:
         self.forks = False
         """The target holds WAL beyond the point where the source's history left its timeline: it never gets a row."""
         self.bad_since = 0
+        self.last_at: dict[str, int] = {}
+        self.stalled: dict[str, list[Act]] = {}
+        """By receiver: what waits for the network."""
         self.began = world.now
         source.senders.append(self)
         self._later(LOOK_EVERY_MS * MS)
@@ -61,19 +64,23 @@ class Stream:
         timeline = directory.timeline
         self._deliver(self.source.node, self.target.node, lambda: self._arrive(first, records, timeline))
 
-    def _deliver(self, src: str, dst: str, act: object) -> None:
+    def _deliver(self, src: str, dst: str, act: Act) -> None:
         """In order and complete, however long it takes, as long as both ends want it."""
 
         def attempt() -> None:
             if not self.source_open and not self.target_open:
                 return
-            if self.network.is_open("data", src, dst):
-                receiver = self.target if dst == self.target.node else self.source
-                receiver.process.post(0, act)  # type: ignore[arg-type]
-            else:
-                self.world.after(100 * MS, attempt)
+            stalled = self.stalled.setdefault(dst, [])
+            stalled.append(act)
+            if not self.network.is_open(DATA, src, dst):
+                return
+            receiver = self.target if dst == self.target.node else self.source
+            for each in stalled:
+                receiver.process.post(0, each)
+            stalled.clear()
 
-        self.world.after(self.network.delay(), attempt)
+        self.last_at[dst] = max(self.world.now + self.network.delay(), self.last_at.get(dst, 0) + 1)
+        self.world.at(self.last_at[dst], attempt)
 
     def _arrive(self, first: int, records: list[int], timeline: int) -> None:
         directory = self.target.directory
@@ -101,7 +108,7 @@ class Stream:
 
     # -- target to source ----------------------------------------------------------------------------------------
 
-    def _to_source(self, act: object) -> None:
+    def _to_source(self, act: Act) -> None:
         self._deliver(self.target.node, self.source.node, act)
 
     def _hear(self, index: int) -> None:
@@ -134,14 +141,23 @@ class Stream:
             if not self.target.process.frozen:
                 self.end_target()
         else:
+            self._retransmit()
             self.kick()
         self._later(LOOK_EVERY_MS * MS)
+
+    def _retransmit(self) -> None:
+        for one, other in ((self.source, self.target), (self.target, self.source)):
+            stalled = self.stalled.get(other.node, [])
+            if stalled and self.network.is_open(DATA, one.node, other.node):
+                for each in stalled:
+                    other.process.post(0, each)
+                stalled.clear()
 
     def end_source(self) -> None:
         if self.source_open:
             self.source_open = False
             self.source.senders.remove(self)
-            if self.network.is_open("data", self.source.node, self.target.node):
+            if self.network.is_open(DATA, self.source.node, self.target.node):
                 self.target.process.post(self.network.delay(), self.end_target)
 
     def end_target(self) -> None:
@@ -153,7 +169,7 @@ class Stream:
             target.receiver = None
             if target.state is not State.GONE:
                 target.try_again()
-        if self.network.is_open("data", self.target.node, self.source.node):
+        if self.network.is_open(DATA, self.target.node, self.source.node):
             self.source.process.post(self.network.delay(), self.end_source)
 
 

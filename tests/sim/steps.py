@@ -16,7 +16,7 @@ from consensus.record import EpochStart
 from fencing import deadman as machine
 from fencing.lease import MS
 from supervisor import timelines
-from supervisor.roles import Data, Plan, Server, Step
+from supervisor.roles import Data, Plan, Server, Step, is_founder
 from supervisor.steps import (
     CONSISTENCY_MS,
     COPY_AGAIN_MS,
@@ -28,11 +28,11 @@ from supervisor.steps import (
     STOP_MS,
 )
 from supervisor.tasks import Task, Wait
-from tests.sim.group import change_group
 from tests.sim.pgdata import UNIT, Directory
 from tests.sim.postgres import Conf, Postgres, State
 from tests.sim.promises import Promises
 from tests.sim.rebuild import Rebuild
+from tests.sim.regroup import regroup
 from tests.sim.tasks import Lost, StepFailed, until
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Steps(Promises):
             Step.REPORT_FENCED: self.report_fenced, Step.CREATE: self.rebuild.create, Step.CLONE: self.rebuild.clone,
             Step.REWIND: self.rebuild.rewind, Step.START: self.start, Step.FREEZE: self.freeze,
             Step.DETACH: self.detach, Step.PROMOTE: self.promote, Step.OPEN: self.prove,
-            Step.OPEN_GATE: self.open_gate, Step.FOLLOW: self.follow, Step.REGROUP: lambda _: change_group(self),
+            Step.OPEN_GATE: self.open_gate, Step.REGROUP: self.regroup, Step.FOLLOW: self.follow,
         }  # fmt: skip
         return actions[plan.step](plan)
 
@@ -64,21 +64,19 @@ class Steps(Promises):
         if p.local.data is not Data.UNKNOWN or not p.view.alive or p.view.cluster is None:
             return
         cluster, record = p.cluster, p.view.record
-        mine = directory is not None and directory.mark is not None and directory.mark[1] == cluster.nonce
-        creates = cluster.founder == p.local.me and not record.history and mine
+        mark = directory.mark if directory is not None else None
+        own = is_founder(p.view, p.local) and not record.history
         if directory is None:
             p.change(data=Data.ABSENT)
         elif not cluster.system_identifier:
-            if creates:
+            if own and mark == (p.view.incarnation, cluster.nonce):
                 p.change(data=Data.ABSENT)
-        elif record.marker or (directory.mark is not None and directory.mark[0] != p.view.incarnation):
+        elif record.marker or mark is None or mark[0] != p.view.incarnation:
             p.change(data=Data.BROKEN)
-        elif creates:
+        elif own and mark[1] == cluster.nonce:
             p.change(data=Data.BROKEN if cluster.grants else Data.ABSENT)
         else:
             p.change(data=Data.READY if record.history else Data.BROKEN)
-
-    # -- starting and stopping -----------------------------------------------------------------------------------
 
     def start(self, _: Plan) -> Task[None]:
         p, host = self.p, self.host
@@ -93,12 +91,12 @@ class Steps(Promises):
             for number in directory.numbers():
                 if number > newest:
                     del directory.histories[timelines.history_name(number)]
-            p.change(may_receive=False)
             directory.clean = False
             p.server = host.start_postgres(Conf(None, p.idle_names()))
+            p.commits_wait = True
             p.change(
-                server=Server.STARTING, epoch=0, upstream=0, frozen=0, gate_open=False, crashed="", clean=True,
-                failed_promotion=0,
+                server=Server.STARTING, epoch=0, upstream=0, may_receive=False, frozen=0, gate_open=False, crashed="",
+                clean=True, failed_promotion=0,
             )  # fmt: skip
             p.tell_watchdog(machine.Watch(self.pid, 1))
         server, began = self.need_server(), p.now
@@ -136,6 +134,7 @@ class Steps(Promises):
     def attach(self, grant: Grant) -> None:
         p, server = self.p, self.need_server()
         p.change(may_receive=True)
+        p.freeze_failing_ns = 0
         server.reload(Conf(p.upstream(grant), p.idle_names()))
         self.host.last_refusal = ""
         p.change(upstream=grant.term, frozen=0)
@@ -174,8 +173,8 @@ class Steps(Promises):
         except (StepFailed, TimeoutError):
             pass  # only makes the stop longer
         clean = yield from self._stop_cleanly(FAST_STOP_MS)
+        # `crashed` stays: reported like any other end until the Raft child has taken it in.
         p.tell_raft("node.fenced", {"term": plan.term, "reason": "switchover", "clean": clean, "at": "-"})
-        p.change(crashed="")
 
     def report_fenced(self, plan: Plan) -> Task[None]:
         p = self.p
@@ -257,6 +256,9 @@ class Steps(Promises):
         yield from self.have_checkpoint(60_000)
         if self.p.local.epoch == epoch:
             self.p.facts = replace(self.p.facts, checkpointed=epoch)
+
+    def regroup(self, plan: Plan) -> Task[None]:
+        yield from regroup(self, plan)
 
     # -- following -----------------------------------------------------------------------------------------------
 

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.sim.check import Crash, Stuck
 from tests.sim.cluster import play
+from tests.sim.mutants import MUTANTS
 from tests.sim.report import story
 
 CHUNK = 10
@@ -33,6 +35,26 @@ def test_seeds(first: int) -> None:
 def test_seeds_that_found_something(path: Path) -> None:
     for seed in re.findall(r"^seed (\d+)", path.read_text(encoding="utf-8"), re.MULTILINE):
         runs_clean(int(seed))
+
+
+def found_by(name: str, within: int) -> int:
+    """The first seed that breaks a promise under this mutant; 0 if none does."""
+    for seed in range(1, within + 1):
+        _, violation = play(seed, name)
+        if violation is not None and not isinstance(violation, Stuck | Crash):
+            return seed
+    return 0
+
+
+@pytest.mark.parametrize("name", [name for name, mutant in MUTANTS.items() if mutant.within <= 20])
+def test_a_protecting_step_is_missed_at_once(name: str) -> None:
+    assert found_by(name, MUTANTS[name].within)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, mutant in MUTANTS.items() if mutant.within > 20])
+def test_a_protecting_step_is_missed(name: str) -> None:
+    assert found_by(name, MUTANTS[name].within)
 
 
 def test_a_seed_replays_exactly() -> None:
