@@ -39,8 +39,7 @@ class Led:
         return [m for dst, m in ready.after if dst == src]
 
     def reaches(self, name: str) -> bool:
-        """Does the leader find the beginning of this empty log, in a conversation that begins with a heartbeat, and send
-        all that is committed?"""
+        """In a conversation that begins with a heartbeat: does this empty log get all that is committed?"""
         empty = Raft(RaftConfig(name, (), H * MS, E * MS), HardState(), Log(), boot=9, seed=2, now_ns=0, fresh=True)
         self.now += H
         said = [m for dst, m in self.raft.step(Tick(), self.now * MS).after if dst == name]
