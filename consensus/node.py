@@ -143,11 +143,10 @@ class Node:
             case PromiseReq(term):
                 if term == self.raft.term and src == self.raft.leader:
                     self._promise_wanted(term)
-            case PromiseResp(term, epoch, lsn, reason):
-                if self.notes is not None and term == self.notes.term == self.raft.term:
-                    self.notes.promises[src] = Position(epoch, lsn) if epoch >= 0 else NoPosition(reason)
-            case Observation(_, data):
-                self._observed(src, data, now_ns)
+            case PromiseResp():
+                self._promised(src, message)
+            case Observation(term, data):
+                self._observed(src, term, data, now_ns)
             case Forward(_, request_id, name, data):
                 ok, answer = requests.carry_out(self, name, json.loads(data), now_ns)
                 self.effects.append(Send(src, ForwardResp(self.raft.term, request_id, ok, canonical(answer))))
@@ -215,7 +214,7 @@ class Node:
                 self.told, self.told_cluster = {}, None
                 self.told_lease = TellLease(0, 0)
             case "node.observed":
-                self._observed(self.me, canonical(body), now_ns)
+                self._observed(self.me, self.raft.term, canonical(body), now_ns)
             case "node.frozen":
                 self._frozen(body)
             case "node.record":
@@ -433,6 +432,11 @@ class Node:
         elif self.answer is not None and self.raft.leader != self.me:
             self.effects.append(Send(self.raft.leader, self.answer))
 
+    def _promised(self, src: str, m: PromiseResp) -> None:
+        """To the leader; counts for its own term only."""
+        if self.notes is not None and m.term == self.notes.term:
+            self.notes.promises[src] = Position(m.epoch, m.lsn) if m.epoch >= 0 else NoPosition(m.reason)
+
     def _frozen(self, body: dict[str, Any]) -> None:
         """The parent says: nothing here is writable, no WAL comes in under an older grant, and this is the position."""
         term, epoch = int(body["term"]), int(body["epoch"])
@@ -506,14 +510,15 @@ class Node:
 
     # -- observations --------------------------------------------------------------------------------------------
 
-    def _observed(self, src: str, data: str, now_ns: int) -> None:
-        """From ourselves: one NodeStatus. From a member: one, or, if it leads, those of all."""
+    def _observed(self, src: str, term: int, data: str, now_ns: int) -> None:
+        """From ourselves: one NodeStatus. From a member: one, or, if it leads this term, those of all. What it said as
+        a follower of an earlier term may come late."""
         if src == self.me:
             if self.sightings.say(data, now_ns):
                 self.observe_at_ns = now_ns
         elif self.raft.role is Role.LEADER:
             self.sightings.take_in(src, data, now_ns)
-        elif src == self.raft.leader:
+        elif src == self.raft.leader and term == self.raft.term:
             self.sightings.take_in_all(data, now_ns)
 
     def _observe(self, now_ns: int) -> None:

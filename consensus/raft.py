@@ -322,8 +322,6 @@ class Raft:
         first_new, truncate_from = _difference(old, new)
         entries = new.between(first_new, new.last_index)
         committed = () if self.was_restored else new.between(self.saved.commit + 1, self.commit)
-        if self.was_restored:
-            committed = new.between(new.snapshot.index + 1, self.commit)
         # A higher commit alone is only a hint on disk: it is saved with whatever is saved next.
         must_save = (
             hard._replace(commit=0) != self.saved._replace(commit=0) or bool(entries) or truncate_from or snapshot
@@ -397,7 +395,9 @@ class Raft:
             if now >= self.election_at_ns and self._may_campaign():
                 self._start_election()
             elif now >= self.election_at_ns:
-                self.election_at_ns = now + self.config.election_ns  # a learner has nothing to do by the clock
+                # A learner does not campaign. But it must notice that nobody leads it any more: it may be out.
+                self._follow(self.term, "")
+                self.election_at_ns = now + self.config.election_ns
             return
         if self.transfer_until_ns and now >= self.transfer_until_ns:
             self._campaign_released()
@@ -583,7 +583,7 @@ class Raft:
         conflicting = self.log.term_at(prev_index)
         while index > self.commit and conflicting >= 0 and self.log.term_at(index) == conflicting:
             index -= 1
-        return max(index, self.commit)
+        return index
 
     def _on_snapshot(self, m: SnapshotReq) -> tuple[bool, int]:
         snapshot = m.snapshot
@@ -633,7 +633,8 @@ class Raft:
             request = SnapshotReq(self.term, self.boot, self.round, self.log.snapshot, self.commit)
             sent_up_to = self.log.snapshot.index
         else:
-            entries = self.log.between(progress.next, progress.next + ENTRIES_PER_MESSAGE_MAX - 1)
+            last = min(self._last_for(peer), progress.next + ENTRIES_PER_MESSAGE_MAX - 1)
+            entries = self.log.between(progress.next, last)
             request = AppendReq(self.term, self.boot, self.round, prev, prev_term, entries, self.commit)
             sent_up_to = prev + len(entries)
         # Optimistic: a lost message shows as a refusal of the next one.
@@ -641,6 +642,11 @@ class Raft:
         self.out_after.append((peer, request))
         if self.transfer_to == peer and progress.match == self.log.last_index:
             self.out_after.append((peer, TimeoutNow(self.term)))
+
+    def _last_for(self, peer: str) -> int:
+        """Who has no vote gets what is committed and no more. The log of a learner is then never newer than that of all
+        voters who are left: it could not campaign with it, and would refuse its vote where its vote is needed."""
+        return self.log.last_index if peer in self.members.voters else self.commit
 
     def _set_progress(self, peer: str, progress: Progress) -> None:
         self.progress = tuple((name, progress if name == peer else old) for name, old in self.progress)
@@ -664,7 +670,7 @@ class Raft:
         self._advance_commit()
         if self.commit > before:
             self._broadcast()  # followers act on what is committed: they should not wait for the next heartbeat
-        elif not m.ok or known.next <= self.log.last_index or src == self.transfer_to:
+        elif not m.ok or known.next <= self._last_for(src) or src == self.transfer_to:
             self._send_append(src, known)
 
     def _advance_commit(self) -> None:

@@ -142,7 +142,8 @@ class Steps:
     def _copy_again(self, event: str, reason: str) -> None:
         """This copy is of no use as it is. Once; then the reason stays in the log and the status for a person."""
         c, grant = self.c, self.c.followed
-        if grant is None or now_ns() < c.copy_again_ns:
+        # A copy that was called for under an older grant and never made is still called for.
+        if grant is None or (now_ns() < c.copy_again_ns and not c.local.needs_clone):
             c.log.once_per(event, 60).error(event, reason=reason, hint="look at log/postgres.log of this node")
             return
         c.copy_again_ns = now_ns() + COPY_AGAIN_MS * MS

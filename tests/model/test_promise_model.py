@@ -22,7 +22,7 @@ from consensus.messages import Entry
 from consensus.positions import Attach, Diverged, NoPosition
 from consensus.promotion import GRACE_MS, Situation, TakeGrant, decide
 from consensus.record import EpochStart, Position
-from tests.model.explore import Interner, Move, Outcome, State, ViolationError, explore
+from tests.model.explore import Interner, Label, Move, Outcome, State, ViolationError, explore
 
 NAMES = ("a", "b", "c")
 PERMUTATIONS = tuple(permutations(range(3)))
@@ -94,6 +94,15 @@ class World:
         ghost = Ghost(((1, (1,)),), ((1, ()),))
         return (*(self.hosts(h) for h in hosts), self.promises(()), self.ghosts(ghost), self.restarts)
 
+    def inspect(self, state: State) -> None:
+        """Everything is checked where it happens."""
+
+    def canon(self, state: State) -> State:
+        return state
+
+    def tell(self, label: Label) -> str:
+        return self.labels.values[label[0]]
+
     # -- the code under test -------------------------------------------------------------------------------------
 
     def cluster(self, log: tuple[int, ...]) -> ClusterState:
@@ -156,10 +165,10 @@ class World:
         promises, seen = self.promises(tuple(sorted(given))), self.ghosts(ghost)
         label = self.labels(story)
         if not self.symmetric:
-            return Move(label, (*new, promises, seen, restarts))
+            return Move((label,), (*new, promises, seen, restarts))
         # Nothing here knows a name except to tell it from another: of six states that differ in names only, one is kept.  # noqa: E501
         best = min((new[x], new[y], new[z], self._renamed(promises, (x, y, z))) for x, y, z in PERMUTATIONS)
-        return Move(label, (*best, seen, restarts))
+        return Move((label,), (*best, seen, restarts))
 
     def _renamed(self, promises: int, order: tuple[int, int, int]) -> int:
         known = self.renamed.get((promises, order))
@@ -294,7 +303,8 @@ class World:
         for epoch, acked in ghost.acked:
             if epoch < term and me.wal[: len(acked)] != acked:
                 raise ViolationError(
-                    f"the primary of epoch {term} lacks {acked}, acknowledged under epoch {epoch}", self.labels(story)
+                    f"the primary of epoch {term} lacks {acked}, acknowledged under epoch {epoch}",
+                    (self.labels(story),),
                 )
         start = EpochStart(term, len(me.wal), self.timeline(me.log, term))
         # An epoch of which it holds no byte is not part of its past.
@@ -350,7 +360,7 @@ class World:
         """What the primary tells its clients once one standby (k = 2) has flushed that much. Postgres compares LSNs."""
         done, epoch = primary.wal[: len(flushed)], primary.primary
         if flushed[: len(done)] != done:
-            raise ViolationError(f"{flushed} is counted as {done}", self.labels(story))
+            raise ViolationError(f"{flushed} is counted as {done}", (self.labels(story),))
         if not done or (self.rules.own_epoch_gate and done[-1] != epoch):
             return ghost
         known = dict(ghost.acked)
@@ -360,7 +370,7 @@ class World:
             if later > epoch and started[: len(done)] != done:
                 raise ViolationError(
                     f"{done} is acknowledged under epoch {epoch}, but the primary of epoch {later} started from {started}",  # noqa: E501
-                    self.labels(story),
+                    (self.labels(story),),
                 )
         known[epoch] = done
         return ghost._replace(acked=tuple(sorted(known.items())))
@@ -382,7 +392,7 @@ class World:
 
 def run(terms: int, records: int, restarts: int, rules: Rules | None = None, start: State | None = None) -> Outcome:
     world = World(terms, records, restarts, rules or Rules(), symmetric=True)
-    return explore(start or world.start(), world.successors, world.labels.values.__getitem__, states_max=400_000)
+    return explore(world, start=start, states_max=400_000)
 
 
 def run_from(
@@ -390,13 +400,13 @@ def run_from(
 ) -> Outcome:
     world = World(terms, records, 0, rules or Rules(), symmetric=True)
     start = (*(world.hosts(h) for h in hosts), world.promises(()), world.ghosts(ghost), 0)
-    return explore(start, world.successors, world.labels.values.__getitem__, states_max=400_000)
+    return explore(world, start=start, states_max=400_000)
 
 
 def story(terms: int, records: int, restarts: int) -> str:
     """A counterexample told with names that stay the same from step to step."""
     world = World(terms, records, restarts, Rules(), symmetric=False)
-    outcome = explore(world.start(), world.successors, world.labels.values.__getitem__, states_max=5_000_000)
+    outcome = explore(world, states_max=5_000_000)
     return outcome.report(f"T={terms}, {records} records, R={restarts}")
 
 

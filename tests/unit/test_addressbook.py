@@ -105,6 +105,14 @@ def test_one_that_moved_is_believed_however_little_it_knows() -> None:
     assert not known.introduce("c", Entry(3, "c:2", 21), 10)
 
 
+def test_one_that_moves_back_is_dialed_there() -> None:
+    book = AddressBook()
+    book.list_members((Member("b", 7, "old:1", "b:2", ""),), 10)
+    assert book.introduce("b", Entry(7, "new:1", 3), 10)
+    assert book.introduce("b", Entry(7, "old:1", 3), 10)
+    assert (book.current(), book.introduced) == ({"b": Entry(7, "old:1")}, {})
+
+
 def test_introductions_are_bounded() -> None:
     known = book()
     for n in range(INTRODUCED_MAX):

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from consensus import changes
-from consensus.cluster import Seat
+from consensus.cluster import Seat, canonical
 from consensus.effects import Removed, Save, Send, SendStranger, Tell
-from consensus.founding import Greeting, stranger_message
+from consensus.founding import Greeting, introduction, stranger_message
 from consensus.membership import WITNESS
-from consensus.messages import Hello, PromiseReq, PromiseResp
+from consensus.messages import Hello, Observation, PromiseReq, PromiseResp
 from consensus.node import COMPACT_AFTER_ENTRIES
 from consensus.positions import NoPosition
 from consensus.raft import Campaign, Role
@@ -575,3 +575,48 @@ def test_a_leader_that_moved_is_found_by_one_that_was_away() -> None:
     cluster.members["c"].up = True
     cluster.until(lambda: cluster.members["c"].state["leader"] == "a")
     cluster.until(lambda: cluster.members["c"].node.book.members["a"].address == "a:9")
+
+
+def test_what_a_follower_said_does_not_count_once_it_leads() -> None:
+    """Of a follower it is one observation, of a leader those of all; found by tests/sim."""
+    cluster = Cluster("a", "b", "c")
+    leader = cluster.open()
+    follower = next(n for n in "abc" if n != leader)
+    node = cluster.members[follower].node
+    before = node.sightings.all(cluster.now)
+    late = Observation(node.raft.term - 1, canonical({"role": "replica"}))
+    assert node.peer(leader, late, cluster.now) == []
+    assert node.sightings.all(cluster.now) == before
+
+
+def test_a_node_that_lost_its_state_is_sent_the_whole_log() -> None:
+    """What its former life had acknowledged says nothing of the new one; found by tests/sim."""
+    cluster = Cluster("a", "b", "c")
+    leader = cluster.open()
+    node = cluster.members[leader].node
+    lost = next(n for n in "abc" if n != leader)
+    assert node.raft.acknowledged(lost)[0] > 0
+    members = [m._replace(incarnation=2, role="learner") if m.name == lost else m for m in node.cluster.members]
+    body = {"members": [list(m) for m in members], "kind": "joined", "node": lost, "text": "", "at": ""}
+    cluster.members[lost].up = False
+    cluster.tell(leader, "node.propose", {"kind": "members/1", "body": body})
+    cluster.until(lambda: node.cluster.member(lost) == members["abc".index(lost)])
+    assert node.raft.acknowledged(lost) == (0, 0)
+
+
+def test_nobody_introduces_itself_to_itself() -> None:
+    """Another node that has taken our name: what it may be is for the log to say."""
+    cluster = Cluster("a", "b", "c")
+    cluster.open()
+    node = cluster.members["b"].node
+    before = node.book.current()
+    assert node.met("b", 9, Hello(1, introduction("elsewhere:1", 10**6)), cluster.now) == []
+    assert node.book.current() == before
+
+
+def test_one_that_was_removed_while_it_was_down_knows_it_from_its_own_log() -> None:
+    cluster = Cluster("a", "b", "c")
+    cluster.open()
+    machine = cluster.members["b"]
+    machine.node.cluster = replace(machine.node.cluster, removed=(Seat("b", 1),))
+    assert isinstance(machine.node.start(None, cluster.now)[0], Removed)

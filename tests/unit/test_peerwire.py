@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consensus import peerwire
-from consensus.messages import AppendReq, Entry, Hello, PeerMessage, PromiseResp, TimeoutNow, VoteReq
+from consensus.messages import AppendReq, Entry, Hello, PeerMessage, PromiseResp, TimeoutNow, VoteReq, VoteResp
 from consensus.peerwire import Envelope, PeerWireError, decode, encode
 from consensus.record import EpochStart, NodeRecord, Position
 
@@ -149,6 +149,14 @@ def test_the_sender_is_checked_too(wrong: Envelope) -> None:
         encode(wrong)
 
 
+@pytest.mark.parametrize("cut", [10, 61, 62, 63, 64])
+def test_a_frame_that_ends_within_its_header(cut: int) -> None:
+    whole = encode(envelope())
+    assert whole[61:65] == b"\1a\1b", "where the names are"
+    with pytest.raises(PeerWireError, match="shorter than a header" if cut < 61 else "ends within its header"):
+        decode(whole[:cut])
+
+
 def test_too_long() -> None:
     with pytest.raises(PeerWireError, match="at most"):
         decode(bytes(peerwire.FRAME_BYTES_MAX + 1))
@@ -164,6 +172,20 @@ def test_optional_fields_keep_their_class() -> None:
     got = peerwire.from_plain(NodeRecord, peerwire.to_plain(record))
     assert type(got.proof) is Position
     assert type(got.history[0]) is EpochStart
+
+
+@pytest.mark.parametrize(
+    ("kind", "plain", "why"),
+    [
+        (VoteResp, {"term": 1, "granted": 1}, "granted: needs a bool, not a int"),
+        (Hello, {"term": 1, "data": None}, "data: needs a str, not a NoneType"),
+        (NodeRecord, {"promised": 1, "history": {}, "proof": None, "marker": ""}, "history: needs a list, not a dict"),
+    ],
+    ids=["bool", "str", "list"],
+)
+def test_a_field_of_another_type(kind: type[tuple[Any, ...]], plain: dict[str, Any], why: str) -> None:
+    with pytest.raises(PeerWireError, match=why):
+        peerwire.from_plain(kind, plain)
 
 
 def test_a_message_class_with_a_field_that_can_not_travel_is_noticed_at_import() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from consensus.cluster import canonical
+from consensus.membership import LEARNER, VOTER, Member
 from consensus.messages import (
     AppendReq,
     AppendResp,
@@ -143,6 +145,16 @@ def test_a_stranger_is_answered_and_its_answers_never_count() -> None:
 def test_two_leaders_of_one_term_stop_the_process() -> None:
     with pytest.raises(RaftBugError, match="two leaders of term 1"):
         receive(led(), "b", append(1), 10)
+
+
+def test_jitter_is_spread_and_never_near_zero() -> None:
+    """The others' promises end a message delay after the candidate's own."""
+    waits = []
+    for seed in range(500):
+        raft = Raft(config("b"), HardState(), Log(), boot=7, seed=seed, now_ns=0, fresh=True)
+        waits.append(raft.election_at_ns - E * MS)
+    assert 300 * MS // 8 <= min(waits) < 60 * MS
+    assert 280 * MS < max(waits) < 300 * MS
 
 
 # -- holding to a promise
@@ -329,6 +341,37 @@ def test_a_late_timeout_now_is_void(term: int) -> None:
     assert (raft.term, raft.role, ready.after) == (2, Role.FOLLOWER, ())
 
 
+def test_a_timeout_now_of_an_earlier_term_is_void_even_from_the_leader() -> None:
+    """It released then, not now."""
+    raft = node("b")
+    receive(raft, "a", append(2, entries=(Entry(1, 2, "noop/1", ""),)), 10)
+    assert receive(raft, "a", TimeoutNow(1), 20).after == ()
+    assert raft.role is Role.FOLLOWER
+
+
+def test_a_target_whose_campaign_fails_tries_again_after_jitter_alone() -> None:
+    """The promise that bound it was to the leader that has released."""
+    raft = node("b")
+    receive(raft, "a", append(entries=(NOOP,)), 10)
+    receive(raft, "a", TimeoutNow(1), 20)
+    raft.step(Tick(), raft.election_at_ns)
+    assert raft.role is Role.PRECANDIDATE
+    assert raft.now_ns < (20 + 300) * MS
+
+
+def test_a_leader_that_resumed_and_released_does_not_wait_for_itself() -> None:
+    raft = node("a", HardState(1, "a", 1), Log(entries=(NOOP,)), now=10, fresh=False)
+    raft.resume()
+    receive(raft, "b", AppendResp(1, 7, raft.round, ok=True, match=1), 11)
+    raft.step(Release("b"), 12 * MS)
+    raft.step(Tick(), raft.wakeup_ns)
+    raft.step(Tick(), raft.transfer_until_ns)
+    assert raft.term == 2
+    raft.step(Tick(), raft.election_at_ns)
+    assert raft.role is Role.PRECANDIDATE
+    assert raft.now_ns < (10 + E) * MS
+
+
 def test_a_target_that_never_takes_over_is_overtaken() -> None:
     raft = led()
     raft.step(Release("b"), 50 * MS)
@@ -396,6 +439,59 @@ def test_progress_never_goes_backwards() -> None:
     assert dict(raft.progress)["b"].match == 1
 
 
+def test_an_answer_that_comes_late_takes_nothing_back() -> None:
+    five = ("a", "b", "c", "d", "e")
+    raft = node(voters=five)
+    raft.step(Tick(), 0)
+    for name in "bc":
+        receive(raft, name, PreVoteResp(0, 1, granted=True), 1)
+    for name in "bc":
+        receive(raft, name, VoteResp(1, granted=True), 2)
+    first = raft.round
+    raft.step(Propose("x/1", ""), 50 * MS)
+    second = raft.round
+    receive(raft, "b", AppendResp(1, 7, second, ok=True, match=2), 51)
+    receive(raft, "b", AppendResp(1, 7, first, ok=True, match=1), 52)
+    assert raft.acknowledged("b") == (2, 50 * MS)
+    assert raft.acknowledged("x") == (0, 0)
+    receive(raft, "c", AppendResp(1, 7, second, ok=True, match=2), 53)
+    assert (raft.commit, raft.lease_until_ns) == (2, (50 + L) * MS)
+
+
+def test_followers_are_told_of_a_commit_at_once() -> None:
+    raft = led()
+    raft.step(Propose("x/1", ""), 10 * MS)
+    ready = receive(raft, "b", AppendResp(1, 7, raft.round, ok=True, match=2), 11)
+    for peer in "bc":
+        [request] = sent(ready, peer)
+        assert isinstance(request, AppendReq)
+        assert request.commit == 2
+
+
+def test_a_shorter_log_is_tried_at_its_end() -> None:
+    raft = node("b", HardState(3), Log(entries=(NOOP, Entry(2, 1, "x/1", ""))))
+    assert sent(receive(raft, "a", append(3, (9, 3)), 1), "a") == [AppendResp(3, 9, 1, ok=False, match=2)]
+
+
+def test_a_learner_gets_what_is_committed_and_no_more() -> None:
+    """Found by the model: a learner with the newest entry of a lost leader refused its vote to the only one who could
+    win, and could not campaign itself."""
+    raft = led()
+    rows = [list(Member(name, 1, "", "", "", LEARNER if name == "c" else VOTER)) for name in VOTERS]
+    ready = raft.step(Propose("members/1", canonical({"members": rows})), 20 * MS)
+    assert [m.entries for m in sent(ready, "c") if isinstance(m, AppendReq)] == [()]
+    receive(raft, "b", AppendResp(1, 7, raft.round, ok=True, match=2), 30)
+    raft.step(Propose("x/1", ""), 40 * MS)
+    ready = receive(raft, "c", AppendResp(1, 7, raft.round, ok=False, match=1), 50)
+    [request] = sent(ready, "c")
+    assert isinstance(request, AppendReq)
+    assert ([e.index for e in request.entries], request.commit) == ([2], 2)
+    ready = receive(raft, "c", AppendResp(1, 7, raft.round, ok=True, match=2), 60)
+    assert sent(ready, "c") == [], "it has all that is for it"
+    ready = receive(raft, "b", AppendResp(1, 7, raft.round, ok=True, match=3), 70)
+    assert [[e.index for e in m.entries] for m in sent(ready, "c") if isinstance(m, AppendReq)] == [[3]]
+
+
 def test_a_message_of_an_older_term_is_answered_with_ours() -> None:
     raft = node("b", HardState(5))
     assert sent(receive(raft, "a", append(4), 1), "a") == [AppendResp(5, 9, 1, ok=False, match=0)]
@@ -433,6 +529,11 @@ def test_a_snapshot_drops_a_log_that_conflicts_and_keeps_one_that_agrees() -> No
         assert sent(ready, "a") == [AppendResp(3, 9, 1, ok=True, match=2)]
 
 
+def test_what_a_snapshot_covers_is_committed_whatever_the_hint_says() -> None:
+    raft = node("b", HardState(3, "", 2), Log(Snapshot(5, 3, "s")), fresh=False)
+    assert raft.commit == 5
+
+
 def test_an_old_snapshot_changes_nothing() -> None:
     raft = node("b")
     receive(raft, "a", append(1, entries=(NOOP, Entry(2, 1, "x/1", "")), commit=2), 1)
@@ -446,3 +547,12 @@ def test_a_clone_is_independent() -> None:
     other.step(Propose("x/1", ""), 20 * MS)
     assert raft.log.last_index == 1
     assert raft.key() != other.key()
+
+
+def test_a_learner_notices_that_nobody_leads_it() -> None:
+    """It does not campaign; but one that was removed while it was away has to find out (found by tests/sim)."""
+    learner = node("d")
+    receive(learner, "a", append(entries=(NOOP,)), 10)
+    assert learner.leader == "a"
+    learner.step(Tick(), learner.wakeup_ns)
+    assert (learner.role, learner.leader, learner.term) == (Role.FOLLOWER, "", 1)

@@ -1,0 +1,240 @@
+"""What must be true at every instant (safety.md, "Invariants"). Sees everything, as nobody in the cluster can.
+
+No clock of a node is trusted: what is said of time is said in true time, with the contract's own exceptions.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from consensus.messages import AppendReq, VoteResp
+from consensus.node import Node
+from consensus.raft import Role
+from consensus.record import Identity
+from consensus.write import Stored, Write
+from fencing.lease import MS, PROFILES
+from tests.sim.postgres import Postgres, State
+
+if TYPE_CHECKING:
+    from tests.sim.cluster import Simulation
+    from tests.sim.host import Host
+
+
+class Violation(AssertionError):  # it is what is reported, not an error of the simulator
+    """Something that safety.md rules out has happened."""
+
+
+class Stuck(Violation):
+    """Nothing is lost, and nothing moves."""
+
+
+class Crash(Violation):
+    """Something was raised that nobody expects."""
+
+
+class Reign(NamedTuple):
+    node: str
+    timeline: int
+    wal: tuple[int, ...]
+    """When it was promoted."""
+    may_lack: bool
+    """Data loss was accepted."""
+
+
+class Commit(NamedTuple):
+    record: int
+    end: int
+    """Index after it."""
+    epoch: int
+
+
+class Checks:
+    def __init__(self, world: Simulation) -> None:
+        self.world = world
+        self.leaders: dict[int, tuple[str, int]] = {}
+        self.votes: dict[tuple[str, int, int], str] = {}
+        self.durable: dict[tuple[str, int], tuple[int, str, int]] = {}
+        """By node: term, vote and promise as saved."""
+        self.committed: dict[int, tuple[int, str, str]] = {}
+        self.applied: dict[str, tuple[int, int]] = {}
+        self.reigns: dict[int, Reign] = {}
+        self.timelines: dict[int, int] = {}
+        self.commits: list[Commit] = []
+        self.lost: set[int] = set()
+        self.records = 0
+        self.leases: dict[str, tuple[int, int]] = {}
+
+    def fail(self, what: str) -> None:
+        self.world.note("CHECK", what)
+        raise Violation(what)
+
+    # -- Raft ----------------------------------------------------------------------------------------------------
+
+    def raft_started(self, host: Host, stored: Stored) -> None:
+        """Term, vote and promise never go back on disk."""
+        if stored.identity is None:
+            return
+        before = self.durable.get((stored.identity.name, stored.identity.incarnation))
+        if before is None:
+            return
+        term, vote, promised = before
+        hard = stored.hard
+        if hard.term < term or (hard.term == term and vote and hard.vote != vote) or stored.record.promised < promised:
+            self.fail(
+                f"{host.name} had term {term}, vote {vote!r}, promise {promised} on disk and now has {stored.hard}"
+            )
+
+    def saved(self, host: Host, identity: Identity, write: Write) -> None:
+        key = (identity.name, identity.incarnation)
+        term, vote, promised = self.durable.get(key, (0, "", 0))
+        if write.hard is not None:
+            if (write.hard.term, bool(write.hard.vote)) < (term, bool(vote)):
+                self.fail(f"{host.name} saves {write.hard} after term {term}, vote {vote!r}")
+            term, vote = write.hard.term, write.hard.vote
+        if write.record is not None:
+            if write.record.promised < promised:
+                self.fail(f"{host.name} saves promise {write.record.promised} after {promised}")
+            promised = write.record.promised
+        self.durable[key] = term, vote, promised
+
+    def said(self, host: Host, dst: str, message: VoteResp | AppendReq) -> None:
+        if isinstance(message, VoteResp):
+            if not message.granted:
+                return
+            key = (host.name, host.raft.identity.incarnation, message.term)
+            if self.votes.setdefault(key, dst) != dst:
+                self.fail(f"{host.name} votes for {self.votes[key]} and {dst} in term {message.term}")
+
+    def raft_turned(self, host: Host, node: Node) -> None:
+        raft = node.raft
+        if raft.role is Role.LEADER:
+            me = (host.name, node.identity.incarnation)
+            if self.leaders.setdefault(raft.term, me) != me:
+                self.fail(f"term {raft.term} has the leaders {self.leaders[raft.term][0]} and {host.name}")
+            if raft.lease_until_ns:
+                self._leased(host, raft.term, raft.lease_until_ns)
+        boot, applied = self.applied.get(host.name, (0, 0))
+        if boot == raft.boot and applied == node.applied:
+            return
+        first = applied + 1 if boot == raft.boot else node.applied + 1
+        for entry in raft.log.between(first, node.applied):
+            mine = (entry.term, entry.kind, entry.data)
+            if self.committed.setdefault(entry.index, mine) != mine:
+                self.fail(f"entry {entry.index} is {self.committed[entry.index][:2]} and, on {host.name}, {mine[:2]}")
+        self.applied[host.name] = raft.boot, node.applied
+
+    def _leased(self, host: Host, term: int, until_ns: int) -> None:
+        """The first lease of a term: no other may be running, nor its time to kill."""
+        is_first = self.leases.get(host.name, (0, 0))[0] != term
+        self.leases[host.name] = term, until_ns
+        for other in self.world.hosts.values() if is_first else ():
+            server, (old_term, old_until_ns) = other.postgres, self.leases.get(other.name, (0, 0))
+            if other is host or server is None or server.state is not State.PRIMARY or server.epoch != old_term:
+                continue
+            bound_ns = old_until_ns + PROFILES[self.world.profile].kill_bound_ms * MS
+            left_ms = (other.clock.true(bound_ns) - self.world.now) / MS
+            if left_ms > 0 and max(other.outside_bounds_until, host.outside_bounds_until) < self.world.now:
+                self.fail(
+                    f"{host.name} gets a lease of term {term}, {left_ms:.0f} ms before that of {other.name} is over"
+                )
+
+    # -- WAL -----------------------------------------------------------------------------------------------------
+
+    def old_record(self) -> int:
+        self.records += 1
+        return self.records
+
+    def record_made(self, host: Host, postgres: Postgres) -> int:
+        """A Postgres accepts a write: nobody else may, and the lease must not be over by more than the kill bound."""
+        self.one_writer(host)
+        self.lease_holds(host, postgres)
+        self.records += 1
+        return self.records
+
+    def one_writer(self, host: Host) -> None:
+        for other in self.world.hosts.values():
+            found = other.postgres
+            if other is host or found is None or not found.accepts:
+                continue
+            if max(other.outside_bounds_until, host.outside_bounds_until) < self.world.now:
+                self.fail(f"{other.name} and {host.name} both accept writes")
+
+    def lease_holds(self, host: Host, postgres: Postgres) -> None:
+        term, until_ns = self.leases.get(host.name, (0, 0))
+        late_ns = host.now() - until_ns - PROFILES[self.world.profile].kill_bound_ms * MS
+        if (term != postgres.epoch or late_ns > 0) and host.outside_bounds_until < self.world.now:
+            if term > postgres.epoch:
+                return  # the leader of a newer term looks at its own, older lease: below, by the clock of the others
+            self.fail(
+                f"{host.name} accepts a write of epoch {postgres.epoch}, {late_ns / MS:.0f} ms after L + F of {term}"
+            )
+
+    def promoted(self, host: Host, postgres: Postgres, epoch: int) -> None:
+        directory = postgres.directory
+        postgres.epoch = epoch
+        self.world.counts["promotions"] += 1
+        self.world.note(
+            host.name, f"Postgres is primary: epoch {epoch}, timeline {directory.timeline}, at {directory.end}"
+        )
+        if self.timelines.setdefault(directory.timeline, epoch) != epoch:
+            self.fail(f"timeline {directory.timeline} of epoch {self.timelines[directory.timeline]} is used by {epoch}")
+        if epoch in self.reigns:
+            self.fail(f"epoch {epoch} begins twice, on {self.reigns[epoch].node} and on {host.name}")
+        may_lack = self.world.commit == "async"
+        reign = Reign(host.name, directory.timeline, tuple(directory.wal), may_lack)
+        self.reigns[epoch] = reign
+        for commit in self.commits:
+            if commit.epoch < epoch:
+                self._contained(commit, epoch, reign)
+        self.one_writer(host)
+
+    def _contained(self, commit: Commit, epoch: int, reign: Reign) -> None:
+        held = len(reign.wal) >= commit.end and reign.wal[commit.end - 1] == commit.record
+        if held or commit.record in self.lost:
+            return
+        if reign.may_lack:
+            self.lost.add(commit.record)
+            return
+        self.fail(
+            f"commit {commit.record}, acknowledged in epoch {commit.epoch}, is missing from epoch {epoch}, {reign.node}"
+        )
+
+    def acknowledged(self, host: Host, postgres: Postgres, index: int, record: int) -> None:
+        commit = Commit(record, index, postgres.epoch)
+        self.commits.append(commit)
+        self.world.counts["commits"] += 1
+        for epoch, reign in self.reigns.items():
+            if epoch > commit.epoch:
+                self._contained(commit, epoch, reign)
+        if self.world.commit != "async" and not self._held_by_enough(postgres, index, record):
+            self.fail(f"{host.name} acknowledges {record} at {index} of epoch {postgres.epoch}: too few have it")
+
+    def _held_by_enough(self, postgres: Postgres, index: int, record: int) -> bool:
+        """By one of the rules it was told; only the incarnation that a seat is for fills it."""
+        holders = set()
+        for host in self.world.hosts.values():
+            directory = host.directory
+            if directory is None or directory.mark is None or not directory.whole:
+                continue
+            if directory.flushed >= index and directory.wal[index - 1] == record:
+                holders.add((host.name, directory.mark[0]))
+        groups = [group for names in postgres.rules for group in names.groups]
+        return any(sum(tuple(seat) in holders for seat in group.members) >= group.k for group in groups)
+
+    def ended(self, host: Host, postgres: Postgres) -> None:
+        if postgres.epoch:
+            self.world.note(host.name, f"Postgres of epoch {postgres.epoch} is gone")
+
+    # -- the end -------------------------------------------------------------------------------------------------
+
+    def everything_is_there(self) -> None:
+        """Once a primary is open and all is quiet."""
+        primaries = [
+            h for h in self.world.hosts.values() if h.postgres is not None and h.postgres.state is State.PRIMARY
+        ]
+        for host in primaries:
+            assert host.postgres is not None
+            wal = host.postgres.directory.wal
+            for commit in self.commits:
+                if commit.record not in self.lost and (len(wal) < commit.end or wal[commit.end - 1] != commit.record):
+                    self.fail(f"commit {commit.record} is not on the last primary, {host.name}")

@@ -1,0 +1,56 @@
+"""The disk under the Raft store: the shipped `Store` on a file system that keeps what was synced, and any of the rest.
+
+`tests.disk.Disk` is that file system; here is only what a whole cluster asks of it.
+"""
+
+from __future__ import annotations
+
+from consensus.storage import Store
+from tests.disk import Disk, at_random
+from tests.sim.world import World
+
+BOUNDARIES_OF_A_SAVE = 14
+"""About so many times a save writes or syncs."""
+
+
+class RaftDisk:
+    """Survives its processes."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self._disk = self._new()
+
+    def _new(self) -> Disk:
+        return Disk(lies=self.world.mutant == "fsync-lies")
+
+    def open(self) -> Store:
+        """Raises StorageError."""
+        return self._disk.open_store()
+
+    @property
+    def full(self) -> bool:
+        return self._disk.full_after_bytes is not None
+
+    def fill(self) -> None:
+        self._disk.full_after_bytes = self.world.dice.randrange(20_000)
+
+    def make_room(self) -> None:
+        self._disk.full_after_bytes = None
+
+    def fail_within_a_save(self) -> None:
+        """The power goes at one of the next write boundaries: see `is_off`."""
+        self._disk.cut_at = self._disk.boundaries + self.world.dice.randrange(1, BOUNDARIES_OF_A_SAVE)
+
+    @property
+    def is_off(self) -> bool:
+        return self._disk.off
+
+    def kill(self) -> None:
+        """Its process is gone; what it wrote can still be read."""
+        self._disk.kill()
+
+    def power_cut(self) -> None:
+        self._disk.power_cut(at_random(self.world.dice.getrandbits(32)))
+
+    def wipe(self) -> None:
+        self._disk = self._new()

@@ -1,0 +1,409 @@
+"""What goes wrong: one line of chance per kind, each of which ends by itself. The seed chooses kinds and pace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from consensus import changes
+from consensus.membership import LEARNER, VOTER, WITNESS
+from fencing import deadman as machine
+from fencing.lease import MS
+from tests.sim.clock import DRIFT_PPM_MAX
+from tests.sim.mutants import MUTANTS
+from tests.sim.network import CONTROL, DATA, Weather
+from tests.sim.postgres import State
+from tests.sim.process import Process
+
+if TYPE_CHECKING:
+    from tests.sim.cluster import Simulation
+    from tests.sim.host import Host
+
+SECOND = 1_000 * MS
+Kind = Callable[[], None]
+
+
+class Faults:
+    def __init__(self, world: Simulation) -> None:
+        self.world = world
+        self.on = False
+        self.kinds: list[str] = []
+        self.pace_ms = 1_000
+        self.wiped = ""
+        """Whose copy or state is being made anew: no second one before that has ended."""
+        self.all: dict[str, Kind] = {
+            "kill": self._kill,
+            "kill-raft": lambda: self._kill("raft"),
+            "kill-node": self._kill_node,
+            "freeze": self._freeze,
+            "freeze-control": self._freeze_control,
+            "freeze-machine": self._freeze_machine,
+            "freeze-postgres": self._freeze_postgres,
+            "pause-vm": self._pause_vm,
+            "partition": self._partition,
+            "isolate": self._isolate,
+            "one-way": self._one_way,
+            "bridge": self._bridge,
+            "flap": self._flap,
+            "weather": self._weather,
+            "drift": self._drift,
+            "wall-clock": self._wall_clock,
+            "power-cut": self._power_cut,
+            "power-cut-all": self._power_cut_all,
+            "power-cut-in-save": self._power_cut_in_save,
+            "disk-full": self._disk_full,
+            "wipe": self._wipe,
+            "wipe-raft": lambda: self._wipe("raft"),
+            "divergence": self._divergence,
+            "pause-replay": self._pause_replay,
+            "restart": self._restart,
+            "switchover": self._switchover,
+            "failover": self._failover,
+            "join": self._join,
+            "remove": self._remove,
+            "replace": self._replace,
+            "hang-promotion": self._hang_promotion,
+            "crash-after-save": self._crash_after_save,
+        }
+
+    def begin(self) -> None:
+        dice = self.world.dice
+        self.on = True
+        names = sorted(self.all)
+        self.kinds = dice.sample(names, dice.choice((1, 2, 3, 5, 8, 12)))
+        self.pace_ms = dice.choice((400, 1_000, 2_500, 5_000))
+        if self.world.mutant:
+            mutant = MUTANTS[self.world.mutant]
+            self.kinds, self.pace_ms = list(mutant.kinds), min(self.pace_ms, 1_500)
+            self.world.network.weather = mutant.weather
+        self.world.note("world", f"faults: {', '.join(self.kinds)}; every {self.pace_ms} ms")
+        self._next()
+
+    def _next(self) -> None:
+        world = self.world
+        world.after(world.dice.randrange(self.pace_ms // 3, self.pace_ms * 2) * MS, self._one)
+
+    def _one(self) -> None:
+        if not self.on:
+            return
+        kind = self.world.dice.choice(self.kinds)
+        self.all[kind]()
+        self._next()
+
+    def did(self, kind: str, what: str) -> None:
+        self.world.counts[f"fault {kind}"] += 1
+        self.world.note("FAULT", f"{kind}: {what}")
+
+    def end(self) -> None:
+        """Everything heals; what was down comes up."""
+        world = self.world
+        self.on = False
+        world.network.heal()
+        for host in world.hosts.values():
+            host.raft_disk.make_room()
+            host.crash_after_save = False
+            host.clock.go_on(world.now) if host.clock.stopped else None
+            for process in host.processes:
+                if process.alive and process.frozen:
+                    process.thaw()
+            if host.postgres is not None:
+                host.postgres.hangs_in_promotion = False
+                if host.postgres.paused:
+                    host.postgres.process.post(0, host.postgres.resume)
+            world.after(world.between(1_000, 500_000), host.start)
+
+    # -- whom ----------------------------------------------------------------------------------------------------
+
+    def _any(self) -> Host:
+        return self.world.dice.choice(list(self.world.hosts.values()))
+
+    def _likely_primary(self) -> Host:
+        found = self.world.primary()
+        return found if found is not None and self.world.chance(0.6) else self._any()
+
+    def _ms(self, low: int, high: int) -> int:
+        return self.world.dice.randrange(low, high)
+
+    # -- processes -----------------------------------------------------------------------------------------------
+
+    def _kill(self, which: str = "") -> None:
+        host = self._likely_primary()
+        which = which or self.world.dice.choice(("raft", "raft", "watchdog", "postgres", "parent", "both children"))
+        self.did("kill", f"{which} of {host.name}")
+        if which == "parent":
+            host.parent_ended()
+        if which in ("raft", "both children"):
+            host.raft_ended(-9)
+        if which in ("watchdog", "both children") and host.watchdog_process.alive:
+            host.watchdog_ended()
+        if which == "postgres" and host.postgres is not None:
+            host.postgres.end()
+
+    def _kill_node(self) -> None:
+        host = self._likely_primary()
+        self.did("kill-node", host.name)
+        host.watchdog_process.end()
+        if host.postgres is not None:
+            host.postgres.end()
+        host.parent_ended()
+
+    def _freeze(self) -> None:
+        host, dice = self._likely_primary(), self.world.dice
+        three = (host.parent_process, host.raft_process, host.watchdog_process)
+        which = tuple(dice.sample(three, dice.choices((1, 2, 3), (5, 3, 3))[0]))
+        self._freeze_these("freeze", host, which, self._ms(50, 6_000))
+
+    def _freeze_these(self, kind: str, host: Host, which: tuple[Process, ...], ms: int) -> None:
+        self.did(kind, f"{', '.join(p.name for p in which)} of {host.name} for {ms} ms")
+        host.freeze(which, ms * MS)
+        if all(p.frozen for p in (host.parent_process, host.raft_process, host.watchdog_process)):
+            host.outside_bounds_until = max(host.outside_bounds_until, self.world.now + (ms + 1_000) * MS)
+
+    def _freeze_control(self) -> None:
+        """All three; Postgres goes on. Then only the quorum protects (invariant 2)."""
+        host = self._likely_primary()
+        three = (host.parent_process, host.raft_process, host.watchdog_process)
+        self._freeze_these("freeze-control", host, three, self._ms(1_000, 9_000))
+
+    def _freeze_machine(self) -> None:
+        host = self._likely_primary()
+        self._freeze_these("freeze-machine", host, host.processes, self._ms(50, 6_000))
+
+    def _freeze_postgres(self) -> None:
+        host = self._any()
+        self._freeze_these("freeze-postgres", host, (host.postgres_process,), self._ms(50, 6_000))
+
+    def _pause_vm(self) -> None:
+        """Its clock does not know."""
+        host, ms = self._likely_primary(), self._ms(50, 6_000)
+        if host.clock.stopped:
+            return
+        self.did("pause-vm", f"{host.name} for {ms} ms")
+        host.clock.stop(self.world.now)
+        host.freeze(host.processes, ms * MS + 1)
+        host.outside_bounds_until = max(host.outside_bounds_until, self.world.now + (ms + 4_000) * MS)
+        self.world.after(ms * MS, lambda: host.clock.go_on(self.world.now) if host.clock.stopped else None)
+
+    def _crash_after_save(self) -> None:
+        host = self._any()
+        self.did("crash-after-save", host.name)
+        host.crash_after_save = True
+
+    def _restart(self) -> None:
+        """SIGTERM to the parent: it hands over, stops cleanly, and is started again."""
+        host = self._likely_primary()
+        self.did("restart", host.name)
+        if host.parent_process.alive:
+            host.parent_process.post(0, host.parent.stop)
+
+    # -- network -------------------------------------------------------------------------------------------------
+
+    def _planes(self) -> tuple[str, ...]:
+        return self.world.dice.choice(((CONTROL, DATA), (CONTROL, DATA), (CONTROL,), (DATA,)))
+
+    def _cut(self, planes: tuple[str, ...], pairs: list[tuple[str, str]], ms: int) -> None:
+        network, world = self.world.network, self.world
+        for plane in planes:
+            for src, dst in pairs:
+                network.cut(plane, src, dst)
+
+        def heal() -> None:
+            for plane in planes:
+                for src, dst in pairs:
+                    network.cuts.pop((plane, src, dst), None)
+
+        world.after(ms * MS, heal)
+
+    def _partition(self) -> None:
+        names, dice = list(self.world.hosts), self.world.dice
+        dice.shuffle(names)
+        at = dice.randrange(1, len(names))
+        left, right = names[:at], names[at:]
+        ms, planes = self._ms(200, 8_000), self._planes()
+        self.did("partition", f"{left} | {right}, {'+'.join(planes)} for {ms} ms")
+        self._cut(planes, [p for a in left for b in right for p in ((a, b), (b, a))], ms)
+
+    def _isolate(self) -> None:
+        host, ms, planes = self._likely_primary(), self._ms(200, 8_000), self._planes()
+        self.did("isolate", f"{host.name}, {'+'.join(planes)} for {ms} ms")
+        others = [n for n in self.world.hosts if n != host.name]
+        self._cut(planes, [p for n in others for p in ((n, host.name), (host.name, n))], ms)
+
+    def _one_way(self) -> None:
+        src, dst = self.world.dice.sample(list(self.world.hosts), 2)
+        ms, planes = self._ms(200, 8_000), self._planes()
+        self.did("one-way", f"{src} -> {dst}, {'+'.join(planes)} for {ms} ms")
+        self._cut(planes, [(src, dst)], ms)
+
+    def _bridge(self) -> None:
+        """One node sees everybody, the others do not see each other."""
+        bridge, ms, planes = self._any().name, self._ms(500, 8_000), self._planes()
+        others = [n for n in self.world.hosts if n != bridge]
+        self.did("bridge", f"only {bridge} sees all, {'+'.join(planes)} for {ms} ms")
+        self._cut(planes, [(a, b) for a in others for b in others if a != b], ms)
+
+    def _flap(self) -> None:
+        host = self._any()
+        self.did("flap", host.name)
+        others = [n for n in self.world.hosts if n != host.name]
+        pairs = [p for n in others for p in ((n, host.name), (host.name, n))]
+        at = 0
+        for _ in range(self._ms(2, 7)):
+            at += self._ms(100, 1_200)
+            self.world.after(at * MS, lambda: self._cut((CONTROL, DATA), pairs, self._ms(50, 900)) if self.on else None)
+
+    def _weather(self) -> None:
+        dice, ms = self.world.dice, self._ms(500, 8_000)
+        weather = Weather(
+            dice.choice((0.0, 0.02, 0.1, 0.3)), dice.choice((0.0, 0.1, 0.3)), dice.choice((0.0, 0.1, 0.5)),
+            dice.choice((20, 100, 500)),
+        )  # fmt: skip
+        self.did("weather", f"{weather} for {ms} ms")
+        self.world.network.weather = weather
+        self.world.after(ms * MS, lambda: setattr(self.world.network, "weather", Weather()))
+
+    def _divergence(self) -> None:
+        """A primary that goes on writing what nobody gets, and is then replaced."""
+        host = self.world.primary()
+        if host is None:
+            return
+        others = [n for n in self.world.hosts if n != host.name]
+        ms = self._ms(300, 1_500)
+        self.did("divergence", f"nobody hears the WAL of {host.name} for {ms} ms, then it is cut off")
+        self._cut((DATA,), [(host.name, n) for n in others], ms)
+        pairs = [p for n in others for p in ((n, host.name), (host.name, n))]
+        self.world.after(
+            (ms - 100) * MS, lambda: self._cut((CONTROL, DATA), pairs, self._ms(2_000, 6_000)) if self.on else None
+        )
+
+    # -- clocks --------------------------------------------------------------------------------------------------
+
+    def _drift(self) -> None:
+        host, dice = self._any(), self.world.dice
+        ppm = dice.choice((-DRIFT_PPM_MAX, DRIFT_PPM_MAX, dice.randrange(-DRIFT_PPM_MAX, DRIFT_PPM_MAX)))
+        self.did("drift", f"{host.name} {ppm} ppm")
+        if not host.clock.stopped:
+            host.clock.drift(self.world.now, ppm)
+
+    def _wall_clock(self) -> None:
+        host, by_s = self._any(), self.world.dice.choice((-3600, 3600, 1))
+        self.did("wall-clock", f"{host.name} by {by_s} s")
+        host.watchdog_process.post(0, lambda: host.watchdog.hear(machine.ClockJumped(by_s * SECOND)))
+
+    # -- disks ---------------------------------------------------------------------------------------------------
+
+    def _power_cut(self) -> None:
+        host, ms = self._likely_primary(), self._ms(100, 6_000)
+        self.did("power-cut", f"{host.name} for {ms} ms")
+        host.power_cut(back_after_ns=ms * MS)
+
+    def _power_cut_all(self) -> None:
+        hosts = list(self.world.hosts.values())
+        share = self.world.dice.choice((0.6, 1.0))
+        self.did("power-cut-all", f"{share:.0%}")
+        for host in hosts:
+            if self.world.chance(share):
+                host.power_cut(back_after_ns=self._ms(100, 3_000) * MS)
+
+    def _power_cut_in_save(self) -> None:
+        host = self._likely_primary()
+        self.did("power-cut-in-save", host.name)
+        host.raft_disk.fail_within_a_save()
+
+    def _disk_full(self) -> None:
+        host, ms = self._likely_primary(), self._ms(200, 5_000)
+        self.did("disk-full", f"{host.name} for {ms} ms")
+        host.raft_disk.fill()
+        self.world.after(ms * MS, host.raft_disk.make_room)
+
+    def _wipe(self, what: str = "") -> None:
+        """One at a time: two wiped copies may be all that held a commit."""
+        host = self._any()
+        what = what or self.world.dice.choice(("raft", "data", "both"))
+        if not self.may_wipe(host):
+            return
+        self.did("wipe", f"{what} of {host.name}")
+        self.wiped = host.name
+        back = self._ms(200, 4_000) * MS
+        host.power_cut(back_after_ns=back)
+        if what in ("data", "both"):
+            host.directory = host.new_directory = None
+        if what in ("raft", "both"):
+            host.raft_disk.wipe()
+
+    def may_wipe(self, host: Host) -> bool:
+        world = self.world
+        primary = world.primary()
+        if primary is None or primary.raft.node is None or host.removed:
+            return False
+        cluster = primary.raft.node.cluster
+        member = cluster.member(host.name)
+        if member is None or not changes.at_rest(cluster) or len([m for m in cluster.members if m.has_data]) < 3:
+            return False
+        healthy = all(self._is_whole(world.hosts[m.name], primary) for m in cluster.members)
+        if healthy:
+            self.wiped = ""
+        return healthy
+
+    def _is_whole(self, host: Host, primary: Host) -> bool:
+        server = primary.postgres
+        if host is primary or host.role == WITNESS or server is None:
+            return host.raft_process.alive
+        streams = any(s.target.node == host.name and not s.forks for s in server.senders)
+        return (
+            streams and host.raft_process.alive and host.parent_process.alive and host.parent.view.record.proof is None
+        )
+
+    # -- Postgres ------------------------------------------------------------------------------------------------
+
+    def _pause_replay(self) -> None:
+        standbys, ms = self.world.standbys(), self._ms(500, 6_000)
+        if not standbys:
+            return
+        host = self.world.dice.choice(standbys)
+        server = host.postgres
+        if server is None or server.state is not State.STANDBY:
+            return
+        self.did("pause-replay", f"{host.name} for {ms} ms")
+        server.paused = True
+        server.process.post(ms * MS, server.resume)
+
+    def _hang_promotion(self) -> None:
+        for host in self.world.standbys():
+            if host.postgres is not None and self.world.chance(0.4):
+                self.did("hang-promotion", host.name)
+                host.postgres.hangs_in_promotion = True
+
+    # -- people --------------------------------------------------------------------------------------------------
+
+    def _ask(self, name: str, body: dict[str, Any]) -> None:
+        host = self._any()
+        if host.parent_process.alive:
+            self.did(name, f"{body} at {host.name}")
+            request = {"name": name, "body": body}
+            host.parent_process.post(0, lambda: host.parent.tell_raft("admin.request", request, "person"))
+
+    def _switchover(self) -> None:
+        to = self._any().name if self.world.chance(0.5) else ""
+        self._ask("switchover", {"to": to} if to else {})
+
+    def _failover(self) -> None:
+        self._ask("failover", {"to": self._any().name} if self.world.chance(0.5) else {})
+
+    def _join(self) -> None:
+        world = self.world
+        free = [n for n in ("f", "g") if n not in world.hosts]
+        if not free:
+            return
+        role = world.dice.choice((VOTER, VOTER, LEARNER, WITNESS))
+        self.did("join", f"{free[0]} as {role}")
+        world.add_host(free[0], role, (), f"{self._any().name}:1")
+
+    def _remove(self) -> None:
+        if len([h for h in self.world.hosts.values() if not h.removed]) > 3 or self.world.chance(0.1):
+            self._ask("member.remove", {"name": self._any().name})
+
+    def _replace(self) -> None:
+        joined = [h.name for h in self.world.hosts.values() if h.join and not h.removed]
+        if joined:
+            self._ask("member.replace", {"name": self._any().name, "by": self.world.dice.choice(joined)})

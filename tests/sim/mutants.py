@@ -1,0 +1,94 @@
+"""Negative controls: the cluster with one protecting step switched off. Each must be found within a few seeds.
+
+Some are switches in the model (search for the name), those of shipped code are variants of it, here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from consensus.node import Campaigning, Node
+from consensus.promotion import Situation
+from consensus.raft import Raft
+from consensus.record import Position
+from consensus.write import Write
+from tests.sim.network import Weather
+
+if TYPE_CHECKING:
+    from tests.sim.host import Host
+    from tests.sim.world import World
+
+
+class Mutant(NamedTuple):
+    text: str
+    kinds: tuple[str, ...]
+    """Faults under which it shows; others would only make it take longer."""
+    weather: Weather = Weather()
+    """From the beginning."""
+    within: int = 20
+    """It is found by one of so many seeds, from 1 on."""
+
+
+FROZEN = ("freeze-control", "pause-vm", "isolate")
+MUTANTS: dict[str, Mutant] = {
+    "promise-without-freeze": Mutant("a promise is given, and the WAL receiver goes on", FROZEN),
+    "no-watchdog-no-promise": Mutant("the watchdog never acts, and a promise does not stop WAL", FROZEN),
+    "no-watchdog": Mutant("the watchdog never acts", ("freeze",)),
+    "vote-not-persisted": Mutant(
+        "term and vote are told before they are on disk", ("power-cut-all", "kill-raft", "isolate"), Weather(0.1)
+    ),
+    "lease-from-the-reply": Mutant(
+        "a lease counts from when the acknowledgement came in", ("isolate", "drift"), Weather(slow=0.5, slow_ms=400)
+    ),
+    "no-wait-at-restart": Mutant("a restarted voter votes at once", ("kill-raft", "bridge")),
+    "names-without-epoch": Mutant("application names do not carry the epoch", ("divergence", "power-cut")),
+    "divergence-unchecked": Mutant("a standby attaches whatever WAL it holds", ("divergence", "isolate")),
+    "amnesiac-counted": Mutant(
+        "a node without its Raft state comes back as who it was", ("wipe-raft", "kill-node", "partition")
+    ),
+    "fsync-lies": Mutant("the disk says that it has synced, and has not", ("power-cut", "power-cut-all")),
+    "names-unproven": Mutant("the sync group changes before its names are in force", ("join", "remove", "kill-node")),
+    "lsn-without-epoch": Mutant("positions are compared by LSN alone", ("divergence", "isolate", "partition")),
+    "position-before-all-is-read": Mutant(
+        "a restarted standby says how far it has replayed", ("power-cut-all", "kill")
+    ),
+    "no-slots": Mutant("nothing keeps a standby from being counted twice", ("flap", "one-way", "kill-node")),
+}
+
+
+class _LeaseFromTheReply(Raft):
+    __slots__ = ()
+
+    def _earn_lease(self) -> None:
+        before = self.lease_from_ns
+        super()._earn_lease()
+        if self.lease_from_ns != before:
+            self.lease_from_ns = self.now_ns
+
+
+class _LsnWithoutEpoch(Node):
+    def situation(self, notes: Campaigning, now_ns: int) -> Situation:
+        found = super().situation(notes, now_ns)
+        flat = {n: Position(0, p.lsn) if isinstance(p, Position) else p for n, p in found.promises.items()}
+        return replace(found, promises=flat)
+
+
+def core(world: World) -> type[Raft]:
+    return _LeaseFromTheReply if world.mutant == "lease-from-the-reply" else Raft
+
+
+def node(world: World) -> type[Node]:
+    return _LsnWithoutEpoch if world.mutant == "lsn-without-epoch" else Node
+
+
+def drops(world: World, write: Write) -> bool:
+    """Is this not written?"""
+    return world.mutant == "vote-not-persisted" and write.hard is not None and not (write.entries or write.snapshot)
+
+
+def incarnation(world: World, host: Host) -> int:
+    fresh = world.dice.randrange(1, 1 << 62)
+    if world.mutant == "amnesiac-counted":
+        return sum(ord(c) << 8 * i for i, c in enumerate(host.name))
+    return fresh
