@@ -132,7 +132,7 @@ def load(
     name = values.get("name", parse_name, default_name(facts.hostname))
     listen = values.get("listen", parse_address, Address("127.0.0.1", 7400))
     join = _joins(values, name, listen)
-    peers = values.get("peers", parse_peers, ())
+    peers = values.get("peers", parse_peers, ()) if join is None else ()
     if peers and name not in {peer.name for peer in peers}:
         raise UsageError(
             f"this node is called {name!r} ({values.source('name')}), and --peers names only "
@@ -191,9 +191,9 @@ def load(
 def _joins(values: Values, name: str, listen: Address) -> Address | None:
     """Whom to ask to be let in; None: this node founds a cluster (or belongs to one already)."""
     join = values.get("join", parse_address, None)
-    if join is None:
+    if join is None or values.beats("peers", "join"):
         return None
-    if "peers" in values:
+    if "peers" in values and not values.beats("join", "peers"):
         raise UsageError(
             f"--join ({values.source('join')}) and --peers ({values.source('peers')}) exclude each other",
             "--peers founds a new cluster, --join asks a running one to let this node in: leave one of them out",

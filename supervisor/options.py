@@ -151,6 +151,13 @@ class Values:
     def source(self, key: str) -> str:
         return self.given[key].source if key in self.given else "default"
 
+    def beats(self, key: str, other: str) -> bool:
+        """Was `key` given closer to the command line than `other`? Of two that exclude each other that one counts."""
+        return self._closeness(key) > self._closeness(other)
+
+    def _closeness(self, key: str) -> int:
+        return ("default", "key", "environment", "flag").index(self.source(key).partition(" ")[0])
+
     def get(self, key: str, parse: Callable[[str], T], default: D) -> T | D:
         """The parsed value of `key`, or `default`; raises `UsageError` naming the source."""
         given = self.given.get(key)

@@ -34,7 +34,7 @@ from tests.cluster.world import World
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BY_HAND, HOSTS = "Three nodes by hand, on one machine", "Three hosts"
+BY_HAND, HOSTS, MEMBERS = "Three nodes by hand, on one machine", "Three hosts", "Adding and removing nodes"
 RUN_BY = {
     "bin/demo": "test_the_demo",
     "bin/test": "test_what_bin_test_and_bin_bench_are_given",
@@ -43,6 +43,7 @@ RUN_BY = {
     "bin/pgr status": BY_HAND, "bin/pgr uri": BY_HAND, "bin/pgr switchover": BY_HAND,
     "pgr status": BY_HAND, "pgr uri": BY_HAND, "kill": BY_HAND,
     "pgr key": HOSTS, "pgr-supervise": HOSTS,
+    "bin/pgr member": MEMBERS, "pgr member": MEMBERS,
     "pgr failover": "test_refusals.py",
     "uv tool": "test_wheel.py", "uv build": "test_packaging.py",
 }  # fmt: skip
@@ -160,26 +161,57 @@ def lose_the_primary_and_start_it_again(world: World, uri: str) -> Writer:
     return writer
 
 
+class ByHand:
+    """The cluster of that section, started as it is written."""
+
+    def __init__(self, world: World) -> None:
+        self.world, self.place = world, world.home / "pgr"
+        extra = LocalNode(world.home, "d", free_ports(3))
+        self.plain = [*world.nodes, extra]
+        setup, *starts, self.asked = fenced(self.here(section(BY_HAND)))
+        shell(setup)
+        self.exports = [command for command in commands(setup) if command.startswith("export ")]
+        assert len(self.exports) == 2
+        world.password = (self.place / "password").read_text().strip()
+        world.nodes = [self.terminal(node, start) for node, start in zip(self.plain, starts, strict=False)]
+        world.start()
+        world.wait_writable(standbys=2)
+
+    def here(self, text: str) -> str:
+        text = text.replace("/tmp/pgr", str(self.place))
+        for number, node in enumerate(self.plain):
+            for written, port in ((7401, node.listen_port), (5441, node.pg_port), (8001, node.http_port)):
+                text = text.replace(str(written + number), str(port))
+        return text
+
+    def terminal(self, node: LocalNode, start: str) -> Terminal:
+        ports = (node.listen_port, node.pg_port, node.http_port)
+        return Terminal(self.place, node.name, ports, typed(self.exports, start.strip()))
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_adding_and_removing_nodes(make_world: Callable[..., World]) -> None:
+    world = make_world()
+    by_hand = ByHand(world)
+    start, asked = fenced(by_hand.here(section(MEMBERS)))
+    fourth = by_hand.terminal(by_hand.plain[3], start)
+    world.nodes.append(fourth)
+    fourth.start()
+    world.wait_members("a b c d", "3 of a b c d")
+    listing, *changes = commands(asked)
+    assert [line.split()[:2] for line in shell(listing).splitlines()[1:]] == [[name, "voter"] for name in "abcd"]
+    for command, members in zip(changes, ("a b c d:learner", "a b c d", "a b c"), strict=True):
+        shell("\n".join([*by_hand.exports, command]), seconds=120)
+        world.wait_members(members)
+    assert fourth.wait(30) == 0
+
+
 @pytest.mark.cluster
 def test_three_nodes_by_hand(make_world: Callable[..., World]) -> None:
     world = make_world()
-    place = world.home / "pgr"
-    text = section(BY_HAND).replace("/tmp/pgr", str(place))
-    plain = world.nodes
-    for number, node in enumerate(plain):
-        for written, port in ((7401, node.listen_port), (5441, node.pg_port), (8001, node.http_port)):
-            text = text.replace(str(written + number), str(port))
-    setup, *starts, asked = fenced(text)
-    shell(setup)
-    exports = [command for command in commands(setup) if command.startswith("export ")]
-    assert len(exports) == 2
-    world.password = (place / "password").read_text().strip()
-    world.nodes = [
-        Terminal(place, node.name, (node.listen_port, node.pg_port, node.http_port), typed(exports, start.strip()))
-        for node, start in zip(plain, starts, strict=True)
-    ]
-    world.start()
-    world.wait_writable(standbys=2)
+    by_hand = ByHand(world)
+    exports, asked = by_hand.exports, by_hand.asked
     said: dict[str, str] = {}
     for command in commands(asked):
         words = shlex.split(command, comments=True)
@@ -295,12 +327,13 @@ def test_every_word_for_a_node_is_understood() -> None:
 
 def test_every_flag_exists() -> None:
     known = {option.flag for option in OPTIONS} | UV_FLAGS
-    for words in ([], ["status"], ["switchover"], ["failover"], ["history"], ["uri"], ["key", "new"], ["demo"]):
+    for words in ([], ["status"], ["switchover"], ["failover"], ["history"], ["uri"], ["key", "new"], ["demo"],
+                  *(["member", what] for what in ("list", "add", "remove", "replace"))):
         known |= flags_in(shell(shlex.join(["bin/pgr", *words, "--help"])))
     assert flags_in(README) - known == set()
     for words in every_command():
         if words[0].rpartition("/")[2] == "pgr":
-            command = words[1:3] if words[1] == "key" else words[1:2]
+            command = words[1:3] if words[1] in ("key", "member") else words[1:2]
             helped = shell(shlex.join(["bin/pgr", *command, "--help"]))
             for word in words:
                 assert not word.startswith("-") or re.search(rf"(?<![\w-]){word}\b", helped), f"{words}: no {word}"

@@ -91,7 +91,8 @@ def test_a_broken_value_that_is_overridden_does_not_matter_and_an_empty_variable
         ({"join": "10.0.0.1"}, {}, None, "is not HOST:PORT"),
         ({"join": "10.0.0.1:7400"}, {}, None, "can't reach 127.0.0.1:7400 (default)"),
         ({"join": "127.0.0.1:7400"}, {}, None, "is this node itself"),
-        ({"join": "h:1"}, {"PGR_PEERS": "a=h:1"}, None, "--peers (environment variable PGR_PEERS) exclude each other"),
+        ({"join": "127.0.0.1:1", "peers": "a=h:1"}, {}, None, "--peers (flag --peers) exclude each other"),
+        ({}, {"PGR_JOIN": "127.0.0.1:1", "PGR_PEERS": "a=h:1"}, None, "(environment variable PGR_PEERS) exclude each"),
         ({"data": "/a\nb"}, {}, None, "is not a path"),
         ({"pg_port": "7400"}, {}, None, "both want port 7400"),
     ],
@@ -114,6 +115,15 @@ def test_a_node_that_joins_names_one_member_and_founds_nothing() -> None:
     elsewhere = config({"join": "10.0.0.1:7400", "advertise": "10.0.0.4:7400"})  # by a tunnel, for instance
     assert elsewhere.join == Address("10.0.0.1", 7400)
     assert config({"join": "127.0.0.1:7401", "witness": "true"}).witness
+
+
+def test_of_join_and_peers_the_one_closer_to_the_command_line_counts() -> None:
+    """A fourth terminal in which the founding members are still exported, say."""
+    three = {"PGR_PEERS": "a=127.0.0.1:1,b=127.0.0.1:2,c=127.0.0.1:3"}
+    found = config({"join": "127.0.0.1:1", "name": "d"}, three)
+    assert (found.join, len(found.peers)) == (Address("127.0.0.1", 1), 1)
+    assert config({"peers": "a=127.0.0.1:7400", "name": "a"}, {"PGR_JOIN": "127.0.0.1:1"}).join is None
+    assert config({"name": "a"}, three, 'join = "127.0.0.1:1"').join is None
 
 
 def test_unknown_variables_warn() -> None:
