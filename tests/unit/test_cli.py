@@ -7,6 +7,7 @@ import os
 import pwd
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,7 @@ from consensus.transport import ADMIN_MAGIC
 from fencing.wire import Frame, decode
 from supervisor import admin, cli, reference
 from supervisor.errors import RefusedError, TryAgainError
+from supervisor.localcluster import wait_for
 from supervisor.status import event_json, to_json, uris
 from tests.unit.snapshots import HISTORY, NOW, snapshot
 
@@ -356,11 +358,9 @@ def test_what_is_missing_is_named(pgr: Run, data: Path) -> None:
     made = Node(data, well)
     made.close()
     left = data / "run" / "admin.sock"
-    if not left.exists():  # a node that was killed leaves its socket behind
-        import socket
-
-        with socket.socket(socket.AF_UNIX) as dead:
-            dead.bind(str(left))
+    assert wait_for(lambda: not left.exists(), 10), "ZeroMQ removes it on its own thread"
+    with socket.socket(socket.AF_UNIX) as dead:  # a node that was killed leaves its socket behind
+        dead.bind(str(left))
     assert pgr("status", "--data", str(data)) == (
         69,
         "",
