@@ -383,8 +383,8 @@ def test_how_long_a_primary_without_control_plane_can_last() -> None:
     With the watchdog hung as well the Raft child acts, as soon as both are true: lease over, parent silent."""
     down_ms = {name: timings.lease_ms + timings.kill_bound_ms for name, timings in PROFILES.items()}
     assert says("the primary is down within a second")
-    assert says("Within four if it is the parent that hangs, alone or with one other, and with `--profile cloud` one "
-                "more")
+    assert says("Within four if it is the parent that hangs, alone or with one other,")
+    assert says("and with `--profile cloud` one more")
     assert down_ms["fast"] <= down_ms["default"] <= 1_000
     assert down_ms["default"] + PARENT_SILENT_MS <= 4_000
     assert down_ms["cloud"] <= 2_000

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from consensus.cluster import SyncGroup
 from consensus.messages import AppendReq, VoteResp
 from consensus.node import Node
 from consensus.raft import Role
@@ -63,6 +64,8 @@ class Checks:
         self.lost: set[int] = set()
         self.records = 0
         self.leases: dict[str, tuple[int, int]] = {}
+        self.groups: dict[str, tuple[SyncGroup, ...]] = {}
+        """By node: those of its log as far as it is committed there."""
 
     def fail(self, what: str) -> None:
         self.world.note("CHECK", what)
@@ -113,6 +116,7 @@ class Checks:
                 self.fail(f"term {raft.term} has the leaders {self.leaders[raft.term][0]} and {host.name}")
             if raft.lease_until_ns:
                 self._leased(host, raft.term, raft.lease_until_ns)
+        self.groups[host.name] = node.cluster.groups
         boot, applied = self.applied.get(host.name, (0, 0))
         if boot == raft.boot and applied == node.applied:
             return
@@ -210,7 +214,7 @@ class Checks:
             self.fail(f"{host.name} acknowledges {record} at {index} of epoch {postgres.epoch}: too few have it")
 
     def _held_by_enough(self, postgres: Postgres, index: int, record: int) -> bool:
-        """By one of the rules it was told; only the incarnation that a seat is for fills it."""
+        """By a group of the log as it stands on that node; only the incarnation that a seat is for fills it."""
         holders = set()
         for host in self.world.hosts.values():
             directory = host.directory
@@ -218,7 +222,7 @@ class Checks:
                 continue
             if directory.flushed >= index and directory.wal[index - 1] == record:
                 holders.add((host.name, directory.mark[0]))
-        groups = [group for names in postgres.rules for group in names.groups]
+        groups = self.groups[postgres.node]
         return any(sum(tuple(seat) in holders for seat in group.members) >= group.k for group in groups)
 
     def ended(self, host: Host, postgres: Postgres) -> None:

@@ -16,6 +16,7 @@ from tests.sim.client import Client
 from tests.sim.clock import DRIFT_PPM_MAX, Clock
 from tests.sim.faults import Faults
 from tests.sim.host import Host
+from tests.sim.mutants import MUTANTS
 from tests.sim.network import Network
 from tests.sim.postgres import State
 from tests.sim.world import World
@@ -36,8 +37,8 @@ class Shape:
     fault_seconds: int
 
 
-def shape_of(dice: random.Random) -> Shape:
-    kind = dice.choices(("3", "2+1", "5"), (65, 20, 15))[0]
+def shape_of(dice: random.Random, nodes: int) -> Shape:
+    kind = dice.choices(("3", "2+1", "5"), (65, 20, 15))[0] if not nodes else str(nodes)
     names = ("a", "b", "c", "d", "e")[: 5 if kind == "5" else 3]
     profile = dice.choices(("default", "cloud", "fast"), (45, 40, 15))[0]
     commit = "async" if dice.random() < 0.08 else "quorum"
@@ -47,7 +48,7 @@ def shape_of(dice: random.Random) -> Shape:
 class Simulation(World):
     def __init__(self, seed: int, mutant: str = "") -> None:
         super().__init__(seed, mutant)
-        self.shape = shape_of(self.dice)
+        self.shape = shape_of(self.dice, MUTANTS[mutant].nodes if mutant else 0)
         self.profile, self.commit = self.shape.profile, self.shape.commit
         self.network = Network(self)
         self.checks = Checks(self)

@@ -70,10 +70,10 @@ class Context:
         group = self.cluster.wanted_group
         others = [s for s in group.members if s.name != self.host.name]
         if group.k <= 1:
-            return Names(0, (), (group,))
+            return Names(0)
         if len(others) < group.k - 1:
             raise StepFailed("the group needs more standbys than it has")
-        return Names(group.k - 1, tuple(self.stamp(s.name, s.incarnation, term) for s in others), (group,))
+        return Names(group.k - 1, tuple(self.stamp(s.name, s.incarnation, term) for s in others))
 
     def stamp(self, name: str, incarnation: int, term: int) -> str:
         return settings.stamp(name, incarnation, 0 if self.world.mutant == "names-without-epoch" else term)

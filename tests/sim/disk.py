@@ -19,9 +19,11 @@ class RaftDisk:
     def __init__(self, world: World) -> None:
         self.world = world
         self._disk = self._new()
+        self._older: list[Disk] = []
+        """With a disk that lies so well that nobody can tell: all of it is as it was some saves ago."""
 
     def _new(self) -> Disk:
-        return Disk(lies=self.world.mutant == "fsync-lies")
+        return Disk()
 
     def open(self) -> Store:
         """Raises StorageError."""
@@ -49,7 +51,13 @@ class RaftDisk:
         """Its process is gone; what it wrote can still be read."""
         self._disk.kill()
 
+    def saved(self) -> None:
+        if self.world.mutant == "fsync-lies":
+            self._older = [*self._older, self._disk.copy()][-3:]
+
     def power_cut(self) -> None:
+        if self._older:
+            self._disk, self._older = self._older[0], []
         self._disk.power_cut(at_random(self.world.dice.getrandbits(32)))
 
     def wipe(self) -> None:

@@ -29,8 +29,6 @@ class Faults:
         self.on = False
         self.kinds: list[str] = []
         self.pace_ms = 1_000
-        self.wiped = ""
-        """Whose copy or state is being made anew: no second one before that has ended."""
         self.all: dict[str, Kind] = {
             "kill": self._kill,
             "kill-raft": lambda: self._kill("raft"),
@@ -51,6 +49,9 @@ class Faults:
             "power-cut": self._power_cut,
             "power-cut-all": self._power_cut_all,
             "power-cut-in-save": self._power_cut_in_save,
+            "power-cut-standby": self._power_cut_standby,
+            "lag": self._lag,
+            "ghost": self._ghost,
             "disk-full": self._disk_full,
             "wipe": self._wipe,
             "wipe-raft": lambda: self._wipe("raft"),
@@ -276,6 +277,34 @@ class Faults:
             (ms - 100) * MS, lambda: self._cut((CONTROL, DATA), pairs, self._ms(2_000, 6_000)) if self.on else None
         )
 
+    def _lag(self) -> None:
+        """Some standbys do not get the WAL of the primary for a while."""
+        host = self.world.primary()
+        if host is None:
+            return
+        others = [n for n in self.world.hosts if n != host.name]
+        some = self.world.dice.sample(others, self.world.dice.randrange(1, len(others) + 1))
+        ms = self._ms(500, 6_000)
+        self.did("lag", f"{', '.join(some)} behind {host.name} for {ms} ms")
+        self._cut((DATA,), [(host.name, n) for n in some], ms)
+
+    def _ghost(self) -> None:
+        """One standby gets WAL that nobody else has, and its parent sleeps while the primary is replaced and comes
+        back: its WAL receiver goes on asking the same node."""
+        host = self.world.primary()
+        behind = [h for h in self.world.standbys() if h is not host]
+        if host is None or len(behind) < 3:
+            return
+        ghost = self.world.dice.choice(behind)
+        others = [n for n in self.world.hosts if n not in (host.name, ghost.name)]
+        self.did("ghost", f"{ghost.name} alone hears the WAL of {host.name}, and sleeps")
+        self._cut((DATA,), [(host.name, n) for n in others], 900)
+        self.world.after(200 * MS, lambda: ghost.freeze((ghost.parent_process, ghost.raft_process), 14 * SECOND))
+        pairs = [p for n in others for p in ((n, host.name), (host.name, n))]
+        self.world.after(700 * MS, lambda: self._cut((CONTROL, DATA), pairs, 3_000) if self.on else None)
+        for later in (6, 8, 10):
+            self.world.after(later * SECOND, lambda: self._ask("switchover", {"to": host.name}) if self.on else None)
+
     # -- clocks --------------------------------------------------------------------------------------------------
 
     def _drift(self) -> None:
@@ -296,6 +325,13 @@ class Faults:
         host, ms = self._likely_primary(), self._ms(100, 6_000)
         self.did("power-cut", f"{host.name} for {ms} ms")
         host.power_cut(back_after_ns=ms * MS)
+
+    def _power_cut_standby(self) -> None:
+        standbys = self.world.standbys()
+        if standbys:
+            host, ms = self.world.dice.choice(standbys), self._ms(50, 1_500)
+            self.did("power-cut-standby", f"{host.name} for {ms} ms")
+            host.power_cut(back_after_ns=ms * MS)
 
     def _power_cut_all(self) -> None:
         hosts = list(self.world.hosts.values())
@@ -323,7 +359,6 @@ class Faults:
         if not self.may_wipe(host):
             return
         self.did("wipe", f"{what} of {host.name}")
-        self.wiped = host.name
         back = self._ms(200, 4_000) * MS
         host.power_cut(back_after_ns=back)
         if what in ("data", "both"):
@@ -337,22 +372,22 @@ class Faults:
         if primary is None or primary.raft.node is None or host.removed:
             return False
         cluster = primary.raft.node.cluster
-        member = cluster.member(host.name)
-        if member is None or not changes.at_rest(cluster) or len([m for m in cluster.members if m.has_data]) < 3:
+        if cluster.member(host.name) is None or not changes.at_rest(cluster):
             return False
-        healthy = all(self._is_whole(world.hosts[m.name], primary) for m in cluster.members)
-        if healthy:
-            self.wiped = ""
-        return healthy
+        if len([m for m in cluster.members if m.has_data]) < 3:
+            return False
+        return all(self._is_whole(world.hosts[m.name], m.incarnation, primary) for m in cluster.members)
 
-    def _is_whole(self, host: Host, primary: Host) -> bool:
-        server = primary.postgres
-        if host is primary or host.role == WITNESS or server is None:
-            return host.raft_process.alive
-        streams = any(s.target.node == host.name and not s.forks for s in server.senders)
-        return (
-            streams and host.raft_process.alive and host.parent_process.alive and host.parent.view.record.proof is None
-        )
+    def _is_whole(self, host: Host, incarnation: int, primary: Host) -> bool:
+        """It is who the log says, and has a copy that counts."""
+        up = host.raft_process.alive and host.parent_process.alive and host.raft.node is not None
+        if not up or host.raft.identity.incarnation != incarnation:
+            return False
+        if host is primary or host.role == WITNESS:
+            return True
+        server = host.postgres
+        streams = server is not None and server.receiver is not None and not server.receiver.forks
+        return streams and host.parent.view.record.proof is None and host.parent.local.upstream > 0
 
     # -- Postgres ------------------------------------------------------------------------------------------------
 

@@ -154,7 +154,7 @@ class Host:
             self.parent_process.end()
         self._end_children()
         if self.postgres is not None:
-            self.postgres.end()
+            self.postgres.end(unheard=True)
         self.raft_disk.power_cut()
         for directory in (self.directory, self.new_directory):
             if directory is not None:

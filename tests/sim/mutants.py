@@ -26,6 +26,8 @@ class Mutant(NamedTuple):
     """Faults under which it shows; others would only make it take longer."""
     weather: Weather = Weather()
     """From the beginning."""
+    nodes: int = 0
+    """As many as it takes to show; 0: any number."""
     within: int = 20
     """It is found by one of so many seeds, from 1 on."""
 
@@ -42,18 +44,18 @@ MUTANTS: dict[str, Mutant] = {
         "a lease counts from when the acknowledgement came in", ("isolate", "drift"), Weather(slow=0.5, slow_ms=400)
     ),
     "no-wait-at-restart": Mutant("a restarted voter votes at once", ("kill-raft", "bridge")),
-    "names-without-epoch": Mutant("application names do not carry the epoch", ("divergence", "power-cut")),
+    "names-without-epoch": Mutant("application names do not carry the epoch", ("ghost",), nodes=5),
     "divergence-unchecked": Mutant("a standby attaches whatever WAL it holds", ("divergence", "isolate")),
     "amnesiac-counted": Mutant(
         "a node without its Raft state comes back as who it was", ("wipe-raft", "kill-node", "partition")
     ),
     "fsync-lies": Mutant("the disk says that it has synced, and has not", ("power-cut", "power-cut-all")),
-    "names-unproven": Mutant("the sync group changes before its names are in force", ("join", "remove", "kill-node")),
-    "lsn-without-epoch": Mutant("positions are compared by LSN alone", ("divergence", "isolate", "partition")),
+    "names-unproven": Mutant("the sync group changes before its names are in force", ("join", "remove", "lag")),
+    "lsn-without-epoch": Mutant("positions are compared by LSN alone", ("divergence", "power-cut")),
     "position-before-all-is-read": Mutant(
         "a restarted standby says how far it has replayed", ("power-cut-all", "kill")
     ),
-    "no-slots": Mutant("nothing keeps a standby from being counted twice", ("flap", "one-way", "kill-node")),
+    "no-slots": Mutant("nothing keeps a standby from being counted twice", ("lag", "power-cut-standby"), nodes=5),
 }
 
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from consensus.cluster import SyncGroup
 from fencing.lease import MS
 from supervisor import timelines
 from tests.sim.pgdata import SEGMENT_BYTES, UNIT, Directory
@@ -39,8 +38,6 @@ class Names(NamedTuple):
 
     needed: int
     stamps: tuple[str, ...] = ()
-    groups: tuple[SyncGroup, ...] = ()
-    """For the checker alone: whose rule it is."""
 
 
 class Upstream(NamedTuple):
@@ -122,8 +119,6 @@ class Postgres:
         self.hangs_in_promotion = False
         self.epoch = 0
         """Of the grant under which it was promoted."""
-        self.rules: list[Names] = [conf.names]
-        """All that were ever written, for the checker."""
         process.start()
         self.pid = process.life
         process.post(world.between(30_000, 200_000), self._reach_consistency)
@@ -165,8 +160,6 @@ class Postgres:
     def reload(self, conf: Conf) -> None:
         """SIGHUP: the postmaster passes it on, and everybody reads the file when it gets to it."""
         self.conf = conf
-        if conf.names not in self.rules:
-            self.rules.append(conf.names)
         self.process.post(self.world.between(100, 2_000), self._pass_on)
 
     def _pass_on(self) -> None:
@@ -369,17 +362,18 @@ class Postgres:
     def stop_immediately(self) -> None:
         self.process.post(self.world.between(500, 30_000), self.end)
 
-    def end(self) -> None:
-        """Every process of it is gone: a crash, unless `directory.clean` was set before."""
+    def end(self, *, unheard: bool = False) -> None:
+        """Every process of it is gone: a crash, unless `directory.clean` was set before. ``unheard``: so is the
+        machine, and nobody tells the others."""
         if self.state is State.GONE:
             return
         self.state = State.GONE
         self.process.end()
         self._cut_sessions()
         if self.receiver is not None:
-            self.receiver.end_target()
+            self.receiver.end_target(unheard=unheard)
         for stream in tuple(self.senders):
-            stream.end_source()
+            stream.end_source(unheard=unheard)
         self.observer.exited(self)
 
     def _cut_sessions(self) -> None:

@@ -269,6 +269,7 @@ class RaftChild:
             else:
                 self._fail(EXIT_DISK, str(error))
             return
+        self.host.raft_disk.saved()
         self.world.checks.saved(self.host, self.identity, write)
         if self.host.crash_after_save and self.world.chance(0.3):
             self.host.crash_after_save = False

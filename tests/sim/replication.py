@@ -27,6 +27,8 @@ class Stream:
         self.forks = False
         """The target holds WAL beyond the point where the source's history left its timeline: it never gets a row."""
         self.bad_since = 0
+        self.unheard_until = 0
+        """One end is gone with its machine; the other does not know before its timeout, or before that one is back."""
         self.last_at: dict[str, int] = {}
         self.stalled: dict[str, list[Act]] = {}
         """By receiver: what waits for the network."""
@@ -130,7 +132,8 @@ class Stream:
         if not self.source_open and not self.target_open:
             return
         silent = (
-            not self.network.both_ways(self.source.node, self.target.node)
+            self.world.now < self.unheard_until
+            or not self.network.both_ways(self.source.node, self.target.node)
             or self.source.process.frozen or self.target.process.frozen
         )  # fmt: skip
         gone = not self.source_open or not self.target_open
@@ -153,14 +156,19 @@ class Stream:
                     other.process.post(0, each)
                 stalled.clear()
 
-    def end_source(self) -> None:
+    def end_source(self, *, unheard: bool = False) -> None:
         if self.source_open:
             self.source_open = False
             self.source.senders.remove(self)
-            if self.network.is_open(DATA, self.source.node, self.target.node):
+            self._die_unheard(unheard=unheard)
+            if not unheard and self.network.is_open(DATA, self.source.node, self.target.node):
                 self.target.process.post(self.network.delay(), self.end_target)
 
-    def end_target(self) -> None:
+    def _die_unheard(self, *, unheard: bool) -> None:
+        if unheard:
+            self.unheard_until = self.world.now + self.world.dice.randrange(TIMEOUT_MS) * MS
+
+    def end_target(self, *, unheard: bool = False) -> None:
         if not self.target_open:
             return
         self.target_open = False
@@ -169,7 +177,8 @@ class Stream:
             target.receiver = None
             if target.state is not State.GONE:
                 target.try_again()
-        if self.network.is_open(DATA, self.target.node, self.source.node):
+        self._die_unheard(unheard=unheard)
+        if not unheard and self.network.is_open(DATA, self.target.node, self.source.node):
             self.source.process.post(self.network.delay(), self.end_source)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from consensus import requests
 from consensus.messages import ForwardResp
+from consensus.promotion import LOSS_GRACE_MS
 from fencing.lease import MS
 from tests.unit.nodes import Cluster, T
 
@@ -42,7 +43,7 @@ def test_a_switchover_never_goes_to_a_witness() -> None:
     cluster = opened("a", "b", "w", witnesses="w")
     assert refusal(cluster.ask("a", "switchover", to="w")) == (64, "w is a witness")
     cluster.members["b"].up = False
-    cluster.run(T.election_ms)
+    cluster.sleep(T.election_ms)
     assert refusal(cluster.ask("a", "switchover")) == (75, "no other data node is connected")
 
 
@@ -79,10 +80,14 @@ def test_a_failover_that_may_lose_something_is_refused_until_that_is_accepted() 
     cluster = stuck()
     code, error = refusal(cluster.ask("b", "failover"))
     assert code == 78
-    assert error.startswith("no primary: 1 more of these is needed")
+    assert error.startswith("no primary: ")
+    assert "a has not answered" in error
     assert refusal(cluster.ask("b", "switchover"))[0] == 75
     assert cluster.ask(cluster.leader(), "failover", to="b", accept_data_loss="yes")["ok"]
-    cluster.until(lambda: cluster.primary() == "b", 30_000)
+    cluster.sleep(LOSS_GRACE_MS - 100)
+    assert cluster.primary() == "", "c might still have more"
+    cluster.sleep(LOSS_GRACE_MS + 2000)  # if c leads it hands over to b, which asks everybody anew
+    assert cluster.primary() == "b"
 
 
 def test_a_failover_without_a_leader_is_answered_at_once() -> None:
