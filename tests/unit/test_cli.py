@@ -238,6 +238,56 @@ def test_a_refusal_says_why_and_what_to_do(pgr: Run, node: Node, data: Path) -> 
     )
 
 
+def member_handler(frame: Frame) -> list[bytes]:
+    body, id = frame.body, frame.id
+    if frame.name == "status":
+        return well(frame)
+    if body["name"] == "a":
+        return [admin.answer(id, error=TryAgainError("a is the primary", "first move it: `pgr switchover`"))]
+    role = body["role"] if frame.name == "member.add" else "gone"
+    return [
+        admin.progress(id, "member", f"member: {body['name']} is to be {role}"),
+        admin.answer(id, {"name": body["name"], "role": role}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("argv", "asked", "out"),
+    [
+        (["add", "b"], {"name": "b", "role": "voter"}, "b: voter\n"),
+        (["add", "b", "--role", "learner"], {"name": "b", "role": "learner"}, "b: learner\n"),
+        (["remove", "b"], {"name": "b"}, "b: no member any more\n"),
+        (["replace", "b", "--by", "d"], {"name": "b", "by": "d"}, "b: no member any more\n"),
+    ],
+)
+def test_members_are_changed(pgr: Run, data: Path, argv: list[str], asked: dict[str, str], out: str) -> None:
+    node = Node(data, member_handler)
+    try:
+        role = "learner" if "learner" in argv else "voter" if argv[0] == "add" else "gone"
+        said = f"member: b is to be {role}\n"
+        assert pgr("member", *argv, "--data", str(data), "--timeout", "5") == (0, out, said)
+        assert (node.requests[0].name, node.requests[0].body) == (f"member.{argv[0]}", asked | {"timeout_ms": 5000})
+        code, shown, _ = pgr("member", *argv, "--json", "--data", str(data))
+        assert (code, json.loads(shown)) == (0, {"name": "b", "role": role})
+        assert node.requests[1].body["timeout_ms"] == 600_000
+    finally:
+        node.close()
+
+
+def test_members_are_listed_and_refusals_explained(pgr: Run, data: Path) -> None:
+    node = Node(data, member_handler)
+    try:
+        code, out, err = pgr("member", "list", "--data", str(data))
+        assert (code, err) == (0, "")
+        assert [line.split()[:2] for line in out.splitlines()[1:]] == [["a", "voter"], ["b", "voter"], ["c", "voter"]]
+        rows = json.loads(pgr("member", "list", "--json", "--data", str(data))[1])
+        assert [(row["name"], row["seat"]) for row in rows] == [("a", True), ("b", True), ("c", True)]
+        refusal = (75, "", "error: a is the primary\n\nhint: first move it: `pgr switchover`\n")
+        assert pgr("member", "remove", "a", "--data", str(data)) == refusal
+    finally:
+        node.close()
+
+
 def test_no_answer_to_an_action_may_mean_it_was_done(data: Path, monkeypatch: pytest.MonkeyPatch, pgr: Run) -> None:
     monkeypatch.setattr(cli, "ACTION_IDLE_MS", 100)
     made = Node(data, lambda frame: [admin.progress(frame.id, "x", "asked a to stop")])
