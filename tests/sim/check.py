@@ -63,7 +63,8 @@ class Checks:
         self.commits: list[Commit] = []
         self.lost: set[int] = set()
         self.records = 0
-        self.leases: dict[str, tuple[int, int]] = {}
+        self.leases: dict[str, tuple[int, int, int]] = {}
+        """Term, end by the clock of its node, true end with the time to kill."""
         self.groups: dict[str, tuple[SyncGroup, ...]] = {}
         """By node: those of its log as far as it is committed there."""
 
@@ -114,7 +115,9 @@ class Checks:
             me = (host.name, node.identity.incarnation)
             if self.leaders.setdefault(raft.term, me) != me:
                 self.fail(f"term {raft.term} has the leaders {self.leaders[raft.term][0]} and {host.name}")
-            if raft.lease_until_ns:
+            if raft.released >= raft.term:
+                self.leases.pop(host.name, None)  # Postgres is gone, verified
+            elif raft.lease_until_ns:
                 self._leased(host, raft.term, raft.lease_until_ns)
         self.groups[host.name] = node.cluster.groups
         boot, applied = self.applied.get(host.name, (0, 0))
@@ -129,18 +132,15 @@ class Checks:
 
     def _leased(self, host: Host, term: int, until_ns: int) -> None:
         """The first lease of a term: no other may be running, nor its time to kill."""
-        is_first = self.leases.get(host.name, (0, 0))[0] != term
-        self.leases[host.name] = term, until_ns
-        for other in self.world.hosts.values() if is_first else ():
-            server, (old_term, old_until_ns) = other.postgres, self.leases.get(other.name, (0, 0))
-            if other is host or server is None or server.state is not State.PRIMARY or server.epoch != old_term:
-                continue
-            bound_ns = old_until_ns + PROFILES[self.world.profile].kill_bound_ms * MS
-            left_ms = (other.clock.true(bound_ns) - self.world.now) / MS
-            if left_ms > 0 and max(other.outside_bounds_until, host.outside_bounds_until) < self.world.now:
-                self.fail(
-                    f"{host.name} gets a lease of term {term}, {left_ms:.0f} ms before that of {other.name} is over"
-                )
+        kill_ns = PROFILES[self.world.profile].kill_bound_ms * MS
+        is_first = self.leases.get(host.name, (0, 0, 0))[0] != term
+        self.leases[host.name] = term, until_ns, host.clock.true(until_ns + kill_ns)
+        for name, (_, _, gone_true_ns) in self.leases.items() if is_first else ():
+            other = self.world.hosts[name]
+            left_ms = (gone_true_ns - self.world.now) / MS
+            exempt = max(other.outside_bounds_until, host.outside_bounds_until) >= self.world.now
+            if other is not host and left_ms > 0 and not exempt:
+                self.fail(f"{host.name} has a lease of term {term}, {left_ms:.0f} ms before that of {name} is over")
 
     # -- WAL -----------------------------------------------------------------------------------------------------
 
@@ -164,7 +164,7 @@ class Checks:
                 self.fail(f"{other.name} and {host.name} both accept writes")
 
     def lease_holds(self, host: Host, postgres: Postgres) -> None:
-        term, until_ns = self.leases.get(host.name, (0, 0))
+        term, until_ns, _ = self.leases.get(host.name, (0, 0, 0))
         late_ns = host.now() - until_ns - PROFILES[self.world.profile].kill_bound_ms * MS
         if (term != postgres.epoch or late_ns > 0) and host.outside_bounds_until < self.world.now:
             if term > postgres.epoch:

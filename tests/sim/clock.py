@@ -35,5 +35,9 @@ class Clock:
         self._local, self._true = self.local(true_ns), true_ns
         self.stopped = True
 
+    def reboot(self, true_ns: int, uptime_ns: int) -> None:
+        """CLOCK_BOOTTIME begins anew."""
+        self._local, self._true, self.stopped = uptime_ns, true_ns, False
+
     def go_on(self, true_ns: int) -> None:
         self._true, self.stopped = true_ns, False

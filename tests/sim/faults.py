@@ -277,6 +277,13 @@ class Faults:
             (ms - 100) * MS, lambda: self._cut((CONTROL, DATA), pairs, self._ms(2_000, 6_000)) if self.on else None
         )
 
+    def _write_much(self, host: Host) -> None:
+        """As a large transaction does, long before its commit."""
+        server = host.postgres
+        if server is not None:
+            for _ in range(self._ms(1, 80)):
+                server.process.post(self._ms(1, 600) * MS, server.write)
+
     def _lag(self) -> None:
         """Some standbys do not get the WAL of the primary for a while."""
         host = self.world.primary()
@@ -299,6 +306,7 @@ class Faults:
         others = [n for n in self.world.hosts if n not in (host.name, ghost.name)]
         self.did("ghost", f"{ghost.name} alone hears the WAL of {host.name}, and sleeps")
         self._cut((DATA,), [(host.name, n) for n in others], 900)
+        self._write_much(host)
         self.world.after(200 * MS, lambda: ghost.freeze((ghost.parent_process, ghost.raft_process), 14 * SECOND))
         pairs = [p for n in others for p in ((n, host.name), (host.name, n))]
         self.world.after(700 * MS, lambda: self._cut((CONTROL, DATA), pairs, 3_000) if self.on else None)

@@ -159,7 +159,7 @@ class Host:
         for directory in (self.directory, self.new_directory):
             if directory is not None:
                 directory.power_cut(self.world)
-        self.clock.go_on(self.world.now)
+        self.clock.reboot(self.world.now, self.world.between(1_000_000, 30_000_000))
         self.world.after(back_after_ns, self.start)
 
     def was_removed(self, reason: str) -> None:

@@ -28,34 +28,39 @@ class Mutant(NamedTuple):
     """From the beginning."""
     nodes: int = 0
     """As many as it takes to show; 0: any number."""
-    within: int = 20
+    within: int = 60
     """It is found by one of so many seeds, from 1 on."""
+    slow: bool = False
+    """That takes its time."""
 
 
 FROZEN = ("freeze-control", "pause-vm", "isolate")
 MUTANTS: dict[str, Mutant] = {
     "promise-without-freeze": Mutant("a promise is given, and the WAL receiver goes on", FROZEN),
     "no-watchdog-no-promise": Mutant("the watchdog never acts, and a promise does not stop WAL", FROZEN),
-    "no-watchdog": Mutant("the watchdog never acts", ("freeze",)),
+    "no-watchdog": Mutant("the watchdog never acts", ("freeze",), slow=True),
     "vote-not-persisted": Mutant(
-        "term and vote are told before they are on disk", ("power-cut-all", "kill-raft", "isolate"), Weather(0.1)
+        "term and vote are told before they are on disk",
+        ("power-cut-all", "kill-raft", "isolate"),
+        Weather(0.1),
+        slow=True,
     ),
     "lease-from-the-reply": Mutant(
         "a lease counts from when the acknowledgement came in", ("isolate", "drift"), Weather(slow=0.5, slow_ms=400)
     ),
-    "no-wait-at-restart": Mutant("a restarted voter votes at once", ("kill-raft", "bridge")),
+    "no-wait-at-restart": Mutant("a restarted voter votes at once", ("kill-raft", "bridge"), slow=True),
     "names-without-epoch": Mutant("application names do not carry the epoch", ("ghost",), nodes=5),
-    "divergence-unchecked": Mutant("a standby attaches whatever WAL it holds", ("divergence", "isolate")),
+    "divergence-unchecked": Mutant("a standby attaches whatever WAL it holds", ("divergence", "isolate"), slow=True),
     "amnesiac-counted": Mutant(
         "a node without its Raft state comes back as who it was", ("wipe-raft", "kill-node", "partition")
     ),
     "fsync-lies": Mutant("the disk says that it has synced, and has not", ("power-cut", "power-cut-all")),
     "names-unproven": Mutant("the sync group changes before its names are in force", ("join", "remove", "lag")),
     "lsn-without-epoch": Mutant("positions are compared by LSN alone", ("divergence", "power-cut")),
-    "position-before-all-is-read": Mutant(
-        "a restarted standby says how far it has replayed", ("power-cut-all", "kill")
+    "position-before-all-is-read": Mutant("a restarted standby says how far it has replayed", ("lag", "power-cut-all")),
+    "no-slots": Mutant(
+        "nothing keeps a standby from being counted twice", ("lag", "power-cut-standby"), nodes=5, slow=True
     ),
-    "no-slots": Mutant("nothing keeps a standby from being counted twice", ("lag", "power-cut-standby"), nodes=5),
 }
 
 

@@ -295,6 +295,11 @@ class Postgres:
 
         self.process.post(self.world.between(5_000, 150_000), complete)
 
+    def write(self) -> None:
+        """Something that nobody waits for."""
+        if self.state is State.PRIMARY:
+            self._own_record()
+
     def _own_record(self) -> None:
         directory = self.directory
         directory.append([self.observer.record_made(self)], directory.timeline)
