@@ -276,17 +276,17 @@ def children_of(pid: int) -> tuple[Child, ...]:
     found: list[Child] = []
     for child in pids:
         try:
-            with open(f"/proc/{child}/cmdline", "rb") as file:
-                line = file.read().rstrip(b"\0 ").decode(errors="replace")
+            found.append(Child(child, title_of(child)))
         except (FileNotFoundError, ProcessLookupError):
             continue  # it has ended
-        found.append(Child(child, _title(line)))
     return tuple(found)
 
 
-def _title(command_line: str) -> str:
-    """``[cluster_name: ]walreceiver streaming 0/3000148``; "" before the process has set its title."""
-    return command_line.removeprefix(_TITLE) if command_line.startswith(_TITLE) else ""
+def title_of(pid: int) -> str:
+    """``[cluster_name: ]walreceiver streaming 0/3000148``; "" before the process has set its title. OSError."""
+    with open(f"/proc/{pid}/cmdline", "rb") as file:
+        line = file.read().rstrip(b"\0 ").decode(errors="replace")
+    return line.removeprefix(_TITLE) if line.startswith(_TITLE) else ""
 
 
 def _mode_of(path: Path) -> int:

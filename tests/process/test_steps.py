@@ -30,7 +30,7 @@ from supervisor.daemon import Daemon
 from supervisor.links import Link
 from supervisor.postgres import Postgres
 from supervisor.privileges import current
-from supervisor.receivers import receivers, serves_client
+from supervisor.receivers import receivers
 from supervisor.roles import Data, Local, Plan, Server, Step, View
 from supervisor.steps import Steps
 from supervisor.tasks import Runner, Task
@@ -267,20 +267,3 @@ def test_clients_that_say_nothing_do_not_make_a_promise_a_restart(monkeypatch: p
             b.until(lambda: b.local.frozen == TERM + 1)
             assert "freeze.slow" not in b.log()
             assert b.c.postmaster is postmaster
-
-
-@dropped
-def test_only_a_connection_that_came_in_makes_a_child_a_backend() -> None:
-    with standby() as (_, b):
-        b.streams()
-        port, place = b.c.config.pg_port, b.c.postgres.socket_dir
-        assert b.c.postmaster is not None
-        assert b.c.session is not None
-        assert serves_client(b.c.session.backend_pid, port, place)
-        assert not serves_client(b.c.postmaster.pid, port, place), "listening sockets, which every child is born with"
-        (receiver,) = receivers(b.c)
-        assert not serves_client(receiver, port, place), "its connection goes out"
-        others = [child.pid for child in b.c.postmaster.children() if child.title.split(": ")[-1].startswith("check")]
-        assert len(others) == 1
-        assert not serves_client(others[0], port, place)
-        assert not serves_client(b.c.session.backend_pid, port + 1, place.parent)
