@@ -167,8 +167,9 @@ class Context:
 
     def idle_names(self) -> str:
         """synchronous_standby_names of a server that is not primary: never empty, as the group may grow while it runs
-        and a list that was empty at its start is not in force before a checkpoint (safety.md, Promotion 4)."""
-        return settings.PLACEHOLDER_NAMES
+        and a list that was empty at its start is not in force before a checkpoint (safety.md, Promotion 4). Except
+        where nobody ever has to wait."""
+        return "" if self.cluster.commit_mode == "async" else settings.PLACEHOLDER_NAMES
 
     def primary_names(self, term: int) -> str:
         """synchronous_standby_names of this node as primary of ``term``: the others of S, stamped with its epoch."""

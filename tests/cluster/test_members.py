@@ -48,6 +48,9 @@ def test_a_fourth_node_joins_and_leaves_under_load(calm: World) -> None:
     with world.writing() as writer:
         node.start()
         world.wait_members("a b c d", "3 of a b c d")
+        for other in world.nodes:
+            if other is not node:
+                world.settles(lambda other=other: bool(world.query(other, SLOT.format("d"))), f"a slot on {other.name}")  # type: ignore[misc]  # bound now
         joined_ns = now_ns()
         world.settles(lambda: writer.acked_since(joined_ns) > 20, "three of four acknowledge")
         said = changed(world, "remove", "d")

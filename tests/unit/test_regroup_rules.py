@@ -88,3 +88,10 @@ def test_a_primary_without_a_seat_is_a_bug() -> None:
     with pytest.raises(AssertionError, match="no seat"):
         a.begin()
     assert a.written == []
+
+
+@pytest.mark.parametrize(("mode", "empty"), [("quorum", False), ("async", True)])
+def test_a_standby_of_one_has_names_too_as_the_group_may_grow(mode: str, empty: bool) -> None:
+    alone = ClusterState(members=MEMBERS[:1], commit_mode=mode, group=sync_group([seat_of(MEMBERS[0])], mode))
+    assert alone.group.k == 1
+    assert (Context.idle_names(cast(Context, SimpleNamespace(cluster=alone))) == "") is empty
