@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from consensus import changes
 from consensus.membership import LEARNER, VOTER, WITNESS
@@ -13,7 +13,7 @@ from tests.sim.clock import DRIFT_PPM_MAX
 from tests.sim.mutants import MUTANTS
 from tests.sim.network import CONTROL, DATA, Weather
 from tests.sim.postgres import State
-from tests.sim.process import Process
+from tests.sim.stories import AIMED, Stories
 
 if TYPE_CHECKING:
     from tests.sim.cluster import Simulation
@@ -23,10 +23,9 @@ SECOND = 1_000 * MS
 Kind = Callable[[], None]
 
 
-class Faults:
+class Faults(Stories):
     def __init__(self, world: Simulation) -> None:
-        self.world = world
-        self.on = False
+        super().__init__(world)
         self.kinds: list[str] = []
         self.pace_ms = 1_000
         self.all: dict[str, Kind] = {
@@ -52,6 +51,8 @@ class Faults:
             "power-cut-standby": self._power_cut_standby,
             "lag": self._lag,
             "ghost": self._ghost,
+            "leapfrog": self._leapfrog,
+            "asleep-and-cut-off": self._asleep_and_cut_off,
             "disk-full": self._disk_full,
             "wipe": self._wipe,
             "wipe-raft": lambda: self._wipe("raft"),
@@ -70,7 +71,7 @@ class Faults:
     def begin(self) -> None:
         dice = self.world.dice
         self.on = True
-        names = sorted(self.all)
+        names = sorted(name for name in self.all if name not in AIMED)
         self.kinds = dice.sample(names, dice.choice((1, 2, 3, 5, 8, 12)))
         self.pace_ms = dice.choice((400, 1_000, 2_500, 5_000))
         if self.world.mutant:
@@ -91,10 +92,6 @@ class Faults:
         self.all[kind]()
         self._next()
 
-    def did(self, kind: str, what: str) -> None:
-        self.world.counts[f"fault {kind}"] += 1
-        self.world.note("FAULT", f"{kind}: {what}")
-
     def end(self) -> None:
         """Everything heals; what was down comes up."""
         world = self.world
@@ -112,18 +109,6 @@ class Faults:
                 if host.postgres.paused:
                     host.postgres.process.post(0, host.postgres.resume)
             world.after(world.between(1_000, 500_000), host.start)
-
-    # -- whom ----------------------------------------------------------------------------------------------------
-
-    def _any(self) -> Host:
-        return self.world.dice.choice(list(self.world.hosts.values()))
-
-    def _likely_primary(self) -> Host:
-        found = self.world.primary()
-        return found if found is not None and self.world.chance(0.6) else self._any()
-
-    def _ms(self, low: int, high: int) -> int:
-        return self.world.dice.randrange(low, high)
 
     # -- processes -----------------------------------------------------------------------------------------------
 
@@ -153,12 +138,6 @@ class Faults:
         three = (host.parent_process, host.raft_process, host.watchdog_process)
         which = tuple(dice.sample(three, dice.choices((1, 2, 3), (5, 3, 3))[0]))
         self._freeze_these("freeze", host, which, self._ms(50, 6_000))
-
-    def _freeze_these(self, kind: str, host: Host, which: tuple[Process, ...], ms: int) -> None:
-        self.did(kind, f"{', '.join(p.name for p in which)} of {host.name} for {ms} ms")
-        host.freeze(which, ms * MS)
-        if all(p.frozen for p in (host.parent_process, host.raft_process, host.watchdog_process)):
-            host.outside_bounds_until = max(host.outside_bounds_until, self.world.now + (ms + 1_000) * MS)
 
     def _freeze_control(self) -> None:
         """All three; Postgres goes on. Then only the quorum protects (invariant 2)."""
@@ -198,22 +177,6 @@ class Faults:
             host.parent_process.post(0, host.parent.stop)
 
     # -- network -------------------------------------------------------------------------------------------------
-
-    def _planes(self) -> tuple[str, ...]:
-        return self.world.dice.choice(((CONTROL, DATA), (CONTROL, DATA), (CONTROL,), (DATA,)))
-
-    def _cut(self, planes: tuple[str, ...], pairs: list[tuple[str, str]], ms: int) -> None:
-        network, world = self.world.network, self.world
-        for plane in planes:
-            for src, dst in pairs:
-                network.cut(plane, src, dst)
-
-        def heal() -> None:
-            for plane in planes:
-                for src, dst in pairs:
-                    network.cuts.pop((plane, src, dst), None)
-
-        world.after(ms * MS, heal)
 
     def _partition(self) -> None:
         names, dice = list(self.world.hosts), self.world.dice
@@ -262,56 +225,6 @@ class Faults:
         self.did("weather", f"{weather} for {ms} ms")
         self.world.network.weather = weather
         self.world.after(ms * MS, lambda: setattr(self.world.network, "weather", Weather()))
-
-    def _divergence(self) -> None:
-        """A primary that goes on writing what nobody gets, and is then replaced."""
-        host = self.world.primary()
-        if host is None:
-            return
-        others = [n for n in self.world.hosts if n != host.name]
-        ms = self._ms(300, 1_500)
-        self.did("divergence", f"nobody hears the WAL of {host.name} for {ms} ms, then it is cut off")
-        self._cut((DATA,), [(host.name, n) for n in others], ms)
-        pairs = [p for n in others for p in ((n, host.name), (host.name, n))]
-        self.world.after(
-            (ms - 100) * MS, lambda: self._cut((CONTROL, DATA), pairs, self._ms(2_000, 6_000)) if self.on else None
-        )
-
-    def _write_much(self, host: Host) -> None:
-        """As a large transaction does, long before its commit."""
-        server = host.postgres
-        if server is not None:
-            for _ in range(self._ms(1, 80)):
-                server.process.post(self._ms(1, 600) * MS, server.write)
-
-    def _lag(self) -> None:
-        """Some standbys do not get the WAL of the primary for a while."""
-        host = self.world.primary()
-        if host is None:
-            return
-        others = [n for n in self.world.hosts if n != host.name]
-        some = self.world.dice.sample(others, self.world.dice.randrange(1, len(others) + 1))
-        ms = self._ms(500, 6_000)
-        self.did("lag", f"{', '.join(some)} behind {host.name} for {ms} ms")
-        self._cut((DATA,), [(host.name, n) for n in some], ms)
-
-    def _ghost(self) -> None:
-        """One standby gets WAL that nobody else has, and its parent sleeps while the primary is replaced and comes
-        back: its WAL receiver goes on asking the same node."""
-        host = self.world.primary()
-        behind = [h for h in self.world.standbys() if h is not host]
-        if host is None or len(behind) < 3:
-            return
-        ghost = self.world.dice.choice(behind)
-        others = [n for n in self.world.hosts if n not in (host.name, ghost.name)]
-        self.did("ghost", f"{ghost.name} alone hears the WAL of {host.name}, and sleeps")
-        self._cut((DATA,), [(host.name, n) for n in others], 900)
-        self._write_much(host)
-        self.world.after(200 * MS, lambda: ghost.freeze((ghost.parent_process, ghost.raft_process), 14 * SECOND))
-        pairs = [p for n in others for p in ((n, host.name), (host.name, n))]
-        self.world.after(700 * MS, lambda: self._cut((CONTROL, DATA), pairs, 3_000) if self.on else None)
-        for later in (6, 8, 10):
-            self.world.after(later * SECOND, lambda: self._ask("switchover", {"to": host.name}) if self.on else None)
 
     # -- clocks --------------------------------------------------------------------------------------------------
 
@@ -418,13 +331,6 @@ class Faults:
                 host.postgres.hangs_in_promotion = True
 
     # -- people --------------------------------------------------------------------------------------------------
-
-    def _ask(self, name: str, body: dict[str, Any]) -> None:
-        host = self._any()
-        if host.parent_process.alive:
-            self.did(name, f"{body} at {host.name}")
-            request = {"name": name, "body": body}
-            host.parent_process.post(0, lambda: host.parent.tell_raft("admin.request", request, "person"))
 
     def _switchover(self) -> None:
         to = self._any().name if self.world.chance(0.5) else ""

@@ -46,17 +46,21 @@ MUTANTS: dict[str, Mutant] = {
         slow=True,
     ),
     "lease-from-the-reply": Mutant(
-        "a lease counts from when the acknowledgement came in", ("isolate", "drift"), Weather(slow=0.5, slow_ms=400)
+        "a lease counts from when the acknowledgement came in",
+        ("asleep-and-cut-off", "drift"),
+        Weather(slow=0.2, slow_ms=700),
     ),
     "no-wait-at-restart": Mutant("a restarted voter votes at once", ("kill-raft", "bridge"), slow=True),
-    "names-without-epoch": Mutant("application names do not carry the epoch", ("ghost",), nodes=5),
+    "names-without-epoch": Mutant(
+        "application names do not carry the epoch", ("ghost",), nodes=5, within=100, slow=True
+    ),
     "divergence-unchecked": Mutant("a standby attaches whatever WAL it holds", ("divergence", "isolate"), slow=True),
     "amnesiac-counted": Mutant(
         "a node without its Raft state comes back as who it was", ("wipe-raft", "kill-node", "partition")
     ),
     "fsync-lies": Mutant("the disk says that it has synced, and has not", ("power-cut", "power-cut-all")),
     "names-unproven": Mutant("the sync group changes before its names are in force", ("join", "remove", "lag")),
-    "lsn-without-epoch": Mutant("positions are compared by LSN alone", ("divergence", "power-cut")),
+    "lsn-without-epoch": Mutant("positions are compared by LSN alone", ("leapfrog",)),
     "position-before-all-is-read": Mutant("a restarted standby says how far it has replayed", ("lag", "power-cut-all")),
     "no-slots": Mutant(
         "nothing keeps a standby from being counted twice", ("lag", "power-cut-standby"), nodes=5, slow=True

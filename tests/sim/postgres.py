@@ -115,7 +115,7 @@ class Postgres:
         self.senders: list[Stream] = []
         self.sessions: list[Session] = []
         self.waiting: list[Waiting] = []
-        self.reading_slowly = world.chance(0.12)
+        self.reading_slowly = world.chance(0.5 if world.mutant == "position-before-all-is-read" else 0.12)
         self.hangs_in_promotion = False
         self.epoch = 0
         """Of the grant under which it was promoted."""
