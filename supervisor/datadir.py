@@ -26,7 +26,7 @@ LOOK_AGAIN_MS = 1_000
 
 
 def look(c: Context) -> None:
-    """What PGDATA is, once the log, this node's record and its incarnation are known; a foreign one stops the node (78).
+    """What PGDATA is, once the log, this node's record and its incarnation are known; a foreign one stops it (78).
 
     The Raft child tells the first two by itself, maybe before it has answered the hello that tells the third.
     """
