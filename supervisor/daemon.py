@@ -315,6 +315,8 @@ class Daemon:
                 c.view = replace(c.view, incarnation=int(body["incarnation"]))
                 if body["cluster_id"]:
                     member.keep_derived_key(self.config)
+                member.refuse_another_role(c.view, c.local)
+                datadir.look(c)
             case "raft.state":
                 if (body["term"], body["leader"], body["role"]) != (c.view.term, c.view.leader, c.view.role):
                     self.log.info("raft.role", term=body["term"], role=body["role"], leader=body["leader"])

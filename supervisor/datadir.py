@@ -26,9 +26,12 @@ LOOK_AGAIN_MS = 1_000
 
 
 def look(c: Context) -> None:
-    """What PGDATA is, once both the log and this node's record are known; a foreign one stops the node (78)."""
+    """What PGDATA is, once the log, this node's record and its incarnation are known; a foreign one stops it (78).
+
+    The Raft child tells the first two by itself, maybe before it has answered the hello that tells the third.
+    """
     pgdata = c.config.pgdata
-    known = c.view.alive and c.view.cluster is not None
+    known = c.view.alive and c.view.cluster is not None and c.view.incarnation > 0
     if c.local.data is not Data.UNKNOWN or not known or now_ns() < c.look_again_ns:
         return
     c.look_again_ns = 0

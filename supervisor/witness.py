@@ -82,7 +82,9 @@ class Witness(Host):
         self.facts: list[wire.Frame] = []
         self.surfaces: list[zmq.Socket[bytes] | int] = []
         super().__init__(child, log)
-        self.c = Seen(config, log, Bus(), View(), Local(config.name, witness=True))
+        # Founded already, it is not told who it is: there is no hello to answer.
+        view = View(incarnation=self.identity.incarnation)
+        self.c = Seen(config, log, Bus(), view, Local(config.name, witness=True))
         self.signals = Signals()
         self.admin = AdminServer(self.context, self.c)
         self.current = Current(self.admin.snapshot)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -187,6 +188,17 @@ def test_a_founder_that_the_log_has_not_confirmed_creates_nothing(found: Found) 
     found.initdb(mark=False)
     found.knows(system="", founder="a", nonce="", history=())
     assert found.looks() is Data.UNKNOWN
+
+
+def test_whose_data_it_is_is_not_asked_before_this_life_has_a_number(found: Found, ours: str) -> None:
+    """State and log may come before the answer to the first hello: a good copy would pass for another life's."""
+    found.initdb()
+    found.knows(system=ours)
+    known, found.c.view = found.c.view, replace(found.c.view, incarnation=0)
+    assert found.looks() is Data.UNKNOWN
+    assert found.events() == []
+    found.c.view = known
+    assert found.looks() is Data.READY
 
 
 def test_a_later_life_of_the_founder_creates_nothing(found: Found) -> None:
