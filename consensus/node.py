@@ -491,7 +491,7 @@ class Node:
             self.effects.append(Send(self.raft.leader, Forward(self.raft.term, "", "propose", data)))
 
     def _admin(self, request_id: str, name: str, body: dict[str, Any], now_ns: int) -> None:
-        if self.raft.role is Role.LEADER or (name == "failover" and not self.raft.leader):
+        if self.raft.role is Role.LEADER:
             ok, answer = requests.carry_out(self, name, body, now_ns)
             self._tell("admin.answer", {"ok": ok, **answer}, request_id)
         elif self.raft.leader:

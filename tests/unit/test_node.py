@@ -13,7 +13,7 @@ from consensus.cluster import Seat, canonical
 from consensus.effects import Removed, Save, Send, SendStranger, Tell
 from consensus.founding import Greeting, introduction, stranger_message
 from consensus.membership import WITNESS
-from consensus.messages import Hello, Observation, PromiseReq, PromiseResp
+from consensus.messages import Forward, Hello, Observation, PromiseReq, PromiseResp
 from consensus.node import COMPACT_AFTER_ENTRIES
 from consensus.positions import NoPosition
 from consensus.raft import Campaign, Role
@@ -156,6 +156,7 @@ def test_switchover_is_forwarded_fenced_first_and_ends_at_its_target() -> None:
     assert cluster.members["a"].disk.hard.released == 1
     took = cluster.until(lambda: cluster.primary() == "b")
     assert took < 200, "with the release nobody waits for E"
+    assert cluster.members["b"].cluster["grants"][0][6] == "", "the grant has not failed"
 
 
 @pytest.mark.parametrize(("to", "code"), [("x", 64), ("a", 64), ("c", 75)])
@@ -176,6 +177,25 @@ def test_a_failed_grant_goes_to_another_node() -> None:
     cluster.members["a"].position = (-1, 0)
     cluster.until(lambda: cluster.primary() not in ("", "a"))
     assert cluster.members[cluster.primary()].cluster["grants"][0][6] == "Postgres crashed"
+
+
+def test_a_grant_is_on_disk_as_committed_before_anybody_acts_on_it() -> None:
+    """Else a process that restarts then could not know that it may resume."""
+    cluster = Cluster("a", "b", "c")
+    cluster.until(lambda: cluster.primary() == "a")
+    disk = cluster.members["a"].disk
+    [index] = [e.index for e in disk.entries if e.kind == "promoted/1"]
+    assert disk.hard.commit >= index
+
+
+def test_a_grant_that_failed_is_none() -> None:
+    cluster = Cluster("a")
+    cluster.open()
+    node = cluster.members["a"].node
+    grant = node.granted()
+    assert grant is not None
+    node.cluster = replace(node.cluster, grants=(grant._replace(failed="x"),))
+    assert node.granted() is None
 
 
 def test_a_restarted_leader_resumes_its_term() -> None:
@@ -224,6 +244,7 @@ def test_a_hung_parent_makes_a_leader_step_down_without_a_release_and_not_campai
     cluster.until(lambda: cluster.leader() not in ("", "a"))
     a = cluster.members["a"]
     assert (a.disk.hard.released, a.state["role"]) == (0, "follower")
+    assert 0 < a.lease_ns < cluster.now, "its lease is not taken back, it just ends"
     cluster.open()
     for name in "bc":
         cluster.members[name].up = False
@@ -285,6 +306,17 @@ def test_a_promise_is_asked_for_by_the_leader_of_this_term_only() -> None:
     assert Send("a", PromiseResp(1, 0, 100, "")) in node.peer("a", PromiseReq(1), cluster.now), "repeated when asked"
     node.answer = None
     assert not [e for e in node.peer("a", PromiseReq(1), cluster.now) if isinstance(e, Send)], "not before it is given"
+
+
+def test_without_a_position_nothing_is_vowed() -> None:
+    cluster = Cluster("a", "b", "c")
+    for m in cluster.members.values():
+        m.position = (-1, 0)
+    cluster.until(lambda: cluster.members["b"].said[0] == 1)
+    assert cluster.members["b"].disk.record.promised == 0
+    assert cluster.members["b"].node.answer == PromiseResp(1, -1, 0, "down")
+    asked = [m for m in cluster.mail if isinstance(m.message, PromiseReq)]
+    cluster.until(lambda: any(isinstance(m.message, PromiseReq) and m not in asked for m in cluster.mail), 300)
 
 
 def test_a_promise_to_another_term_counts_for_nothing() -> None:
@@ -437,6 +469,105 @@ def test_the_next_primary_finishes_what_was_begun() -> None:
     settle(cluster, "a b", "2 of a b", at="b")
 
 
+def test_nothing_changes_before_a_switchover_has_ended_in_an_opening() -> None:
+    cluster = opened("a", "b", "c")
+    cluster.until(lambda: len(cluster.members["a"].node.sightings.all(cluster.now)) == 3)
+    assert cluster.ask("a", "switchover", to="b")["ok"]
+    assert cluster.ask("a", "member.remove", name="c")["ok"]
+    cluster.run(500)
+    assert (cluster.roles("a"), cluster.members["a"].cluster["change"]) == ("a b c>gone", None)
+    cluster.tell("a", "node.fenced", {"term": 1, "reason": "switchover", "at": ""})
+    cluster.until(lambda: cluster.primary() == "b")
+    cluster.run(500)
+    assert (cluster.roles("b"), cluster.members["b"].cluster["change"]) == ("a b c>gone", None)
+    cluster.open()
+    settle(cluster, "a b", "2 of a b", at="b")
+
+
+def test_the_next_step_is_looked_for_once_a_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = opened("a", "b", "c")
+    cluster.holds_changes = True
+    cluster.ask("a", "member.remove", name="c")
+    cluster.until(lambda: cluster.members["a"].cluster["change"] is not None)
+    calls: list[int] = []
+    monkeypatch.setattr(changes, "next_change", lambda *_: calls.append(cluster.now))
+    cluster.run(10 * T.heartbeat_ms)
+    assert 9 <= len(calls) <= 11
+
+
+def test_caught_up_is_who_has_the_log_and_still_answers() -> None:
+    cluster = opened("a", "b", "c")
+    node = cluster.members["a"].node
+    cluster.run(2 * T.heartbeat_ms)
+    assert node.facts(cluster.now).caught_up == {"a", "b", "c"}
+    cluster.cut = {("a", "c")}
+    cluster.note("a", "one more")
+    cluster.run(10)
+    assert node.facts(cluster.now).connected == {"a", "b", "c"}
+    assert node.facts(cluster.now).caught_up == {"a", "b"}, "it lacks an entry"
+    cluster.cut = set()
+    cluster.run(2 * T.heartbeat_ms)
+    assert node.facts(cluster.now).caught_up == {"a", "b", "c"}
+    cluster.cut = {("a", "c")}
+    cluster.run(T.election_ms + 300)
+    assert node.facts(cluster.now).connected == {"a", "b", "c"}, "it asks to be elected"
+    assert node.facts(cluster.now).caught_up == {"a", "b"}, "it answers no round"
+
+
+@pytest.mark.parametrize(
+    ("change", "copied"),
+    [
+        ({}, True), ({"state": "catching up"}, False), ({"epoch_of_upstream": 0}, False), ({"proven": False}, False),
+        ({"incarnation": 9}, False),
+    ],
+    ids=["right", "state", "upstream", "proof", "life"],
+)  # fmt: skip
+def test_a_copy_is_proven_streams_and_is_of_this_life(change: dict[str, Any], copied: bool) -> None:
+    cluster = opened("a", "b", "c")
+    cluster.run(T.heartbeat_ms)
+    node = cluster.members["a"].node
+    node.sightings.take_in("b", canonical(cluster.members["b"].seen | change), cluster.now)
+    assert ("b" in node.facts(cluster.now).copied) is copied
+
+
+@pytest.mark.parametrize(
+    ("seen", "known"),
+    [
+        ({"role": "primary", "epoch": 1, "lsn": 7}, Position(1, 7)), ({"role": "replica", "epoch": 1, "lsn": 7}, None),
+        ({"role": "primary", "epoch": 0, "lsn": 7}, None), ({}, None),
+    ],
+    ids=["primary", "replica", "older", "nothing"],
+)  # fmt: skip
+def test_the_last_known_position_is_that_of_the_last_primary(seen: dict[str, Any], known: Position | None) -> None:
+    cluster = opened("a", "b", "c")
+    node = cluster.members["b"].node
+    node.sightings.take_in("a", canonical(seen), cluster.now)
+    assert node._last_known() == known
+
+
+def test_only_a_leader_and_who_has_none_introduce_themselves_to_the_silent() -> None:
+    cluster = opened("a", "b", "c")
+    cluster.members["c"].up = False
+    cluster.sleep(T.election_ms)
+    said: set[str] = set()
+    for _ in range(600):
+        cluster.turn()
+        said |= {m.src for m in cluster.mail if isinstance(m.message, Hello)}
+    assert said == {"a"}
+    cluster.members["a"].up = False
+    cluster.until(lambda: cluster.members["b"].state["leader"] == "")
+    cluster.until(lambda: any(m.src == "b" for m in cluster.mail if isinstance(m.message, Hello)), 600)
+
+
+def test_one_that_another_life_has_replaced_tells_nobody_its_address() -> None:
+    cluster = opened("a", "b", "c")
+    node = cluster.members["b"].node
+    rows = (m._replace(incarnation=9) if m.name == "b" else m for m in node.cluster.members)
+    node.cluster = replace(node.cluster, members=tuple(rows))
+    effects = node.tick(cluster.now + T.election_ms // 2 * MS)
+    assert [e for e in effects if isinstance(e, Send) and isinstance(e.message, Forward)] == []
+
+
 def test_nothing_changes_before_the_opening() -> None:
     cluster = Cluster("a", "b", "c", streams=True)
     cluster.until(lambda: cluster.primary() == "a")
@@ -493,7 +624,7 @@ def test_a_removed_node_is_told_by_the_log_and_stops() -> None:
     cluster = opened("a", "b", "c")
     assert cluster.ask("b", "member.remove", name="c")["ok"]
     settle(cluster, "a b", "2 of a b")
-    cluster.until(lambda: not cluster.members["c"].up)
+    cluster.until(lambda: not cluster.members["c"].up, 20)  # a stranger's word would take longer
     reason, hint = cluster.members["c"].refused
     assert reason == "c was removed from the cluster"
     assert "--join" in hint
