@@ -22,7 +22,7 @@ from consensus.keys import ClusterKey, KeyFileError, derived_key, founding_seed,
 from consensus.lastresort import LastResort
 from consensus.membership import WITNESS, Member
 from consensus.messages import Hello, PeerMessage, Snapshot
-from consensus.node import PARENT_SILENT_MS, Node
+from consensus.node import Node
 from consensus.peerwire import NO_CLUSTER, Envelope, PeerWireError, decode, encode
 from consensus.raft import Log, Raft, RaftConfig, Ready
 from consensus.record import Identity
@@ -163,7 +163,7 @@ class Host:
         self.poller = zmq.Poller()
         self._register()
         kill_bound_ms = PROFILES[child.profile].kill_bound_ms
-        self.last_resort = LastResort(Path(child.pgdata), PARENT_SILENT_MS, kill_bound_ms, log)
+        self.last_resort = LastResort(Path(child.pgdata), kill_bound_ms, log)
         self.stopping = False
 
     # -- start ---------------------------------------------------------------------------------------------------
@@ -411,11 +411,13 @@ class Host:
         """Orders and facts from the parent; before the founding only hello and stop mean something."""
         while self.bus.poll(0):
             _, data = self.bus.recv_multipart()
-            self.last_resort.heard(now_ns())
             frame = self._frame(data)
             if frame is None:
                 continue
+            self.last_resort.heard(frame.name, frame.body)
             match frame.name:
+                case "node.writable":
+                    pass
                 case "node.stop":
                     self.stopping = True
                 case "remote.answer":

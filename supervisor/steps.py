@@ -487,6 +487,9 @@ class Steps:
             raise StepFailed("the watchdog has just gone")
         if c.view.granted != grant.term or c.view.lease_term != grant.term or left_ms < c.timings.heartbeat_ms:
             raise StepFailed(f"the lease is too short to promote ({left_ms} ms left)")
+        # Before the act: whoever ends a Postgres that nobody else can end any more has to know that it may be writable.
+        if not c.raft.tell("node.writable", {"term": grant.term}):
+            raise StepFailed("the Raft child does not take the word that this node is to be writable")
         c.change(server=Server.PROMOTING, epoch=grant.term)
         c.log.info("postgres.promoting", term=grant.term, timeline=grant.timeline, prepared_ms=(now_ns() - began) // MS)
         yield from session.query("SELECT pg_promote(false)", until_ns=now_ns() + QUERY_MS * MS)

@@ -29,7 +29,7 @@ from consensus.founding import (
 from consensus.lastresort import LastResort
 from consensus.membership import Member
 from consensus.messages import AppendReq, Hello, PeerMessage, Snapshot, VoteResp
-from consensus.node import PARENT_SILENT_MS, Node
+from consensus.node import Node
 from consensus.peerwire import NO_CLUSTER, Envelope, decode, encode
 from consensus.process import _raft_config
 from consensus.raft import Log as RaftLog
@@ -68,7 +68,7 @@ class RaftChild:
         self.wake_at = 0
         quiet = cast(Log, SimpleNamespace(warning=lambda *_, **__: None))
         kill_bound_ms = PROFILES[self.world.profile].kill_bound_ms
-        self.last_resort = LastResort(Path(), PARENT_SILENT_MS, kill_bound_ms, quiet, self._strike)
+        self.last_resort = LastResort(Path(), kill_bound_ms, quiet, self._strike)
         self.turn_due = False
         self.orders: deque[tuple[str, str, dict[str, Any]]] = deque()
         self.peers: deque[Envelope] = deque()
@@ -192,8 +192,10 @@ class RaftChild:
         """What the parent says comes first, then the peers, then the clock."""
         self.turn_due = False
         while self.orders and self.process.alive:
-            self.last_resort.heard(self.host.now())
-            self._from_parent(*self.orders.popleft())
+            name, request_id, body = self.orders.popleft()
+            self.last_resort.heard(name, body)
+            if name != "node.writable":
+                self._from_parent(name, request_id, body)
         while self.peers and self.process.alive:
             self._receive(self.peers.popleft())
         node = self.node

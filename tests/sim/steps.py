@@ -218,6 +218,7 @@ class Steps(Promises):
             raise StepFailed("the watchdog has just gone")
         if p.view.granted != grant.term or p.view.lease_term != grant.term or left_ms < p.timings.heartbeat_ms:
             raise StepFailed(f"the lease is too short to promote ({left_ms} ms left)")
+        p.tell_raft("node.writable", {"term": grant.term})
         p.change(server=Server.PROMOTING, epoch=grant.term)
         yield from self.query(lambda pg: pg.promote())
 
