@@ -224,8 +224,7 @@ def test_a_hung_postgres_is_killed_while_a_promise_is_wanted() -> None:
         for pid in (*hung, *children):
             os.kill(pid, signal.SIGSTOP)
         b.sees(wanted=TERM + 1, term=TERM + 1)
-        b.until(lambda: b.local.server is Server.DOWN, 20)
-        assert b.local.clean
+        b.until(lambda: b.local.server is Server.DOWN and b.local.clean, 20)
         assert b.c.freeze_failing_ns == 0, "the next one has all of its time"
         assert "postgres.hung" in b.log()
         said = b.raft.frozen()
@@ -245,8 +244,7 @@ def test_a_hung_postgres_does_not_keep_an_upstream_that_a_promise_forbids() -> N
         b.c.session.close()
         os.kill(b.c.postmaster.pid, signal.SIGSTOP)
         b.c.change(vowed=TERM + 1)
-        b.until(lambda: b.local.server is Server.DOWN, 20)
-        assert b.local.clean
+        b.until(lambda: b.local.server is Server.DOWN and b.local.clean, 20)
         b.until(lambda: b.daemon.plan.rule == "waiting")
         assert receivers(b.c) == []
 
