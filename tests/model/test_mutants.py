@@ -8,8 +8,9 @@ import pytest
 
 from tests.model.mutants.core import CORE
 from tests.model.mutants.mutant import Mutant
+from tests.model.mutants.upper import UPPER
 
-EVERY = (*CORE,)
+EVERY = (*CORE, *UPPER)
 QUICK = tuple(m for m in EVERY if m.quick or os.environ.get("PGR_TEST_LEVEL", "quick") != "quick")
 
 
