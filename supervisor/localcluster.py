@@ -75,7 +75,7 @@ def wait_for(condition: Callable[[], bool], seconds: float, every_s: float = 0.0
 def free_ports(count: int) -> list[int]:
     """TCP ports of 127.0.0.1 that nobody listens on, all different, and kept for our nodes until `release_ports`.
 
-    Each is held by a bound socket that lets others bind it as well if they do as every server does (SO_REUSEADDR), which
+    Each is held by a bound socket that lets others bind it too if they do as every server does (SO_REUSEADDR), which
     this function does not: two clusters at once (tests, a demo) never choose the same, also while a node is down.
     """
     found: list[int] = []
