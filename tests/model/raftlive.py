@@ -78,7 +78,7 @@ class LiveRaftWorld(RaftWorld):
     def _standing(self, local: int) -> Standing:
         known = self.standings.get(local)
         if known is None:
-            slot, incarnation, _, (hard, log), _ = self.locals.values[local]
+            slot, incarnation, _, (hard, log), *_ = self.locals.values[local]
             hard = HardState(self.bound.terms, "", hard.commit)
             known = self.standings[local] = Standing(slot, incarnation, Disk(hard, log))
         return known
