@@ -20,7 +20,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,8 +34,7 @@ ASK_S = 1.0
 """How long a node may take to answer over HTTP before it counts as silent."""
 _PORTS = (20_000, 32_000)
 """Below the range that the kernel gives to outgoing connections, which could take a port between two starts."""
-_given: set[int] = set()
-"""Ports already handed out by this process."""
+_held: dict[int, socket.socket] = {}
 
 
 class Process(NamedTuple):
@@ -74,19 +73,29 @@ def wait_for(condition: Callable[[], bool], seconds: float, every_s: float = 0.0
 
 
 def free_ports(count: int) -> list[int]:
-    """TCP ports of 127.0.0.1 that nobody listens on, all different, also from those given before."""
+    """TCP ports of 127.0.0.1 that nobody listens on, all different, and kept for our nodes until `release_ports`.
+
+    Each is held by a bound socket that lets others bind it as well if they do as every server does (SO_REUSEADDR), which
+    this function does not: two clusters at once (tests, a demo) never choose the same, also while a node is down.
+    """
     found: list[int] = []
     while len(found) < count:
         port = _PORTS[0] + secrets.randbelow(_PORTS[1] - _PORTS[0])
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        if port not in _given:
-            _given.add(port)
-            found.append(port)
+        holder = socket.socket()
+        try:
+            holder.bind(("127.0.0.1", port))
+        except OSError:
+            holder.close()
+            continue
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        _held[port] = holder
+        found.append(port)
     return found
+
+
+def release_ports(ports: Iterable[int]) -> None:
+    for port in ports:
+        _held.pop(port).close()
 
 
 def run_user() -> pwd.struct_passwd | None:
@@ -329,7 +338,7 @@ class LocalCluster:
         """``home``: made by `private_home`."""
         self.home = home
         self.password = secrets.token_hex(12)
-        ports = free_ports(3 * len(names))
+        self._ports = ports = free_ports(3 * len(names))
         self.nodes = [LocalNode(home, name, ports[3 * i : 3 * i + 3]) for i, name in enumerate(names)]
         peers = ",".join(f"{node.name}=127.0.0.1:{node.listen_port}" for node in self.nodes)
         key = write_secret(home / "cluster.key", new_key())
@@ -435,3 +444,4 @@ class LocalCluster:
 
     def remove(self) -> None:
         shutil.rmtree(self.home, ignore_errors=True)
+        release_ports(self._ports)

@@ -15,7 +15,7 @@ import psycopg
 import pytest
 
 from fencing.clock import now_ns
-from supervisor.localcluster import SECOND, LocalNode, processes
+from supervisor.localcluster import SECOND, LocalNode, processes, wait_for
 from tests.cluster.test_quorum_promises import mutate
 from tests.cluster.world import World
 
@@ -84,13 +84,20 @@ def thaw(pid: int) -> None:
 
 
 def child_of_postgres(node: LocalNode, title: str) -> int:
-    postmaster = node.pid_of("postmaster")
-    for pid, process in processes().items():
-        if process.parent == postmaster:
-            with contextlib.suppress(FileNotFoundError), open(f"/proc/{pid}/cmdline", "rb") as line:
-                if title.encode() in line.read():
-                    return pid
-    raise AssertionError(f"{node.name} has no {title}")
+    """Its pid, once there is one: a WAL receiver is started anew after each end of its walsender."""
+    found: list[int] = []
+
+    def look() -> bool:
+        postmaster = node.pid_of("postmaster")
+        for pid, process in processes().items():
+            if process.parent == postmaster:
+                with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as line:
+                    if title.encode() in line.read():
+                        found.append(pid)
+        return bool(found)
+
+    assert wait_for(look, 30), f"{node.name} has no {title}"
+    return found[0]
 
 
 def group(node: LocalNode) -> tuple[str, str]:

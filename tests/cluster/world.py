@@ -132,11 +132,12 @@ class World(LocalCluster):
         self.settles(lambda: writer.acked_since(since_ns) > 0, "a write acknowledged", seconds=seconds)
 
     def streams(self, node: LocalNode) -> bool:
-        """Does the primary have this node as a streaming replica?"""
+        """Does the primary have this node as a streaming replica, and does the node say so itself? (The primary goes on
+        telling what it last heard of a node that has just been stopped, for a while.)"""
         primary = self.primary()
-        seen = primary.status() if primary else None
-        row = seen.member(node.name) if seen else None
-        return row is not None and row.role == "replica" and row.state == "streaming"
+        told = [each.status() if each else None for each in (primary, node)]
+        rows = [seen.member(node.name) if seen else None for seen in told]
+        return all(row and row.role == "replica" and row.state == "streaming" for row in rows)
 
     def wait_streaming(self, *nodes: LocalNode, seconds: float = START_S) -> None:
         for node in nodes:

@@ -319,7 +319,8 @@ def test_a_stopped_peer_costs_no_memory(make: Callable[..., Node]) -> None:
         assert a.transport.unsent_frames == sent.count(False)
         assert memory_kib() - before_kib < 40_000
         until(lambda: PeerDisconnected("b") in a.events, a)  # found by ZMTP heartbeats, nobody closed anything
-        assert not a.transport.send("b", data)
+        # The kernel takes the next connection for the stopped process: what a queue then takes is bounded as before.
+        assert sum(a.transport.send("b", data) for _ in range(1000)) < 200
         a.events.clear()
         child.send_signal(signal.SIGCONT)
         until(lambda: PeerConnected("b") in a.events, a)

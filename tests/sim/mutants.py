@@ -12,7 +12,6 @@ from consensus.node import Campaigning, Node
 from consensus.promotion import Situation
 from consensus.raft import Raft
 from consensus.record import Position
-from consensus.write import Write
 from tests.sim.network import Weather
 
 if TYPE_CHECKING:
@@ -39,12 +38,6 @@ MUTANTS: dict[str, Mutant] = {
     "promise-without-freeze": Mutant("a promise is given, and the WAL receiver goes on", FROZEN),
     "no-watchdog-no-promise": Mutant("the watchdog never acts, and a promise does not stop WAL", FROZEN),
     "no-watchdog": Mutant("the watchdog never acts", ("freeze",), slow=True),
-    "vote-not-persisted": Mutant(
-        "term and vote are told before they are on disk",
-        ("power-cut-all", "kill-raft", "isolate"),
-        Weather(0.1),
-        slow=True,
-    ),
     "lease-from-the-reply": Mutant(
         "a lease counts from when the acknowledgement came in",
         ("asleep-and-cut-off", "drift"),
@@ -91,11 +84,6 @@ def core(world: World) -> type[Raft]:
 
 def node(world: World) -> type[Node]:
     return _LsnWithoutEpoch if world.mutant == "lsn-without-epoch" else Node
-
-
-def drops(world: World, write: Write) -> bool:
-    """Is this not written?"""
-    return world.mutant == "vote-not-persisted" and write.hard is not None and not (write.entries or write.snapshot)
 
 
 def incarnation(world: World, host: Host) -> int:

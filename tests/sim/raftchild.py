@@ -260,8 +260,6 @@ class RaftChild:
             self.world.checks.raft_turned(self.host, node)
 
     def _save(self, write: Write) -> None:
-        if mutants.drops(self.world, write):
-            return
         try:
             self.store.save(write)
         except StorageError as error:
