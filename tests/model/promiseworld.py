@@ -26,7 +26,7 @@ from consensus.record import EpochStart, Position
 from tests.model.explore import Interner, Label, Move, State, ViolationError
 
 NAMES = ("a", "b", "c", "d", "e")
-RESTARTS, CHANGES, WIPES = range(3)
+RESTARTS, CHANGES, WIPES, CLONES = range(4)
 """Places in a budget."""
 FIRST_TIMELINE = 2
 Wal = tuple[int, ...]
@@ -115,6 +115,8 @@ class Setup(NamedTuple):
     wipes: int = 0
     wish: str = ""
     """Whom a person has asked for as the next primary."""
+    clones: int = 0
+    """So many data directories are lost and cloned anew; the Raft state stays."""
 
     def __str__(self) -> str:
         witness = f", {self.nodes - self.data} witness" if self.nodes > self.data else ""
@@ -122,7 +124,7 @@ class Setup(NamedTuple):
         words = (
             (self.restarts, f"R={self.restarts}"), (self.reads, "WAL is read after a restart"),
             (self.changes, f"{self.changes} changes of S"), (self.wipes, f"{self.wipes} lost disk"),
-            (self.wish, f"{self.wish} is wished for"),
+            (self.wish, f"{self.wish} is wished for"), (self.clones, f"{self.clones} data directory lost"),
         )  # fmt: skip
         more = "".join(f", {text}" for count, text in words if count)
         return f"N={self.nodes}{witness}{outside}, k={self.k}, T={self.terms}, {self.records} WAL records{more}"
@@ -186,7 +188,7 @@ class PromiseWorld:
         hosts += [Host(1, log, 1, (), ()) for _ in range(self.n - self.setup.data)]
         hosts[0] = host._replace(leads=1, committed=len(log), primary=1)
         ghost = Ghost(((1, (1,)),), ((1, FIRST_TIMELINE, ()),))
-        budget = (self.setup.restarts, self.setup.changes, self.setup.wipes)
+        budget = (self.setup.restarts, self.setup.changes, self.setup.wipes, self.setup.clones)
         return (*(self.hosts(h) for h in hosts), self.ghosts(ghost), self.budgets(budget))
 
     def canon(self, state: State) -> State:
@@ -247,6 +249,9 @@ class PromiseWorld:
             if left[RESTARTS]:
                 again = self.restarted(host)
                 yield self.to(view, ("restarts", i), {i: again}, spent=RESTARTS)
+            if left[CLONES] and host.wal and not host.primary:
+                empty = self.detached(host)._replace(history=(), wal=(), reading=False)
+                yield self.to(view, ("data lost", i), {i: empty}, spent=CLONES)
 
     def to(
         self, view: View, label: tuple[object, ...], changed: dict[int, Host], *, ghost: int = -1, spent: int = -1
@@ -367,11 +372,9 @@ class PromiseWorld:
         return found
 
     def may_promote(self, me: Host) -> bool:
-        """`Node.granted`: leader of the term of its own committed grant, and promised to nothing newer."""
-        done = me.log[: me.committed]
-        return bool(me.leads) and any(i.kind == "promoted/1" and i.term == me.leads for i in done) and (
-            me.promised <= me.leads
-        )
+        """`Node.granted`: leader of the term of its own committed grant, promised to nothing newer; and with data."""
+        granted = any(i.kind == "promoted/1" and i.term == me.leads for i in me.log[: me.committed])
+        return bool(me.leads and me.history) and granted and me.promised <= me.leads
 
     def _promotion(self, view: View, i: int) -> Move:
         me = view.hosts[i]
@@ -435,7 +438,7 @@ class PromiseWorld:
     def attached(self, me: Host, primary: Host) -> Host:
         """Follow at once, or after a rewind to where the histories part; one without data has cloned."""
         wal, proof = me.wal, me.proof
-        if not me.history and me.incarnation > 1:
+        if not me.history:
             wal, proof = (), Position(primary.primary, len(primary.wal))
         elif not self.follows(primary, me):
             pairs = zip(wal, primary.wal, strict=False)
@@ -557,6 +560,7 @@ STORIES = {
     "late": "a walsender that {0} left at {1} counts what it heard last",
     "gone": "that walsender of {0} at {1} is gone",
     "lsn": "{0} reads its insert LSN",
+    "data lost": "{0} loses its data directory, and keeps its Raft state",
     "wipe": "{0} loses its disk and comes back as another incarnation",
     "admits": "{0} lets {1} in",
 }

@@ -58,7 +58,7 @@ class LiveRaftWorld(RaftWorld):
         known = self.books[leader].get(it) == self.locals.values[follower].incarnation and me in self.books[follower]
         if not known or (leader, follower) in self.cache.live:
             return
-        self.cache.live.add((leader, follower))
+        pair = (leader, follower)
         for _ in range(ROUNDS):
             step = self._cached(leader, ("beat", i), Beat())
             leader, src, dst, batch = step.local, i, j, dict(step.out).get(j, 0)
@@ -74,11 +74,12 @@ class LiveRaftWorld(RaftWorld):
         upto = mine.log.last_index if it in mine.members.voters else mine.commit
         if its.log.last_index < upto or its.log.term_at(upto) not in (mine.log.term_at(upto), -1):
             raise ViolationError(f"liveness: {me} leads term {mine.term} and can't bring {it} up to date: {its.log}")
+        self.cache.live.add(pair)
 
     def _standing(self, local: int) -> Standing:
         known = self.standings.get(local)
         if known is None:
-            slot, incarnation, _, (hard, log), _ = self.locals.values[local]
+            slot, incarnation, _, (hard, log), *_ = self.locals.values[local]
             hard = HardState(self.bound.terms, "", hard.commit)
             known = self.standings[local] = Standing(slot, incarnation, Disk(hard, log))
         return known

@@ -12,7 +12,7 @@ safety must not need them.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -106,6 +106,8 @@ class Local(NamedTuple):
     disk: Disk
     older: Disk | None = None
     """What a crash may go back to; only in a host that sends before it saves."""
+    beside: Hashable = ()
+    """What a world keeps beside the core (`leaseworld.py`: the watchdog)."""
 
 
 class Batch(NamedTuple):
@@ -139,6 +141,9 @@ class Caches:
 
 class RaftWorld:
     """``core`` is the shipped Raft or a mutant of it. State: a local per slot, the message set aside, ghost, budget."""
+
+    now = 0
+    """Of every node, always: whatever is timed is kept relative to it."""
 
     def __init__(self, setup: Setup, core: type[Raft] = Raft) -> None:
         self.setup, self.bound, self.core = setup, setup.bound, core
@@ -198,11 +203,16 @@ class RaftWorld:
 
     def started(self, i: int, incarnation: int, disk: Disk, *, fresh: bool = False) -> int:
         config = self.config(i, incarnation)
-        raft = self.core(config, disk.hard, disk.log, boot=1, seed=1, now_ns=0, fresh=fresh)
+        raft = self.core(config, disk.hard, disk.log, boot=1, seed=1, now_ns=self.now, fresh=fresh)
         return self.local(i, incarnation, raft, disk)
 
-    def local(self, i: int, incarnation: int, raft: Raft, disk: Disk, older: Disk | None = None) -> int:
-        known = self.locals(Local(i, incarnation, raft.key(), disk, older))
+    def key(self, raft: Raft) -> tuple[object, ...]:
+        return raft.key()
+
+    def local(
+        self, i: int, incarnation: int, raft: Raft, disk: Disk, *, older: Disk | None = None, beside: Hashable = ()
+    ) -> int:
+        known = self.locals(Local(i, incarnation, self.key(raft), disk, older, beside))
         if known == len(self.rafts):
             self.rafts.append(raft)
             self.signatures.append(self.shapes(signature(raft, incarnation)))
@@ -235,17 +245,25 @@ class RaftWorld:
 
     def step(self, local: int, events: tuple[Event, ...]) -> Step:
         before = self.locals.values[local]
-        raft, disk = self.rafts[local].clone(), before.disk
+        raft, disk = self.woken(self.rafts[local].clone()), before.disk
         out: dict[int, list[RaftMessage]] = {}
         for event in events:
-            ready = raft.step(event, 0)
+            ready = raft.step(event, self.now)
             disk = self.carried_out(disk, raft, ready)
             for name, message in (*ready.now, *ready.after):
                 out.setdefault(self.slot[name], []).append(message)
         checked_step(self.rafts[local], raft)
         check_membership(raft)  # here: what is derived from the log is not in the key
-        after = self.local(before.slot, before.incarnation, raft, disk)
+        after = self.local(before.slot, before.incarnation, raft, disk, beside=self.beside(before, raft))
         return Step(after, tuple((dst, self._enveloped(after, dst, tuple(m))) for dst, m in out.items()))
+
+    def woken(self, raft: Raft) -> Raft:
+        """As it is when a step begins."""
+        return raft
+
+    def beside(self, before: Local, raft: Raft) -> Hashable:
+        """What is beside the core after a step of it."""
+        return before.beside
 
     def _enveloped(self, local: int, dst: int, messages: tuple[RaftMessage, ...]) -> int:
         if not self.counts_incarnations:
@@ -256,18 +274,18 @@ class RaftWorld:
 
     def restarted(self, local: int) -> list[int]:
         """What a node may be after a crash and a start."""
-        slot, incarnation, _, disk, _ = self.locals.values[local]
+        slot, incarnation, _, disk, *_ = self.locals.values[local]
         return [self.started(slot, incarnation, disk)]
 
     def resumed(self, local: int) -> int:
-        slot, incarnation, _, disk, _ = self.locals.values[local]
-        raft = self.core(self.config(slot, incarnation), disk.hard, disk.log, boot=1, seed=1, now_ns=0, fresh=False)
+        slot, incarnation, _, disk, *_ = self.locals.values[local]
+        raft = self.rafts[self.started(slot, incarnation, disk)].clone()
         raft.resume()
         return self.local(slot, incarnation, raft, disk)
 
     def may_resume(self, local: int) -> bool:
         """As the host decides: the disk shows this node's own grant of the newest term as committed, and no release."""
-        slot, _, _, (hard, log), _ = self.locals.values[local]
+        slot, _, _, (hard, log), *_ = self.locals.values[local]
         name = self.names[slot]
         if hard.vote != name or hard.released >= hard.term:
             return False
@@ -520,7 +538,7 @@ class RaftWorld:
         disk, older = (_renamed_disk(d, names) if d is not None else None for d in (local.disk, local.older))
         assert disk is not None
         other = renamed_raft(raft, names, self.config(slot, local.incarnation))
-        return self.local(slot, local.incarnation, other, disk, older)
+        return self.local(slot, local.incarnation, other, disk, older=older, beside=local.beside)
 
     def _renamed_ghost(self, ghost: Ghost, to: tuple[int, ...], names: Names) -> Ghost:
         leaders = tuple(to[slot] if slot >= 0 else slot for slot in ghost.leaders)

@@ -7,10 +7,11 @@ import os
 import pytest
 
 from tests.model.mutants.core import CORE
+from tests.model.mutants.lease import LEASE
 from tests.model.mutants.mutant import Mutant
 from tests.model.mutants.upper import UPPER
 
-EVERY = (*CORE, *UPPER)
+EVERY = (*CORE, *UPPER, *LEASE)
 QUICK = tuple(m for m in EVERY if m.quick or os.environ.get("PGR_TEST_LEVEL") == "all")
 
 

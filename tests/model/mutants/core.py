@@ -92,10 +92,10 @@ class SendsBeforeItSaves(RaftWorld):
         after, before = self.locals.values[local_after], self.locals.values[local].disk
         older = before if out and before != after.disk else None
         raft = self.rafts[local_after]
-        return Step(self.local(after.slot, after.incarnation, raft, after.disk, older), out)
+        return Step(self.local(after.slot, after.incarnation, raft, after.disk, older=older), out)
 
     def restarted(self, local: int) -> list[int]:
-        slot, incarnation, _, _, older = self.locals.values[local]
+        slot, incarnation, _, _, older, _ = self.locals.values[local]
         found = super().restarted(local)
         return found if older is None else [*found, self.started(slot, incarnation, older)]
 
@@ -191,7 +191,7 @@ class AcknowledgesBeforeItSaves(RaftWorld):
     """The newest entry of a follower is still in the page cache when the machine stops."""
 
     def restarted(self, local: int) -> list[int]:
-        slot, incarnation, _, (hard, log), _ = self.locals.values[local]
+        slot, incarnation, _, (hard, log), *_ = self.locals.values[local]
         shorter = Disk(hard._replace(commit=0), log.truncate_from(max(log.last_index, log.snapshot.index + 1)))
         return [*super().restarted(local), self.started(slot, incarnation, shorter)]
 

@@ -163,6 +163,13 @@ class DecidesOnWhatIsCommitted(GroupWorld):
         return super().takes_grant(me, term, old, answers)
 
 
+class CountsAnyCopy(PromiseWorld):
+    """A position before the copy is proven complete."""
+
+    def position(self, host: Host) -> Position | None:
+        return super().position(host._replace(proof=None))
+
+
 class TakesAnyCopy(GroupWorld):
     """Takes its seat before its copy is proven complete."""
 
@@ -308,7 +315,7 @@ UPPER = (
     dies(DoesNotWaitForOldWalsenders, "a walsender that was told to go is waited for", "changes (3)", SHRINKS),
     dies(NoCheckpoint, "the checkpointer has seen the names before they count", "promotion 4", FROM_ONE),
     dies(NoLsn, "what was acknowledged before meets the new rule", "changes (3)", SHRINKS),
-    dies(GroupWorld, "a seat is that of an incarnation", "safety.md, identity", LOST_DISK,
-         (ClusterState, "seated", _seated_by_name), quick=False),
-    dies(TakesAnyCopy, "a copy is proven before it has a seat", "safety.md, identity", LOST_DISK, quick=False),
+    dies(CountsAnyCopy, "a copy is proven before it has a position", "safety.md, identity", Setup(2, 2, clones=1)),
+    dies(TakesAnyCopy, "a seat is that of an incarnation (twice guarded: nor has its copy a position)",
+         "safety.md, identity", LOST_DISK, (ClusterState, "seated", _seated_by_name), quick=False),
 )  # fmt: skip
