@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from consensus.cluster import ClusterState, Seat, SyncGroup, seat_of, sync_group
+from consensus.cluster import Change, ClusterState, Seat, SyncGroup, seat_of, sync_group
 from consensus.founding import Greeting
 from consensus.membership import GONE, LEARNER, VOTER, WITNESS, Member
 from consensus.quorum import majority
@@ -80,13 +80,17 @@ def next_change(state: ClusterState, facts: Facts) -> Proposal | None:
 
 def _reverted(state: ClusterState, facts: Facts) -> Proposal | None:
     change = state.change
-    if change is None or facts.waited_ms < PATIENCE_MS:
+    if change is None or facts.waited_ms < PATIENCE_MS or facts.me not in state.seated(change.old):
         return None
     silent = sorted({s.name for s in set(change.new.members) - set(change.old.members)} - facts.connected)
     if not silent:
         return None
-    text = f"is changed back: {', '.join(silent)} has not been heard of for {PATIENCE_MS // 1000} s"
-    return group_change(change.new, change.old, facts.me, "sync group", text)
+    return turned_back(change, facts.me, f"{', '.join(silent)} has not been heard of for {PATIENCE_MS // 1000} s")
+
+
+def turned_back(change: Change, me: str, why: str) -> Proposal:
+    """The reverse of an open change."""
+    return group_change(change.new, change.old, me, "sync group", f"is changed back: {why}")
 
 
 def wanted_seats(state: ClusterState, facts: Facts) -> SyncGroup:

@@ -88,6 +88,12 @@ def stranger_message(reason: str, hint: str, *, final: bool) -> str:
     return canonical({"kind": "stranger", "reason": reason, "hint": hint, "final": final})
 
 
+def removal(name: str) -> tuple[str, str]:
+    """Reason and hint for a node that is no member any more."""
+    hint = "to bring this host back, start it with an empty data directory and --join"
+    return f"{name} was removed from the cluster", hint
+
+
 def elsewhere_message(name: str, address: str) -> str:
     """To a node that wants to be let in: the leader decides, and this is where it is."""
     return canonical({"kind": "elsewhere", "name": name, "raft": address})

@@ -25,6 +25,7 @@ from consensus.founding import (
     introduction,
     parse,
     parse_greeting,
+    removal,
     stranger_message,
 )
 from consensus.membership import Member
@@ -39,7 +40,18 @@ from consensus.messages import (
     Snapshot,
 )
 from consensus.positions import NoPosition
-from consensus.promotion import GRACE_MS, Decision, HandOver, Situation, TakeGrant, Wait, decide, quorum_promised
+from consensus.promotion import (
+    GRACE_MS,
+    Decision,
+    HandOver,
+    Situation,
+    TakeGrant,
+    TurnBack,
+    Wait,
+    decide,
+    is_better_turned_back,
+    quorum_promised,
+)
 from consensus.raft import (
     Compact,
     Event,
@@ -354,9 +366,17 @@ class Node:
         notes.reform_at_ns = now_ns + self.timings.heartbeat_ms * MS
         if tip.change is not None and tip.change.index != notes.change_seen[0]:
             notes.change_seen = (tip.change.index, now_ns)
-        if grant is None or not grant.opened or self.raft.changed_at > self.raft.commit:
+        facts = self.facts(now_ns)
+        if grant is None or not grant.opened:
+            stuck = tip.change if facts.waited_ms >= changes.PATIENCE_MS else None
+            if stuck is not None and is_better_turned_back(tip, stuck, facts.connected):
+                # It will not open. Nobody may touch the names of an epoch that is not proven: the next one turns back.
+                notes.sentence = "makes way: the open change of the sync group can't be finished by those who are up"
+                self._raft(StepDown(), now_ns)
             return
-        step = changes.next_change(tip, self.facts(now_ns))
+        if self.raft.changed_at > self.raft.commit:
+            return
+        step = changes.next_change(tip, facts)
         if step is not None:
             self.propose_change(step, now_ns)
 
@@ -386,19 +406,10 @@ class Node:
     def situation(self, notes: Campaigning, now_ns: int) -> Situation:
         waited_ms = (now_ns - notes.quorum_at_ns) // MS if notes.quorum_at_ns else 0
         connected = frozenset(m.name for m in self.cluster.members if self.sightings.is_connected(m.name, now_ns))
+        last_known = self.sightings.last_known(self.cluster.grant)
         return Situation(
-            self.me, notes.term, self.tip(), notes.promises, connected, waited_ms, last_known=self._last_known()
+            self.me, notes.term, self.tip(), notes.promises, connected, waited_ms, last_known=last_known
         )  # fmt: skip
-
-    def _last_known(self) -> Position | None:
-        """The newest position heard of the last primary (asynchronous mode's bound on loss)."""
-        grant = self.cluster.grant
-        if grant is None:
-            return None
-        seen = self.sightings.of(grant.node)
-        if seen.get("role") != "primary" or seen.get("epoch") != grant.term:
-            return None
-        return Position(grant.term, int(seen.get("lsn", 0)))
 
     def _act(self, notes: Campaigning, decision: Decision, now_ns: int) -> None:
         match decision:
@@ -411,6 +422,9 @@ class Node:
                     "at": self.wall_clock(),
                 }  # fmt: skip
                 notes.granted_index = self._raft(Propose("promoted/1", canonical(body)), now_ns)
+            case TurnBack(change, reason):
+                notes.sentence = reason
+                self.propose_change(changes.turned_back(change, self.me, reason), now_ns)
             case HandOver(to, reason):  # pragma: no branch  # mypy knows that there is no other decision
                 notes.sentence = reason
                 # Only when the parent has said for this very term that Postgres here is not writable.
@@ -576,13 +590,5 @@ class Node:
             self.effects.append(lease)
 
 
-def removal(name: str) -> tuple[str, str]:
-    """Reason and hint for a node that is no member any more."""
-    hint = "to bring this host back, start it with an empty data directory and --join"
-    return f"{name} was removed from the cluster", hint
-
-
 def _initial_state(identity: Identity, snapshot: Snapshot) -> ClusterState:
     return load(snapshot.data) if snapshot.index else found(identity.charter, identity.cluster_id)
-
-

@@ -7,10 +7,10 @@ history show.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
-from consensus.cluster import ClusterState, Grant, SyncGroup, seat_of
+from consensus.cluster import Change, ClusterState, Grant, SyncGroup, seat_of
 from consensus.membership import VOTER, WITNESS
 from consensus.positions import NoPosition
 from consensus.quorum import majority, read_quorum
@@ -68,7 +68,15 @@ class HandOver:
     reason: str
 
 
-Decision = Wait | TakeGrant | HandOver
+@dataclass(frozen=True, slots=True)
+class TurnBack:
+    """Let the open change of the sync group go the other way, then decide again."""
+
+    change: Change
+    reason: str
+
+
+Decision = Wait | TakeGrant | HandOver | TurnBack
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +110,25 @@ def _needed(state: ClusterState, group: SyncGroup) -> int:
 
 
 def quorum_promised(s: Situation) -> bool:
-    """Have read quorums of promises with positions been reached? (`--accept-data-loss` waives the number of promises,
+    """Is every acknowledged commit on a node that has promised? (`--accept-data-loss` waives the number of promises,
     not the promises.)"""
+    if _last_primary(s) is not None:
+        return True
     return all(len(_positions(s, q)) >= (1 if s.state.wish_loss else q.needed) for q in required(s.state))
+
+
+def _last_primary(s: Situation) -> Position | None:
+    """The promise of the primary of the newest grant, with WAL of that grant: it makes up for a read quorum.
+
+    Its own flush was part of every acknowledgement under that grant, and when it was promoted it held all those before.
+    Without this, once two of three have begun to be rewound or copied to follow it, nobody could ever win again. WAL of
+    that grant shows that its data is what it was then (the model finds nothing without, but it knows of no backups).
+    """
+    grant = s.state.grant
+    if grant is None or not any(grant.node in q.seated for q in required(s.state)):
+        return None
+    promise = s.promises.get(grant.node)
+    return promise if isinstance(promise, Position) and promise.epoch == grant.term else None
 
 
 def decide(s: Situation) -> Decision:
@@ -115,7 +139,7 @@ def decide(s: Situation) -> Decision:
     if not quorum_promised(s):
         return _not_enough(s, quorums)
     seated = frozenset[str]().union(*(q.seated for q in quorums))
-    positions = {name: p for q in quorums for name, p in _positions(s, q).items()}
+    positions = _held(s, quorums)
     silent = [n for n in s.connected & seated if n not in positions]
     if s.state.wish_loss and s.waited_ms < LOSS_GRACE_MS and silent:
         return Wait(
@@ -123,20 +147,55 @@ def decide(s: Situation) -> Decision:
         )
     if s.waited_ms < GRACE_MS and not all(name in s.promises for name in s.connected & seated):
         return Wait("a read quorum has promised; waiting a moment for the others")
-    winner = _choose(s, quorums)
+    change = s.state.change
+    if change is not None and is_better_turned_back(s.state, change, s.connected, lambda turned: _wins(s, turned)):
+        return TurnBack(change, "those who are up can do without the change, and not with it")
+    winner = _choose(s)
     if winner is None:
         return Wait("no node that may be primary holds every acknowledged commit")
     late = _too_far_behind(s, positions[winner])
     if late:
         return Wait(late)
-    held = positions[winner]
-    promised = " and ".join(f"{len(_positions(s, q))} of {q.needed}" for q in quorums)
-    why = f"holds epoch {held.epoch} up to {held.lsn:X}, {promised} needed promises"
+    why = f"holds epoch {positions[winner].epoch} up to {positions[winner].lsn:X}, {_promised(s, quorums)}"
     if s.state.wish_loss:
         why += "; data loss was accepted"
     if winner != s.me:
         return HandOver(winner, f"{winner} {why}")
     return TakeGrant(max(positions.values()), s.state.next_timeline(), why)
+
+
+def is_better_turned_back(
+    state: ClusterState, change: Change, up: frozenset[str],
+    has_winner: Callable[[ClusterState], bool] = lambda state: True,
+) -> bool:  # fmt: skip
+    """Would the reverse of the open change let somebody win, or open, where the change itself does not?
+
+    While it is open an election respects both groups, and it may go on in either direction without losing anything. It
+    matters who can be primary (only who has a seat in the group that is to come) and whose flush is waited for.
+    """
+    back = replace(state, change=Change(change.index, change.new, change.old))
+
+    def prospects(state: ClusterState) -> tuple[bool, bool]:
+        group = state.wanted_group
+        return has_winner(state), len(state.seated(group) & up) >= group.k
+
+    return prospects(back) > prospects(state)
+
+
+def _wins(s: Situation, state: ClusterState) -> bool:
+    """Would anybody win if this were the state?"""
+    return _choose(replace(s, state=state)) is not None
+
+
+def _promised(s: Situation, quorums: tuple[Quorum, ...]) -> str:
+    counts = [(len(_positions(s, q)), q.needed) for q in quorums]
+    if s.state.grant is not None and not s.state.wish_loss and any(here < needed for here, needed in counts):
+        return f"{s.state.grant.node}, the last primary, has promised"
+    return " and ".join(f"{here} of {needed}" for here, needed in counts) + " needed promises"
+
+
+def _held(s: Situation, quorums: tuple[Quorum, ...]) -> dict[str, Position]:
+    return {name: p for q in quorums for name, p in _positions(s, q).items()}
 
 
 def _positions(s: Situation, quorum: Quorum) -> dict[str, Position]:
@@ -146,6 +205,7 @@ def _positions(s: Situation, quorum: Quorum) -> dict[str, Position]:
 def _not_enough(s: Situation, quorums: tuple[Quorum, ...]) -> Wait:
     seats = sorted({seat for q in quorums for seat in q.group.members})
     short = max(q.needed - len(_positions(s, q)) for q in quorums)
+    last = s.state.grant.node if s.state.grant is not None else ""
     missing, notes = [], []
     for name, incarnation in seats:
         answer = s.promises.get(name)
@@ -158,6 +218,8 @@ def _not_enough(s: Situation, quorums: tuple[Quorum, ...]) -> Wait:
             notes.append(f"{name} has not answered")
         else:
             continue
+        if name == last and short > 1:
+            notes[-1] += " (the last primary: its promise alone would do)"
         missing.append(name)
     return Wait(
         f"no primary: {short} more of these {'is' if short == 1 else 'are'} needed, "
@@ -166,17 +228,17 @@ def _not_enough(s: Situation, quorums: tuple[Quorum, ...]) -> Wait:
     )
 
 
-def _choose(s: Situation, quorums: tuple[Quorum, ...]) -> str | None:
+def _choose(s: Situation) -> str | None:
     """A node whose position is not behind any in some read quorum of each group; better ones outside may be ignored.
 
-    Only a voter, because it has to lead, and only one with a seat in every group: a primary is always in S.
+    Only a voter, because it has to lead, and only one with a seat in the group whose names it would put in force: a
+    primary is always in S.
     """
-    electable = {m.name for m in s.state.members if m.role == VOTER}
-    able: dict[str, Position] = {}
-    held = [_positions(s, q) for q in quorums]
-    for name in electable.intersection(*held):
-        if all(_holds_all(s, q, held[0][name]) for q in quorums):
-            able[name] = held[0][name]
+    quorums = required(s.state)
+    positions = _held(s, quorums)
+    seats = s.state.seated(s.state.wanted_group)
+    electable = {m.name for m in s.state.members if m.role == VOTER and m.name in seats and m.name in positions}
+    able = {name: positions[name] for name in electable if _holds_all(s, quorums, positions[name])}
     failed = _failed_lately(s.state.grants)
     fit = [n for n in able if n not in failed] or list(able)
     if not fit:
@@ -186,12 +248,16 @@ def _choose(s: Situation, quorums: tuple[Quorum, ...]) -> str | None:
     wished = s.state.wish_to
     if wished in fit and (s.state.commit_mode != "async" or s.state.wish_loss or able[wished] == best):
         return wished
-    return max(fit, key=lambda n: (able[n], n == s.me, n))
+    leaving = {m.name for m in s.state.members if m.aim != m.role}
+    return max(fit, key=lambda n: (able[n], n not in leaving, n == s.me, n))
 
 
-def _holds_all(s: Situation, quorum: Quorum, position: Position) -> bool:
-    needed = 1 if s.state.wish_loss else quorum.needed
-    return sum(other <= position for other in _positions(s, quorum).values()) >= needed
+def _holds_all(s: Situation, quorums: tuple[Quorum, ...], position: Position) -> bool:
+    last = _last_primary(s)
+    if last is not None and position >= last:
+        return True
+    behind = [sum(other <= position for other in _positions(s, q).values()) for q in quorums]
+    return all(n >= (1 if s.state.wish_loss else q.needed) for n, q in zip(behind, quorums, strict=True))
 
 
 def _failed_lately(grants: tuple[Grant, ...]) -> frozenset[str]:

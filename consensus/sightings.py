@@ -6,8 +6,9 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from consensus.cluster import canonical
+from consensus.cluster import Grant, canonical
 from consensus.membership import VOTER, Member
+from consensus.record import Position
 from fencing.lease import MS
 
 
@@ -57,6 +58,13 @@ class Sightings:
             name: {"seen": json.loads(data), "age_ms": 0 if name == self.me else (now_ns - at) // MS}
             for name, (data, at) in sorted(self._said.items())
         }
+
+    def last_known(self, grant: Grant | None) -> Position | None:
+        """The newest position heard of the primary of ``grant`` (asynchronous mode's bound on loss)."""
+        seen = self.of(grant.node) if grant is not None else {}
+        if grant is None or seen.get("role") != "primary" or seen.get("epoch") != grant.term:
+            return None
+        return Position(grant.term, int(seen.get("lsn", 0)))
 
     def furthest(self, members: Iterable[Member], now_ns: int) -> str:
         """The connected voter whose data was furthest when last heard; "" if there is none. For speed only."""

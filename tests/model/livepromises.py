@@ -1,24 +1,28 @@
 """Liveness of the layer above Raft, as a static check per state.
 
-Whenever a majority of the voters is up, with a read quorum of each group in force that have a position, one of them can
-be elected and then either takes the grant itself or hands over to one that can. Nobody else is needed, and whoever
-is missing can come back at any time without making things worse.
+Whenever a majority of the voters is up, with a read quorum of each group in force that have a position, or with the
+last primary, one of them can be elected and then either takes the grant itself or hands over to one that can, perhaps
+after it has turned back a change. Nobody else is needed, and who is missing can come back at any time without harm.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 
+from consensus.changes import turned_back
+from consensus.cluster import ClusterState, apply, canonical
+from consensus.messages import Entry
 from consensus.positions import NoPosition
-from consensus.promotion import GRACE_MS, HandOver, Situation, TakeGrant, Wait, decide, required
+from consensus.promotion import GRACE_MS, HandOver, Situation, TakeGrant, TurnBack, Wait, decide, quorum_promised
 from consensus.quorum import has_majority
 from consensus.record import Position
 from tests.model.explore import State, ViolationError
 from tests.model.groupworld import GroupWorld
 from tests.model.promiseworld import Host, Log, PromiseWorld, Setup, newness
 
-Standing = tuple[int, Log, Position | None, int]
-"""Slot, log, position once frozen, incarnation."""
+Standing = tuple[int, Log, Position | None, int, int]
+"""Slot, log, position once frozen, incarnation, epoch of which it was the last primary."""
 
 
 class LivePromiseWorld(PromiseWorld):
@@ -40,39 +44,45 @@ class LivePromiseWorld(PromiseWorld):
     def _standing(self, i: int, host: Host) -> Standing:
         frozen = self.detached(host)._replace(primary=0, reading=False)
         position = self.position(frozen) if self.has_postgres(i) else None
-        return (i, host.log, position, host.incarnation)
+        return (i, host.log, position, host.incarnation, host.reigned)
 
     def _check(self, up: tuple[Standing, ...]) -> None:
         """The one with the newest log is elected and brings the others up to it; then who can win is asked."""
-        here = {self.names[slot]: incarnation for slot, _, _, incarnation in up}
-        newest = max((log for _, log, _, _ in up), key=newness)
+        here = {self.names[slot]: incarnation for slot, _, _, incarnation, _ in up}
+        newest = max((log for _, log, *_ in up), key=newness)
         state = self.cluster(newest)
+        if not self.named and state.grant is not None:
+            last = next((self.names[slot] for slot, *_, reigned in up if reigned == state.grant.term), "")
+            state = replace(state, grants=(*state.grants[:-1], state.grant._replace(node=last)))
         valid = {m.name for m in state.members if here.get(m.name) == m.incarnation}
         voters = [m.name for m in state.members if m.votes]
         leaders = [self.names[s] for s, log, *_ in up if log == newest and self.names[s] in valid & set(voters)]
         if not has_majority(valid, voters) or not leaders:
             return
-        answers = {self.names[s]: p or NoPosition("") for s, _, p, _ in up if self.names[s] in valid}
-        held = [{n for n in q.seated if isinstance(answers.get(n), Position)} for q in required(state)]
-        quorum = all(len(h) >= q.needed for h, q in zip(held, required(state), strict=True))
-        if not quorum or not self._is_electable(answers, held):
+        answers = {self.names[s]: p or NoPosition("") for s, _, p, *_ in up if self.names[s] in valid}
+        told = answers.get(state.grant.node) if state.grant is not None else None
+        has_all = isinstance(told, Position) and state.grant is not None and told.epoch == state.grant.term
+        if not has_all and not quorum_promised(self._situation("", state, answers)):
             return
         for leader in leaders:
-            decision = decide(Situation(leader, self.setup.terms + 1, state, answers, frozenset(answers), GRACE_MS))
-            if isinstance(decision, HandOver):  # it has the same log by now, and wins next
-                again = Situation(decision.to, self.setup.terms + 2, state, answers, frozenset(answers), GRACE_MS)
-                decision = decide(again)
-            if not isinstance(decision, TakeGrant):
-                why = decision.reason if isinstance(decision, Wait) else f"{leader} and another hand over in a circle"
-                raise ViolationError(f"liveness: {', '.join(here)} are up and there is no primary: {why}")
+            self._wins(leader, state, answers, ", ".join(here))
 
+    def _wins(self, leader: str, state: ClusterState, answers: dict[str, Position | NoPosition], here: str) -> None:
+        for _ in range(3):  # turned back, handed over to one that has the same log by now and wins next
+            match decide(self._situation(leader, state, answers)):
+                case TakeGrant():
+                    return
+                case HandOver(to):
+                    leader = to
+                case TurnBack(change):
+                    body = canonical(turned_back(change, "", "").body)
+                    state = apply(state, Entry(99, self.setup.terms + 1, "change/1", body))
+                case Wait(reason):
+                    raise ViolationError(f"liveness: {here} are up and there is no primary: {reason}")
+        raise ViolationError(f"liveness: {here} are up and hand over in a circle")
 
-    def _is_electable(self, answers: dict[str, Position | NoPosition], held: list[set[str]]) -> bool:
-        """Is one of the best there in every group in force? While a change is open the best may be about to leave; then
-        nobody can be primary until another one comes back (a limit that this check found, see DESIGN.md)."""
-        known = {n: p for n, p in answers.items() if isinstance(p, Position)}
-        best = max(known[n] for n in set.union(*held))
-        return any(known[n] == best for n in set.intersection(*held))
+    def _situation(self, me: str, state: ClusterState, answers: dict[str, Position | NoPosition]) -> Situation:
+        return Situation(me, self.setup.terms + 1, state, answers, frozenset(answers), GRACE_MS)
 
 
 class LiveGroupWorld(LivePromiseWorld, GroupWorld):

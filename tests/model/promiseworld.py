@@ -12,15 +12,17 @@ of another: states are sorted, and all that differ in names only are one. (A wor
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import combinations
 from typing import NamedTuple
 
 from consensus import positions
+from consensus.changes import turned_back
 from consensus.cluster import ClusterState, SyncGroup, apply, canonical, seat_of
 from consensus.membership import VOTER, WITNESS, Member
 from consensus.messages import Entry
 from consensus.positions import Attach, NoPosition
-from consensus.promotion import GRACE_MS, Situation, TakeGrant, decide
+from consensus.promotion import GRACE_MS, Decision, Situation, TakeGrant, TurnBack, decide
 from consensus.quorum import has_majority
 from consensus.record import EpochStart, Position
 from tests.model.explore import Interner, Label, Move, State, ViolationError
@@ -86,6 +88,8 @@ class Host(NamedTuple):
     proof: Position | None = None
     applied: int = 0
     """So many entries are known to be committed; kept only where nodes can lose their disk."""
+    reigned: int = 0
+    """The epoch of which it was primary, until it follows a newer one; only where the log does not name it."""
 
 
 class Ghost(NamedTuple):
@@ -161,7 +165,7 @@ class PromiseWorld:
         self.rules: Interner[SyncGroup] = Interner()
         self.labels: Interner[tuple[object, ...]] = Interner()
         self.states: dict[Log, ClusterState] = {}
-        self.grants: dict[tuple[object, ...], bool] = {}
+        self.decisions: dict[tuple[object, ...], Decision] = {}
         self.founded = self._founded()
         self.rules(self.founded.group)
         self.seats = [self.rules.values[0].k]
@@ -186,7 +190,7 @@ class PromiseWorld:
         host = Host(1, log, 1, (first,), (1,))
         hosts = [host._replace(upstream=1) for _ in range(self.setup.data)]
         hosts += [Host(1, log, 1, (), ()) for _ in range(self.n - self.setup.data)]
-        hosts[0] = host._replace(leads=1, committed=len(log), primary=1)
+        hosts[0] = host._replace(leads=1, committed=len(log), primary=1, reigned=0 if self.named else 1)
         ghost = Ghost(((1, (1,)),), ((1, FIRST_TIMELINE, ()),))
         budget = (self.setup.restarts, self.setup.changes, self.setup.wipes, self.setup.clones)
         return (*(self.hosts(h) for h in hosts), self.ghosts(ghost), self.budgets(budget))
@@ -215,13 +219,25 @@ class PromiseWorld:
             data = canonical({"term": term})
         return apply(before, Entry(len(log), term, kind, data))
 
-    def takes_grant(self, me: int, term: int, log: Log, answers: dict[str, Position | NoPosition]) -> bool:
-        key = (me, term, log, tuple(answers.items()))
-        known = self.grants.get(key)
+    def decision(
+        self, me: int, term: int, log: Log, answers: dict[str, Position | NoPosition], last: str = ""
+    ) -> Decision:
+        """``last``: the primary of the newest grant, if the log does not name it."""
+        key = (me, term, log, tuple(answers.items()), last)
+        known = self.decisions.get(key)
         if known is None:
-            situation = Situation(self.names[me], term, self.cluster(log), answers, frozenset(answers), GRACE_MS)
-            known = self.grants[key] = isinstance(decide(situation), TakeGrant)
+            state = self.cluster(log)
+            if not self.named and state.grant is not None:
+                state = replace(state, grants=(*state.grants[:-1], state.grant._replace(node=last)))
+            situation = Situation(self.names[me], term, state, answers, frozenset(answers), GRACE_MS)
+            known = self.decisions[key] = decide(situation)
         return known
+
+    def last_primary(self, hosts: list[Host], log: Log) -> str:
+        grant = self.cluster(log).grant
+        if self.named or grant is None:
+            return ""
+        return next((n for n, h in zip(self.names, hosts, strict=True) if h.reigned == grant.term), "")
 
     def position(self, host: Host) -> Position | None:
         """What a host that is frozen says of itself."""
@@ -304,11 +320,20 @@ class PromiseWorld:
                 if other.term <= me.leads and not heard and self.knows(me, j, other):
                     yield self._promise(view, i, j)
             answers = self.answers(view, me)
-            if answers and self.takes_grant(i, me.leads, me.log, answers):
-                item = Item(me.leads, "promoted/1", self.names[i] if self.named else "")
-                yield self.to(view, ("grant", i), {i: me._replace(log=(*me.log, item))})
+            if answers:
+                yield from self._deciding(view, i, answers)
         if self.may_promote(me) and not me.primary:
             yield self._promotion(view, i)
+
+    def _deciding(self, view: View, i: int, answers: dict[str, Position | NoPosition]) -> Iterator[Move]:
+        me = view.hosts[i]
+        decision = self.decision(i, me.leads, me.log, answers, self.last_primary(view.hosts, me.log))
+        if isinstance(decision, TakeGrant):
+            item = Item(me.leads, "promoted/1", self.names[i] if self.named else "")
+            yield self.to(view, ("grant", i), {i: me._replace(log=(*me.log, item))})
+        elif isinstance(decision, TurnBack):
+            item = Item(me.leads, "change/1", canonical(turned_back(decision.change, "", "").body))
+            yield self.to(view, ("turns back", i), {i: me._replace(log=(*me.log, item))})
 
     def knows(self, me: Host, j: int, other: Host) -> bool:
         """The envelope's check: is that node the member of this name, as far as the log is applied?"""
@@ -382,7 +407,10 @@ class PromiseWorld:
         timeline = next(g.timeline for g in self.cluster(me.log).grants if g.term == term)
         history = (*self.past(me), EpochStart(term, len(me.wal), timeline))
         rule = self.rules(self.cluster(me.log[: me.committed]).wanted_group)
-        now = me._replace(primary=term, upstream=0, history=history, rule=rule, defined=True, proving=0)
+        now = me._replace(
+            primary=term, upstream=0, history=history, rule=rule, defined=True, proving=0,
+            reigned=0 if self.named else term,
+        )  # fmt: skip
         label = ("promotes", i, term, me.wal)
         return self.to(view, label, {i: now}, ghost=self._started(view.ghost, term, timeline, me.wal, label))
 
@@ -444,7 +472,7 @@ class PromiseWorld:
             pairs = zip(wal, primary.wal, strict=False)
             wal = wal[: next((n for n, (x, y) in enumerate(pairs) if x != y), min(len(wal), len(primary.wal)))]
         return me._replace(
-            wal=wal, history=primary.history, upstream=primary.primary, rule=primary.rule, proof=proof
+            wal=wal, history=primary.history, upstream=primary.primary, rule=primary.rule, proof=proof, reigned=0
         )
 
     def follows(self, primary: Host, me: Host) -> bool:

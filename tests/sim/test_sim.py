@@ -17,8 +17,6 @@ from tests.sim.report import story
 
 CHUNK = 10
 SEEDS = range(1, 201)
-OPEN = {165: "two standbys rewind at once under a primary that is not open yet, and both end without a position"}
-"""Finds that are not mended yet: no acknowledged commit is lost, but a live cluster stays without a primary."""
 KEPT = sorted((Path(__file__).parent / "seeds").glob("*.txt"))
 
 
@@ -30,15 +28,7 @@ def runs_clean(seed: int) -> None:
 @pytest.mark.parametrize("first", SEEDS[::CHUNK])
 def test_seeds(first: int) -> None:
     for seed in range(first, first + CHUNK):
-        if seed not in OPEN:
-            runs_clean(seed)
-
-
-@pytest.mark.parametrize("seed", OPEN, ids=str)
-def test_an_open_find_is_still_one_and_only_a_matter_of_progress(seed: int) -> None:
-    """Once this fails the find is mended: take it out of `OPEN`."""
-    _, violation = play(seed)
-    assert isinstance(violation, Stuck), OPEN[seed]
+        runs_clean(seed)
 
 
 @pytest.mark.parametrize("path", KEPT, ids=lambda path: path.stem)

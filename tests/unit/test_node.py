@@ -463,10 +463,41 @@ def test_the_next_primary_finishes_what_was_begun() -> None:
     cluster.holds_changes = True
     assert cluster.ask("a", "member.remove", name="c")["ok"]
     cluster.until(lambda: all(m.node.cluster.change is not None for m in cluster.members.values()))
-    assert cluster.lose("a") == "b", "c has no seat in the new group"
+    assert cluster.lose("a") == "b", "c is to leave"
+    back = cluster.members["b"].node.cluster.change
+    assert back is not None
+    assert (back.old.names, back.new.names) == (("a", "b"), ("a", "b", "c")), "2 of a b would wait for a"
     cluster.holds_changes = False
+    settle(cluster, "a b c>gone", "2 of a b c", at="b")
     cluster.members["a"].up = True
     settle(cluster, "a b", "2 of a b", at="b")
+
+
+def test_a_primary_that_can_not_open_under_a_change_makes_way_for_its_reverse() -> None:
+    """b is promoted while a is there, and before b's epoch is proven, a is lost: 2 of a b will not flush it."""
+    cluster = opened("a", "b", "c")
+    cluster.holds_changes = True
+    assert cluster.ask("a", "member.remove", name="c")["ok"]
+    cluster.until(lambda: all(m.node.cluster.change is not None for m in cluster.members.values()))
+    cluster.members["a"].up = False
+    cluster.until(lambda: cluster.leader() not in ("", "a"))
+    cluster.members["a"].up = True
+    cluster.until(lambda: any(m.state["granted"] > 1 for m in cluster.members.values()))
+    primary = next(n for n, m in cluster.members.items() if m.state["granted"] > 1)
+    change = cluster.members[primary].node.cluster.change
+    assert change is not None
+    assert change.new.names == ("a", "b"), "with all of them there it goes on"
+    assert primary in ("a", "b")
+    gone = "b" if primary == "a" else "a"
+    cluster.members[gone].up = False
+    term = cluster.members[primary].state["term"]
+    cluster.sleep(changes.PATIENCE_MS - 1000)
+    assert cluster.members[primary].state["granted"] == term
+    cluster.until(lambda: cluster.members["c"].state["term"] > term)
+    cluster.open()
+    change = cluster.members[cluster.primary()].node.cluster.change
+    assert change is not None
+    assert change.new.names == ("a", "b", "c")
 
 
 def test_nothing_changes_before_a_switchover_has_ended_in_an_opening() -> None:
@@ -542,7 +573,7 @@ def test_the_last_known_position_is_that_of_the_last_primary(seen: dict[str, Any
     cluster = opened("a", "b", "c")
     node = cluster.members["b"].node
     node.sightings.take_in("a", canonical(seen), cluster.now)
-    assert node._last_known() == known
+    assert node.sightings.last_known(node.cluster.grant) == known
 
 
 def test_only_a_leader_and_who_has_none_introduce_themselves_to_the_silent() -> None:

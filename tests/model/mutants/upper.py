@@ -13,6 +13,7 @@ from consensus.record import EpochStart, Position
 from tests.model import promiseworld
 from tests.model.explore import Move, State
 from tests.model.groupworld import GroupWorld
+from tests.model.livepromises import LiveGroupWorld, LivePromiseWorld
 from tests.model.mutants.mutant import Mutant
 from tests.model.promiseworld import FIRST_TIMELINE, Ghost, Host, Item, Log, PromiseWorld, Reply, Setup, View
 
@@ -158,9 +159,11 @@ class NoLsn(GroupWorld):
 class DecidesOnWhatIsCommitted(GroupWorld):
     """Not on the last entry of its log."""
 
-    def takes_grant(self, me: int, term: int, log: Log, answers: dict[str, Position | NoPosition]) -> bool:
+    def decision(
+        self, me: int, term: int, log: Log, answers: dict[str, Position | NoPosition], last: str = ""
+    ) -> Decision:
         old = tuple(item for item in log if item.kind not in ("change/1", "done/1") or item.term == term)
-        return super().takes_grant(me, term, old, answers)
+        return super().decision(me, term, old, answers, last)
 
 
 class CountsAnyCopy(PromiseWorld):
@@ -203,7 +206,7 @@ def _without_lsn(s: Situation, quorum: Quorum) -> dict[str, Position]:
     return {n: Position(p.epoch, 0) for n, p in s.promises.items() if n in quorum.seated and isinstance(p, Position)}
 
 
-def _first_come(s: Situation, quorums: tuple[Quorum, ...]) -> str | None:
+def _first_come(s: Situation) -> str | None:
     """Whoever leads wins."""
     return s.me if isinstance(s.promises.get(s.me), Position) else None
 
@@ -215,6 +218,12 @@ def _outside_too(s: Situation) -> Decision:
     if isinstance(decision, HandOver) and isinstance(mine, Position) and mine == max(held):
         return TakeGrant(mine, s.state.next_timeline(), "")
     return decision
+
+
+def _newest_epoch(s: Situation) -> Position | None:
+    """Whoever has WAL of the newest grant, its primary or not."""
+    held = [p for p in s.promises.values() if isinstance(p, Position)]
+    return max((p for p in held if s.state.grant is not None and p.epoch == s.state.grant.term), default=None)
 
 
 def _highest_heard_of(state: ClusterState) -> int:
@@ -288,9 +297,15 @@ UPPER = (
     dies(PromiseWorld, "the one with the newest WAL wins, not the one that leads", "safety.md, promotion 2", TWO,
          (promotion, "_choose", _first_come)),
     dies(PromiseWorld, "who was wished for wins only if it holds what a read quorum holds", "safety.md, promotion 2",
-         Setup(2, 2, wish="b"), (promotion, "_holds_all", lambda s, quorum, position: True)),
+         Setup(2, 2, wish="b"), (promotion, "_holds_all", lambda s, quorums, position: True)),
     dies(PromiseWorld, "the winner has a seat in S", "safety.md, promotion 2", Setup(3, 2, seated=2),
          (promiseworld, "decide", _outside_too), quick=False),
+    dies(PromiseWorld, "only the last primary makes up for a read quorum", "promotion.py", TWO,
+         (promotion, "_last_primary", _newest_epoch)),
+    dies(LiveGroupWorld, "a change is turned back if nobody can win with it", "safety.md, promotion 2", SHRINKS,
+         (promotion, "is_better_turned_back", lambda state, change, up, wins: False), dies_of="liveness"),
+    dies(LivePromiseWorld, "the last primary makes up for a read quorum", "found by the simulation (seed 165)",
+         Setup(2, 2, clones=2), (promotion, "_last_primary", lambda s: None), dies_of="liveness"),
     dies(PromiseWorld, "a number of a timeline is given out once", "invariant 4", THREE,
          (ClusterState, "next_timeline", _highest_heard_of), dies_of=ONE_TIMELINE),
     dies(PromotesBeforeTheCommit, "no promotion before the grant is committed", "safety.md, promotion 3", THREE,
