@@ -189,7 +189,7 @@ class Daemon:
         if not self.greeted:
             deadlines.append(self.hello_at_ns)
         situation = self._situation(now)
-        if situation.writable:
+        if situation.writable and self.plan.step is not Step.FENCE:  # else it is past, and the loop would spin
             deadlines.append(situation.act_at_ns)
         pause = self.failures.get(self.plan)
         if pause is not None and self.task is None:
@@ -451,14 +451,18 @@ class Daemon:
             self.runner.run({}, now_ns())
 
     def _watch_promotion(self, now: int) -> None:
-        """A grant that does not become a primary in time has failed."""
+        """A grant that does not become a primary in time has failed; so has a primary that hangs before it is open. One
+        that answers and is not open waits for its standbys, for as long as it takes."""
         c = self.c
         if c.view.granted != self.granted[0]:
             self.granted = (c.view.granted, now)
         term, since = self.granted
         if term > 0 and c.local.server is Server.PRIMARY and c.local.epoch == term:
             self.was_primary = term
-        late = term > 0 and self.was_primary != term and now - since > PRIMARY_START_TIMEOUT_MS * MS
+        promoted = self.was_primary == term
+        waiting = not promoted or (c.local.server is Server.PRIMARY and not c.local.gate_open)
+        began = max(since, c.facts.answered_ns) if promoted else since
+        late = term > 0 and waiting and now - began > PRIMARY_START_TIMEOUT_MS * MS
         if late and c.view.alive and c.local.failed_promotion != term:
             self.log.error("promotion.failed", term=term, after_ms=PRIMARY_START_TIMEOUT_MS)
             c.change(failed_promotion=term)

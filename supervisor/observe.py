@@ -33,6 +33,8 @@ class Facts:
     since: str = ""
     progress: str = ""
     """Of a clone or rewind, for people."""
+    answered_ns: int = 0
+    """When Postgres last answered."""
 
 
 def view_of(view: View, body: Mapping[str, Any]) -> View:

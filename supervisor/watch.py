@@ -74,6 +74,7 @@ class Watcher:
             lsn=timelines.parse_lsn(lsn) if lsn else 0,
             replay_lsn=timelines.parse_lsn(replayed) if replayed else 0,
             streaming=streaming == "t" and not primary,
+            answered_ns=now_ns(),
         )
         self._notice_dead_end()
 

@@ -17,6 +17,7 @@ from fencing.clock import now_ns
 from fencing.kill import ProcessId
 from fencing.lease import MS, PROFILES
 from supervisor.daemon import PRIMARY_START_TIMEOUT_MS, Daemon
+from supervisor.observe import Facts
 from supervisor.roles import Data, Local, Plan, Server, Step, View
 from supervisor.tasks import Runner, Task, run_blocking
 
@@ -31,7 +32,9 @@ class Node:
         self.now = BEGAN
         self.logged: list[tuple[str, dict[str, Any]]] = []
         log = SimpleNamespace(error=lambda event, **fields: self.logged.append((event, fields)))
-        self.c = SimpleNamespace(view=View(alive=True, granted=granted), local=Local("a"), change=self._change)
+        self.c = SimpleNamespace(
+            view=View(alive=True, granted=granted), local=Local("a"), change=self._change, facts=Facts()
+        )
         self.stub = SimpleNamespace(c=self.c, log=log, granted=(0, 0), was_primary=0)
 
     def _change(self, **facts: Any) -> None:
@@ -71,11 +74,24 @@ def test_a_primary_that_hands_over_much_later_has_not_failed(server: Server) -> 
     """It still holds its grant then, and is no primary any more."""
     node = Node()
     node.turn(server=Server.PROMOTING, epoch=7)
-    node.turn(5_000 * MS, server=Server.PRIMARY)
+    node.turn(5_000 * MS, server=Server.PRIMARY, gate_open=True)
     assert node.turn(10 * TIMEOUT) == 0, "as a primary neither"
     assert node.turn(1, server=server) == 0
     assert node.turn(10 * TIMEOUT) == 0
     assert node.logged == []
+
+
+def test_a_primary_that_waits_for_its_standbys_has_not_failed_and_one_that_hangs_has() -> None:
+    """Strict means closed until they have it; but the next candidate gets its turn if it is Postgres that is silent."""
+    node = Node()
+    node.turn(server=Server.PROMOTING, epoch=7)
+    node.turn(5_000 * MS, server=Server.PRIMARY)
+    for _ in range(100):
+        node.c.facts = Facts(answered_ns=node.now)
+        assert node.turn(1_000 * MS) == 0
+    node.c.facts = Facts(answered_ns=node.now)
+    assert node.turn(TIMEOUT) == 0
+    assert node.turn(1) == 7
 
 
 def test_to_have_been_primary_of_an_earlier_grant_excuses_nothing() -> None:
@@ -141,6 +157,7 @@ def primary(*unread: wire.Frame, lease_until_ns: int) -> Daemon:
     local = Local("a", Data.READY, Server.PRIMARY, epoch=EPOCH, frozen=EPOCH, gate_open=True)
     daemon = Daemon.__new__(Daemon)
     c: Any = SimpleNamespace(
+        facts=Facts(),
         view=view, local=local, timings=PROFILES["default"], raft=Link(*unread), watchdog=Link(),
         process=ProcessId(9, 9),
     )  # fmt: skip
