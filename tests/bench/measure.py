@@ -62,9 +62,10 @@ def client(uri: str) -> Iterator[Writer]:
         writer.stop(30)
 
 
-def gap_of(writer: Writer, since_ns: int) -> float:
-    """Seconds without an acknowledged write, once there is one again."""
-    if not wait_for(lambda: writer.acked_since(since_ns) > 0, 120, 0.005):
+def gap_of(writer: Writer, since_ns: int, over_ns: int = 0) -> float:
+    """The longest time without an acknowledged write since then, once one was sent after ``over_ns`` (when what makes
+    the gap has certainly begun; by default: then) and acknowledged."""
+    if not wait_for(lambda: writer.acked_since(over_ns or since_ns) > 0, 120, 0.005):
         raise RuntimeError(f"no write within 120 s: {writer.failures[-3:]}")
     return writer.gap(since_ns).seconds
 
@@ -147,7 +148,7 @@ def switchover(options: Options) -> Report:
             done = world.pgr("switchover", "--json")
             if done.returncode:
                 raise RuntimeError(f"switchover refused: {done.stderr}")
-            gap.values.append(gap_of(writer, asked_ns))
+            gap.values.append(gap_of(writer, asked_ns, now_ns()))
             say(f"{run + 1}/{options.runs}: gap {gap.values[-1]:.3f} s, load {load()}")
         writer.stop(30)
         the_primary(world)
