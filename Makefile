@@ -3,7 +3,7 @@
 
 check:  ## lint, types, import directions, house rules
 	bin/test tidy
-test:   ## what a newcomer should see pass, about 15 minutes
+test:   ## what a newcomer should see pass, under 10 minutes
 	bin/test
 sim:    ## SEED=17 replays one simulated run of a whole cluster; without it, all of tests/sim
 	$(if $(SEED),bin/sim $(SEED) $(if $(MUTANT),--mutant $(MUTANT)),bin/test sim)

@@ -33,6 +33,7 @@ from supervisor.launcher import Launcher
 from supervisor.links import Link
 from supervisor.offspring import Offspring, last_words
 from supervisor.postgres import OccupiedError, Postgres
+from supervisor.promote import Promotion
 from supervisor.rebuild import Rebuild
 from supervisor.regroup import Regroup
 from supervisor.roles import Local, Plan, Server, Situation, Step, View, plan
@@ -88,13 +89,14 @@ class Daemon:
         self.zmq: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
         self.c = self._context()
         self.steps = Steps(self.c)
+        promotion = Promotion(self.c, self.steps)
         self.rebuild = Rebuild(self.c, self.steps)
         self.actions: dict[Step, Callable[[Plan], Task[Any]]] = {
             Step.FENCE: self.steps.fence, Step.HAND_OVER: self.steps.hand_over, Step.STOP: self.steps.stop,
             Step.REPORT_FENCED: self.steps.report_fenced, Step.CREATE: self.rebuild.create,
             Step.CLONE: self.rebuild.clone, Step.REWIND: self.rebuild.rewind, Step.START: self.steps.start,
             Step.FREEZE: self.steps.freeze, Step.DETACH: self.steps.detach,
-            Step.PROMOTE: self.steps.promote, Step.OPEN: self.steps.prove, Step.OPEN_GATE: self.steps.open_gate,
+            Step.PROMOTE: promotion.promote, Step.OPEN: promotion.prove, Step.OPEN_GATE: promotion.open_gate,
             Step.REGROUP: Regroup(self.c, self.steps).regroup, Step.FOLLOW: self.steps.follow,
         }  # fmt: skip
         self.runner = Runner()

@@ -6,6 +6,7 @@ Every step may be cancelled at any `yield`; the next plan starts from what is th
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from fencing.lease import MS
 from fencing.logs import utc_now
 from supervisor import controldata, sql, timelines
 from supervisor.context import Context, StepFailed
-from supervisor.firstrun import first_run
 from supervisor.postgres import StartFailed, StopMode
 from supervisor.receivers import receivers, terminate, too_young
 from supervisor.roles import Data, Plan, Server
@@ -108,11 +108,11 @@ class Steps:
             raise AssertionError("Postgres started as a primary; every start must be as a standby")
         c.wal_segment_bytes = int(segment or 0)
         c.session = session
-        c.facts = _with(c.facts, version=(version or "").split(" ", maxsplit=1)[0], streaming=False)
+        c.facts = replace(c.facts, version=(version or "").split(" ", maxsplit=1)[0], streaming=False)
         c.change(server=Server.STANDBY)
         c.log.info("postgres.started", pid=postmaster.pid)
 
-    def _session(self) -> Task[sql.Session]:
+    def session(self) -> Task[sql.Session]:
         """The session of the steps; a new one if it was lost, timed out, or cut off by a cancelled step."""
         c = self.c
         if c.session is None or not c.session.open:
@@ -186,7 +186,7 @@ class Steps:
 
     def _has_wal_of(self, timeline: int) -> bool:
         """Did this node's own promotion to ``timeline`` get as far as writing WAL?"""
-        if _switch_lsn(self.c, timeline) is None:
+        if switch_lsn(self.c, timeline) is None:
             return False
         prefix = f"{timeline:08X}"
         return any(n.startswith(prefix) and len(n) == 24 for n in os.listdir(self.c.postgres.wal_dir))
@@ -241,7 +241,7 @@ class Steps:
         if clean:
             c.watchdog.tell("deadman.disarm", {})
         writable = c.local.epoch > 0
-        c.facts = _with(c.facts, streaming=False, checkpointed=0)
+        c.facts = replace(c.facts, streaming=False, checkpointed=0)
         c.freeze_failing_ns = 0
         c.change(
             server=Server.DOWN, clean=clean, upstream=0, frozen=0, gate_open=False, unguarded_since_ns=0,
@@ -257,7 +257,7 @@ class Steps:
         """A planned change: as little as possible left to flush, then a clean stop that standbys receive to the end."""
         c = self.c
         try:
-            session = yield from self._session()
+            session = yield from self.session()
             yield from session.query("CHECKPOINT", until_ns=now_ns() + HAND_OVER_CHECKPOINT_MS * MS)
         except sql.SqlFailure as error:  # only makes the stop longer
             c.log.warning("handover.no_checkpoint", error=str(error))
@@ -330,7 +330,7 @@ class Steps:
     def _detach(self) -> Task[None]:
         """Empty primary_conninfo, and evidence that no WAL receiver is left or can come back."""
         c = self.c
-        session, postmaster = (yield from self._session()), c.need_postmaster()
+        session, postmaster = (yield from self.session()), c.need_postmaster()
         until_ns = now_ns() + FREEZE_MS * MS
         c.change(upstream=0)
         if not c.local.may_receive and not receivers(c):
@@ -340,7 +340,7 @@ class Steps:
             owned = c.write_settings(names=c.idle_names())
             c.postgres.write_settings(owned, c.hba(), c.ident())
             postmaster.reload()
-            yield from self._reloaded("primary_conninfo", "", until_ns)
+            yield from self.reloaded("primary_conninfo", "", until_ns)
             yield from session.query(
                 "SELECT pg_wal_replay_resume() FROM (SELECT pg_is_wal_replay_paused() AS p) AS x WHERE p",
                 until_ns=until_ns,
@@ -362,11 +362,11 @@ class Steps:
             c.log.warning("freeze.slow", after_ms=FREEZE_MS, error=str(error))
             postmaster.stop(StopMode.IMMEDIATE)
             raise StepFailed("the WAL receiver did not stop in time: Postgres is restarted without upstream") from error
-        c.facts = _with(c.facts, streaming=False)
+        c.facts = replace(c.facts, streaming=False)
 
-    def _reloaded(self, name: str, value: str, until_ns: int) -> Task[None]:
+    def reloaded(self, name: str, value: str, until_ns: int) -> Task[None]:
         """Until our own session has the new value: then the postmaster has signalled all of its children."""
-        session = yield from self._session()
+        session = yield from self.session()
         while True:
             rows = yield from session.query("SELECT current_setting($1)", (name,), until_ns=until_ns)
             if rows[0][0] == value:
@@ -394,7 +394,7 @@ class Steps:
 
     def _lsns(self) -> Task[tuple[int, int, bool]]:
         """(received and flushed, replayed, startup waits for more); 0 where Postgres says NULL."""
-        session = yield from self._session()
+        session = yield from self.session()
         rows = yield from session.query(
             "SELECT pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn(), pg_is_in_recovery(),"
             " (SELECT wait_event FROM pg_stat_activity WHERE backend_type = 'startup')",
@@ -429,113 +429,11 @@ class Steps:
         grant = next((g for g in c.cluster.grants if g.timeline == timeline and g.node == c.local.me), None)
         if timeline in known or grant is None:
             return
-        start = _switch_lsn(c, timeline)
+        start = switch_lsn(c, timeline)
         if start is not None and c.record.history and grant.term > c.record.history[-1].epoch:
             yield from c.save_record((*c.record.history, EpochStart(grant.term, start, timeline)))
 
-    # -- promotion -----------------------------------------------------------------------------------------------
-
-    def promote(self, plan: Plan) -> Task[None]:
-        """safety.md, promotion 4: names in force and watchdog armed before, `pg_promote(false)`, switch LSN after."""
-        c = self.c
-        began = now_ns()
-        grant = self._own_grant(plan.term)
-        session = yield from self._session()
-        if c.local.server is Server.STANDBY:
-            yield from self._promote_now(grant, began)
-        while True:
-            rows = yield from session.query("SELECT pg_is_in_recovery()", until_ns=now_ns() + QUERY_MS * MS)
-            if rows[0][0] == "f":
-                break
-            yield from sleep(3 * MS)
-        start = _switch_lsn(c, grant.timeline)
-        if start is None:
-            c.change(failed_promotion=plan.term)
-            raise StepFailed(f"Postgres was promoted, but not to timeline {grant.timeline}")
-        # Only epochs of which this node holds WAL: one it attached to and never received from is not its ancestor.
-        older = (e for e in c.record.history if e.timeline < grant.timeline and e.start_lsn < start)
-        ancestry = (*older, EpochStart(grant.term, start, grant.timeline))
-        took_ms = (now_ns() - began) // MS
-        c.log.info("postgres.promoted", timeline=grant.timeline, lsn=timelines.format_lsn(start), took_ms=took_ms)
-        yield from c.save_record(ancestry, proof=None)
-        yield from self._create_slots(session)
-        c.change(server=Server.PRIMARY)
-
-    def _promote_now(self, grant: Grant, began: int) -> Task[None]:
-        c = self.c
-        session, postmaster = (yield from self._session()), c.need_postmaster()
-        if c.process is None or c.local.upstream or c.local.may_receive or receivers(c):
-            raise StepFailed("not frozen")
-        body = {
-            "term": grant.term, "pid": c.process.pid, "start_ticks": c.process.start_ticks,
-            "until_ns": c.view.lease_until_ns if c.view.lease_term == grant.term else 0,
-        }  # fmt: skip
-        answer = yield from c.watchdog.ask("deadman.arm", body, 500)
-        if answer.body.get("ok") is not True:
-            raise StepFailed(f"the watchdog is not armed: {answer.body.get('reason')}")
-        c.change(unguarded_since_ns=0)
-        names = c.primary_names(grant.term)
-        owned = c.write_settings(names=names)
-        c.postgres.write_settings(owned, c.hba(), c.ident())
-        postmaster.reload()
-        yield from self._reloaded("synchronous_standby_names", names, now_ns() + QUERY_MS * MS)
-        own = max([e.timeline for e in c.record.history], default=1)
-        c.postgres.install_histories(timelines.install_list(c.record.history, own, grant.timeline))
-        # Still leader of this term, with enough of the lease left to finish what is about to begin?
-        left_ms = (c.view.lease_until_ns - now_ns()) // MS
-        if c.local.unguarded_since_ns:
-            raise StepFailed("the watchdog has just gone")
-        if c.view.granted != grant.term or c.view.lease_term != grant.term or left_ms < c.timings.heartbeat_ms:
-            raise StepFailed(f"the lease is too short to promote ({left_ms} ms left)")
-        # Before the act: whoever ends a Postgres that nobody else can end any more has to know that it may be writable.
-        if not c.raft.tell("node.writable", {"term": grant.term}):
-            raise StepFailed("the Raft child does not take the word that this node is to be writable")
-        c.change(server=Server.PROMOTING, epoch=grant.term)
-        c.log.info("postgres.promoting", term=grant.term, timeline=grant.timeline, prepared_ms=(now_ns() - began) // MS)
-        yield from session.query("SELECT pg_promote(false)", until_ns=now_ns() + QUERY_MS * MS)
-
-    def _own_grant(self, term: int) -> Grant:
-        grant = self.c.cluster.grant
-        if grant is None or grant.term != term or grant.node != self.c.local.me:
-            raise StepFailed("the grant is not this node's any more")
-        return grant
-
-    def prove(self, plan: Plan) -> Task[None]:
-        """safety.md, promotion 5: a record of this epoch flushed by k of S, then `Opened`."""
-        c = self.c
-        yield from first_run(c)
-        ancestry = [list(e) for e in c.record.history]
-        body = {"term": plan.term, "timeline": ancestry[-1][2], "ancestry": ancestry}
-        # The others may follow only once they know where this epoch begins.
-        yield from self.until_logged(
-            "switched/1", body, lambda: c.cluster.grant is not None and bool(c.cluster.grant.ancestry)
-        )
-        session = yield from sql.connect(c.own_conninfo(), now_ns() + QUERY_MS * MS)
-        try:
-            # Waits until k of the group have it: Postgres itself counts. No deadline: strict means closed until then.
-            yield from session.query("SELECT pg_logical_emit_message(true, 'pgr', 'opened')")
-            cancelled = [n.message for n in session.take_notices() if n.sqlstate.startswith("01")]
-            if cancelled:
-                raise StepFailed(f"the proof was not acknowledged: {cancelled[0]}")
-        finally:
-            session.close()
-        c.log.info("epoch.proven", term=plan.term)
-        yield from self.until_logged(
-            "opened/1", {"term": plan.term}, lambda: c.cluster.grant is not None and c.cluster.grant.opened
-        )
-
-    def open_gate(self, plan: Plan) -> Task[None]:
-        c = self.c
-        session = yield from self._session()
-        loaded = yield from session.query("SELECT pg_conf_load_time()", until_ns=now_ns() + QUERY_MS * MS)
-        owned = c.write_settings(names=c.primary_names(plan.term), gate=False)
-        c.postgres.write_settings(owned, c.hba(), c.ident())
-        c.need_postmaster().reload()
-        # Our own sessions override the gate, so it is the reload itself that is waited for.
-        while (yield from session.query("SELECT pg_conf_load_time()", until_ns=now_ns() + QUERY_MS * MS)) == loaded:
-            yield from sleep(1 * MS)
-        c.change(gate_open=True)
-        c.log.info("gate.open", term=plan.term)
+    # -- the log -------------------------------------------------------------------------------------------------
 
     def _propose(self, kind: str, body: dict[str, Any]) -> None:
         self.c.raft.tell("node.propose", {"kind": kind, "body": body | {"at": utc_now()}})
@@ -545,15 +443,6 @@ class Steps:
         while not done():
             self._propose(kind, body)
             yield Wait(until_ns=now_ns() + 1_000 * MS, ready=done)
-
-    def _create_slots(self, session: sql.Session) -> Task[None]:
-        for name in self.c.slots():
-            yield from session.query(
-                "SELECT pg_create_physical_replication_slot($1, true)"
-                " WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1)",
-                (name,),
-                until_ns=now_ns() + QUERY_MS * MS,
-            )
 
     # -- following -----------------------------------------------------------------------------------------------
 
@@ -587,13 +476,7 @@ def _rotate(log: Path) -> None:
         log.replace(log.with_suffix(".log.1"))
 
 
-def _with(facts: Any, **changes: Any) -> Any:
-    from dataclasses import replace
-
-    return replace(facts, **changes)
-
-
-def _switch_lsn(c: Context, timeline: int) -> int | None:
+def switch_lsn(c: Context, timeline: int) -> int | None:
     """Where ``timeline`` begins, from its history file; None if this node has no real one."""
     try:
         text = (c.postgres.wal_dir / timelines.history_name(timeline)).read_text(encoding="ascii")

@@ -373,8 +373,8 @@ def test_numbers_are_those_of_the_code() -> None:
     assert extra
     assert extra[1] == project["name"]
     assert extra[2] in project["optional-dependencies"]
-    assert "about 15 minutes on 2 cores" in (ROOT / "bin" / "test").read_text(encoding="utf-8")
-    assert says("about 15 minutes on 2 cores")
+    assert "under 10 minutes on 2 cores" in (ROOT / "bin" / "test").read_text(encoding="utf-8")
+    assert says("under 10 minutes on 2 cores")
     assert BY_KEY["name"].env == "PGR_NAME"
 
 

@@ -31,7 +31,7 @@ def nothing(self, session):
     yield
 
 def own_session(self, names):
-    return (yield from self.steps._session())
+    return (yield from self.steps.session())
 
 regroup.Regroup._session_after_reload = own_session
 regroup.Regroup._end_old_walsenders = nothing

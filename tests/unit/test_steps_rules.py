@@ -124,7 +124,7 @@ def test_a_grant_that_was_handed_over_is_not_used_again_by_a_raft_child_that_is_
         yield
 
     monkeypatch.setattr(run, "_stop_cleanly", stops)
-    monkeypatch.setattr(run, "_session", no_session)
+    monkeypatch.setattr(run, "session", no_session)
     run_blocking(run.hand_over(Plan(Step.HAND_OVER, 5)))
     assert told == ["node.fenced"]
     assert plan(Situation(c.view, c.local, c.timings, 0))[0].step is Step.REPORT_FENCED, "no start before it is heard"
