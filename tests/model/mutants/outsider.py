@@ -300,7 +300,7 @@ OUTSIDER = (
     upper.dies(GroupWorld, "a change of S is open until it is done", "raft.md 5.2", upper.SHRINKS,
                _with("change/1", _change_at_once)),
     upper.dies(GroupWorld, "a revert is a change like any other", "raft.md 5.2", TO_ONE,
-               _with("change/1", _revert_at_once), start=_to_one_in_force),
+               _with("change/1", _revert_at_once), quick=False, start=_to_one_in_force),
     upper.dies(LateDone, "done closes the change it names", "raft.md 5.2", TO_ONE, _with("done/1", _any_done),
                quick=False, start=_to_one_in_force),
 )  # fmt: skip
