@@ -152,5 +152,21 @@ class GroupWorld(PromiseWorld):
         return bool(me.proving) and sum(length >= me.proving - 1 for length in flushed) >= group.k - 1
 
 
+class LateDone(GroupWorld):
+    """The parent of a primary goes by what is committed, and may say "done" after the change was reverted."""
+
+    def leading(self, view: View, i: int) -> Iterator[Move]:
+        yield from super().leading(view, i)
+        me = view.hosts[i]
+        if me.primary != me.leads or not self.may_promote(me):
+            return
+        told, newest = self.cluster(me.log[: me.committed]).change, self.cluster(me.log).change
+        if told is not None and told != newest and self.rules(told.new) == me.rule and self.is_met(view, i):
+            body = canonical({"index": told.index, "node": self.names[i]})
+            item = Item(me.leads, "done/1", body)
+            if item not in me.log:
+                yield self._appends(view, i, ("changes", i, "done/1, of the change before"), item)
+
+
 def _words(group: SyncGroup) -> str:
     return f"{group.k} of {', '.join(f'{s.name}.{s.incarnation}' for s in group.members)}"

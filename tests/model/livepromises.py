@@ -3,10 +3,12 @@
 Whenever a majority of the voters is up, with a read quorum of each group in force that have a position, or with the
 last primary, one of them can be elected and then either takes the grant itself or hands over to one that can, perhaps
 after it has turned back a change. Nobody else is needed, and who is missing can come back at any time without harm.
+Every node with a whole copy of the data, once frozen and through its WAL, has a position.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import combinations
 
@@ -17,9 +19,9 @@ from consensus.positions import NoPosition
 from consensus.promotion import GRACE_MS, HandOver, Situation, TakeGrant, TurnBack, Wait, decide, quorum_promised
 from consensus.quorum import has_majority
 from consensus.record import Position
-from tests.model.explore import State, ViolationError
+from tests.model.explore import Move, State, ViolationError
 from tests.model.groupworld import GroupWorld
-from tests.model.promiseworld import Host, Log, PromiseWorld, Setup, newness
+from tests.model.promiseworld import Host, Item, Log, PromiseWorld, Setup, View, newness
 
 Standing = tuple[int, Log, Position | None, int, int]
 """Slot, log, position once frozen, incarnation, epoch of which it was the last primary."""
@@ -44,6 +46,9 @@ class LivePromiseWorld(PromiseWorld):
     def _standing(self, i: int, host: Host) -> Standing:
         frozen = self.detached(host)._replace(primary=0, reading=False)
         position = self.position(frozen) if self.has_postgres(i) else None
+        whole = host.proof is None or (bool(host.wal) and Position(host.wal[-1], len(host.wal)) >= host.proof)
+        if position is None and host.wal and whole:
+            raise ViolationError(f"liveness: {self.names[i]} has a whole copy of the data, and no position: {host}")
         return (i, host.log, position, host.incarnation, host.reigned)
 
     def _check(self, up: tuple[Standing, ...]) -> None:
@@ -87,3 +92,22 @@ class LivePromiseWorld(PromiseWorld):
 
 class LiveGroupWorld(LivePromiseWorld, GroupWorld):
     """The same with changes of the sync group."""
+
+
+class FailingWorld(LivePromiseWorld):
+    """A primary may give its grant up, whatever became of its promotion."""
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.named = True
+
+    def may_promote(self, me: Host) -> bool:
+        return super().may_promote(me) and not any(i.kind == "failed/1" and i.term == me.leads for i in me.log)
+
+    def leading(self, view: View, i: int) -> Iterator[Move]:
+        yield from super().leading(view, i)
+        me = view.hosts[i]
+        if me.leads > 1 and self.may_promote(me):
+            body = canonical({"term": me.leads, "reason": "it did not end well"})
+            item = Item(me.leads, "failed/1", body)
+            yield self.to(view, ("changes", i, "failed/1"), {i: me._replace(log=(*me.log, item), primary=0, rule=0)})

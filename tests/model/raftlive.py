@@ -2,7 +2,8 @@
 
 Not "will happen", which needs fairness, but "can": from every reachable state, with a quiet network from here on,
 (1) the leader of the newest term brings every member that is up to its own log, a learner to what is committed; (2)
-whenever the voters that are up are a majority in the view of each of them, one of them can be elected and commit.
+whenever the voters that are up are a majority in the view of each of them, one of them can be elected and commit, with
+the terms and votes as they are.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from collections.abc import Iterator
 from itertools import combinations
 from typing import NamedTuple
 
-from consensus.messages import HardState
 from consensus.quorum import has_majority
 from consensus.raft import Beat, Campaign, Raft, Role
 from tests.model.explore import State, ViolationError
@@ -20,11 +20,12 @@ from tests.model.raftlogs import rows_of
 from tests.model.raftworld import Disk, RaftWorld, Setup, Step
 
 ROUNDS = 4
+CAMPAIGNS = 3
 DELIVERIES_MAX = 500
 
 
 class Standing(NamedTuple):
-    """What of a node matters for the next election: a higher term makes followers of all."""
+    """What of a node matters for the next election. Also its term and vote: may who can win learn what to ask for?"""
 
     slot: int
     incarnation: int
@@ -79,9 +80,8 @@ class LiveRaftWorld(RaftWorld):
     def _standing(self, local: int) -> Standing:
         known = self.standings.get(local)
         if known is None:
-            slot, incarnation, _, (hard, log), *_ = self.locals.values[local]
-            hard = HardState(self.bound.terms, "", hard.commit)
-            known = self.standings[local] = Standing(slot, incarnation, Disk(hard, log))
+            slot, incarnation, _, disk, *_ = self.locals.values[local]
+            known = self.standings[local] = Standing(slot, incarnation, disk)
         return known
 
     def _majorities(self, nodes: State) -> Iterator[list[Standing]]:
@@ -104,11 +104,15 @@ class LiveRaftWorld(RaftWorld):
 
     def _electable(self, up: list[Standing]) -> None:
         locals_ = {s.slot: self.started(s.slot, s.incarnation, s.disk) for s in up}
-        if not any(self._can_lead(slot, dict(locals_)) for slot in locals_):
+        if not any(self._comes_to_lead(slot, dict(locals_)) for slot in locals_):
             logs = {self.names[s.slot]: s.disk.log for s in up}
             raise ViolationError(f"liveness: nobody of {', '.join(logs)} can be elected and commit: {logs}")
 
-    def _can_lead(self, i: int, nodes: dict[int, int]) -> bool:
+    def _comes_to_lead(self, i: int, nodes: dict[int, int]) -> bool:
+        """A first campaign may only tell it the newest term."""
+        return any(self._leads_after_a_campaign(i, nodes) for _ in range(CAMPAIGNS))
+
+    def _leads_after_a_campaign(self, i: int, nodes: dict[int, int]) -> bool:
         queue = deque([(i, self._cached(nodes[i], ("campaign", i), Campaign()))])
         for _ in range(DELIVERIES_MAX):
             if not queue:

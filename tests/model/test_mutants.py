@@ -9,9 +9,10 @@ import pytest
 from tests.model.mutants.core import CORE
 from tests.model.mutants.lease import LEASE
 from tests.model.mutants.mutant import Mutant
+from tests.model.mutants.outsider import OUTSIDER
 from tests.model.mutants.upper import UPPER
 
-EVERY = (*CORE, *UPPER, *LEASE)
+EVERY = (*CORE, *UPPER, *LEASE, *OUTSIDER)
 QUICK = tuple(m for m in EVERY if m.quick or os.environ.get("PGR_TEST_LEVEL") == "all")
 
 
