@@ -69,7 +69,7 @@ class Host:
     def bus(self, to: Process, channel: str, act: Act) -> None:
         """A frame on the local bus: in order on each channel."""
         world = self.world
-        at = max(world.now + world.dice.randrange(20_000, 400_000), self._bus_at.get(channel, 0) + 1)
+        at = max(world.now + 20_000 + world.below(380_000), self._bus_at.get(channel, 0) + 1)
         self._bus_at[channel] = at
         to.post_at(at, act)
 

@@ -202,14 +202,16 @@ class RaftChild:
         if node is None or not self.process.alive:
             return
         now = self.host.now()
-        if node.wakeup_ns <= now:
+        wakeup_ns = node.wakeup_ns
+        if wakeup_ns <= now:
             self._carry_out(node.tick(now))
             if not self.process.alive:
                 return
+            wakeup_ns = node.wakeup_ns
         self.last_resort.tick(now)
         if (book := node.book.current()) != self.book:
             self.book = book
-        wakeup_ns = min(node.wakeup_ns, self.last_resort.due_ns or node.wakeup_ns)
+        wakeup_ns = min(wakeup_ns, self.last_resort.due_ns or wakeup_ns)
         wake_at = max(self.host.clock.true(wakeup_ns), self.world.now + 100_000)
         if self.wake_at <= self.world.now or wake_at < self.wake_at:
             self.wake_at = wake_at
