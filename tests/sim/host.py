@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from tests.sim.cluster import Simulation
 
 
+PAUSED_NS = 20_000_000
+"""Nothing runs on a machine that is paused: so long until it is looked at again."""
+
+
 class Host:
     """``role``: voter or witness. ``join``: address of a member, for one that does not found."""
 
@@ -78,6 +82,9 @@ class Host:
     def start(self) -> None:
         """The whole node, as a service manager does it."""
         if self.parent_process.alive or not self.wanted_up:
+            return
+        if self.clock.stopped:
+            self.world.after(PAUSED_NS, self.start)
             return
         self.boots += 1
         self._end_children()
@@ -226,7 +233,11 @@ class Host:
             life = process.life
 
             def thaw(process: Process = process, life: int = life) -> None:
-                if process.life == life and process.alive:
+                if process.life != life or not process.alive:
+                    return
+                if self.clock.stopped:
+                    self.world.after(PAUSED_NS, thaw)
+                else:
                     process.thaw()
 
             self.world.after(for_ns, thaw)
