@@ -35,7 +35,7 @@ from consensus.process import _raft_config
 from consensus.raft import Log as RaftLog
 from consensus.raft import Raft, Ready, Role
 from consensus.record import Identity
-from consensus.storage import StorageError, Store
+from consensus.storage import StorageCorruptError, StorageError, Store
 from consensus.write import Stored, Write
 from fencing.deadman import Phase
 from fencing.kill import FenceReport
@@ -90,6 +90,9 @@ class RaftChild:
             if host.raft_disk.is_off:
                 host.power_cut(back_after_ns=self.world.between(100_000, 3_000_000))
             else:
+                if isinstance(error, StorageCorruptError):
+                    host.refused_damage = True
+                    self.world.counts["damaged store refused"] += 1
                 self._fail(EXIT_DISK, str(error))
             return
         self.identity = known
@@ -304,7 +307,9 @@ class RaftChild:
                 raise AssertionError(f"the codec changes {envelope} to {decoded}")
             envelope = decoded
         to = world.hosts.get(address.partition(":")[0])
-        if to is not None:
+        if to is not None and not address.endswith(":0") and address != to.raft_address:
+            world.counts["frames to an old address"] += 1
+        elif to is not None:
             process = to.raft_process
             host.network.frame(host.name, to.name, lambda: process.post(0, lambda: to.raft.hear(envelope)))
 
@@ -334,7 +339,7 @@ class RaftChild:
     def _mine(self) -> Greeting:
         host = self.host
         return Greeting(
-            host.name, self.identity.incarnation, f"{host.name}:1", host.postgres_address, f"{host.name}:3",
+            host.name, self.identity.incarnation, host.raft_address, host.postgres_address, f"{host.name}:3",
             host.peers, "", host.role, bool(host.join), self.lost,
         )  # fmt: skip
 
@@ -345,7 +350,7 @@ class RaftChild:
         hello = Hello(0, mine.dump())
         for name in host.peers if not mine.joins else ():
             if name != host.name:
-                self._send_to(f"{name}:1", name, 0, hello, NO_CLUSTER)
+                self._send_to(f"{name}:0", name, 0, hello, NO_CLUSTER)
         for address in self.asked.values():
             self._send_to(address, "", 0, hello, NO_CLUSTER)
         self._consider(mine)
@@ -362,7 +367,7 @@ class RaftChild:
                 self._accept(cluster_id, text, 0)
                 for name, greeting in self.heard.items() if self.process.alive else ():
                     message = Hello(0, charter_message(cluster_id, text, 0, 0, founders(text)))
-                    self._send_to(f"{name}:1", name, greeting.incarnation, message, NO_CLUSTER)
+                    self._send_to(f"{name}:0", name, greeting.incarnation, message, NO_CLUSTER)
             case _:
                 pass
 
