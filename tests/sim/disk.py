@@ -19,6 +19,7 @@ class RaftDisk:
     def __init__(self, world: World) -> None:
         self.world = world
         self._disk = self._new()
+        self.damaged = False
         self._older: list[Disk] = []
         """With a disk that lies so well that nobody can tell: all of it is as it was some saves ago."""
 
@@ -67,6 +68,7 @@ class RaftDisk:
         files = {name: data for name, data in self._disk.files().items() if data and name in (MAIN, LOG, NOTE)}
         if not files:
             return "nothing there yet"
+        self.damaged = True
         for name, data in files.items():
             self._disk.put(name, data)
         name = dice.choice(sorted(files))
@@ -75,5 +77,10 @@ class RaftDisk:
             self._disk.corrupt(name, place, dice.randrange(1, 256))
         return f"{len(places)} bytes of {name}"
 
+    @property
+    def is_sound(self) -> bool:
+        """Something is there, and it is what was saved."""
+        return self._disk.exists(MAIN) and not self.damaged
+
     def wipe(self) -> None:
-        self._disk = self._new()
+        self._disk, self.damaged = self._new(), False

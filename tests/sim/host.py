@@ -50,6 +50,8 @@ class Host:
         self.outside_bounds_until = 0
         """True time until which this machine may break invariants 1 and 3 (safety.md names the exceptions)."""
         self.last_refusal = ""
+        self.incarnation = 0
+        """As its Raft child last knew it."""
         self.refused_damage = False
         """Its Raft child has ended for a store that cannot be trusted."""
         self.moves = 0

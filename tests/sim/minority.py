@@ -6,9 +6,11 @@ import random
 from typing import TYPE_CHECKING
 
 from consensus.promotion import required
+from consensus.quorum import majority
 from tests.sim.network import CONTROL, DATA
 
 if TYPE_CHECKING:
+    from consensus.membership import Member
     from consensus.node import Node
     from tests.sim.cluster import Simulation
     from tests.sim.host import Host
@@ -29,6 +31,9 @@ def leave_out(world: Simulation) -> tuple[str, ...]:
     if not most:
         return ()
     out = tuple(sorted(dice.sample(voters, dice.randrange(1, most + 1))))
+    voting = [m for m in newest.cluster.members if m.votes and m.name not in out and _is_itself(world.hosts[m.name], m)]
+    if len(voting) < majority(len(voters)):
+        return ()
     how = dice.choice(("down", "cut off"))
     for name in out:
         host = world.hosts[name]
@@ -42,6 +47,11 @@ def leave_out(world: Simulation) -> tuple[str, ...]:
                 world.network.cut(plane, other, name)
     world.faults.did("minority", f"{', '.join(out)} stay {how}")
     return out
+
+
+def _is_itself(host: Host, member: Member) -> bool:
+    """It still has the Raft state of the one that was let in."""
+    return host.raft_disk.is_sound and host.incarnation == member.incarnation
 
 
 def refuses_rightly(world: Simulation) -> bool:

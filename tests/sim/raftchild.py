@@ -95,7 +95,7 @@ class RaftChild:
                     self.world.counts["damaged store refused"] += 1
                 self._fail(EXIT_DISK, str(error))
             return
-        self.identity = known
+        self.identity, host.incarnation = known, known.incarnation
         self.lost = host.directory is not None and host.directory.mark is not None and not known.cluster_id
         self.world.checks.raft_started(host, self.stored)
         self._tell("child.ready", self._ready_body(), "")
