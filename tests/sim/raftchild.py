@@ -63,6 +63,8 @@ class RaftChild:
         self.heard: dict[str, Greeting] = {}
         self.asked: dict[str, str] = {"join": host.join} if host.join else {}
         self.guests: dict[str, str] = {}
+        self.hints: set[str] = set()
+        """Members of whom ``--peers`` says at the start that they are not where the log says."""
         self.book: dict[str, addressbook.Entry] = {}
         self.introduced: tuple[tuple[Member, ...], int] = ((), 0)
         self.wake_at = 0
@@ -164,6 +166,8 @@ class RaftChild:
             node.book.introduce(member.name, addressbook.Entry(member.incarnation, member.raft, index), node.applied)
         self.node = node
         self.book = node.book.current()
+        there = {name: self.world.hosts[name].raft_address for name in self.host.peers}
+        self.hints = {n for n, entry in self.book.items() if there.get(n, entry.address) != entry.address}
         self._carry_out(node.start(ready, self.host.now()))
         self.orders.extendleft(reversed(self.early))
         self._soon()
@@ -292,6 +296,8 @@ class RaftChild:
         known = self.book.get(dst)
         if known is not None:
             self._send_to(known.address, dst, known.incarnation, message, self.identity.cluster_id)
+            if dst in self.hints and isinstance(message, Hello):
+                self._send_to(f"{dst}:0", dst, known.incarnation, message, "" if message.term else NO_CLUSTER)
         if isinstance(message, VoteResp | AppendReq):
             self.world.checks.said(self.host, dst, message)
 
