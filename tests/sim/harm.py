@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from consensus import changes
 from consensus.membership import WITNESS
 from fencing.lease import MS
+from tests.sim.network import DATA
 from tests.sim.stories import Stories
 
 if TYPE_CHECKING:
@@ -98,8 +99,13 @@ class Harm(Stories):
             return
         others = [h for h in world.standbys() if h is not host]
         some = world.dice.sample(others, len(others) // 2)
-        away = self._ms(9_000, 25_000)
+        away, rest = self._ms(9_000, 25_000), [h.name for h in others if h not in some]
         self.did("told-loss", f"{host.name} is lost for {away} ms, so are copies: {', '.join(h.name for h in some)}")
+        self._cut((DATA,), [(host.name, n) for n in rest], 1_000)
+        world.after(900 * MS, lambda: self._lose(host, some, away) if self.on and world.primary() is host else None)
+
+    def _lose(self, host: Host, some: list[Host], away: int) -> None:
+        world = self.world
         for number, other in enumerate(some):
             other.power_cut(back_after_ns=self._ms(100, 600) * MS if not number else away * MS)
             if not number:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
+from consensus.positions import NoPosition
 from consensus.promotion import required
 from consensus.quorum import majority
 from tests.sim.network import CONTROL, DATA
@@ -64,7 +65,7 @@ def refuses_rightly(world: Simulation) -> bool:
     if node.granted() is not None:
         return _too_few_copies(world, node)
     for quorum in required(node.tip()):
-        able = {n for n in quorum.seated if n not in world.out and _has_position(world.hosts[n], node)}
+        able = {n for n in quorum.seated if n not in world.out and _has_position(world, world.hosts[n], node)}
         short = quorum.needed - len(able)
         unsaid = [n for n in world.out if n in quorum.group.names and n not in node.notes.sentence]
         if short > 0 and "could be lost" in node.notes.sentence and not unsaid:
@@ -74,10 +75,15 @@ def refuses_rightly(world: Simulation) -> bool:
     return False
 
 
-def _has_position(host: Host, node: Node) -> bool:
+def _has_position(world: Simulation, host: Host, node: Node) -> bool:
     """Does it hold a complete copy of its own, as who it is in the log?"""
     member, directory, record = node.cluster.member(host.name), host.directory, host.parent.view.record
     if member is None or directory is None or directory.mark is None or not directory.whole:
+        return False
+    answer = node.notes.promises.get(host.name) if node.notes is not None else None
+    if isinstance(answer, NoPosition) and "the term history says" in answer.reason:
+        # Its receiver went on to a new epoch of the same node while its Raft child was away: rightly, by safety.md.
+        world.counts["a copy on a timeline that its history does not name"] += 1
         return False
     mine = directory.mark[0] == member.incarnation
     return mine and bool(record.history) and not record.marker and record.proof is None
