@@ -159,9 +159,12 @@ class ClusterState:
         return tuple(g.timeline for g in self.grants if g.timeline not in ours)
 
 
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
 def canonical(value: object) -> str:
     """JSON with one spelling: sorted keys, no spaces, no NaN."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return _ENCODER.encode(value)
 
 
 def sync_group(seats: Iterable[Seat], commit_mode: str) -> SyncGroup:

@@ -323,11 +323,9 @@ class Node:
             self._conduct(self.notes, now_ns)
         if len(self.raft.log.entries) > COMPACT_AFTER_ENTRIES and self.applied > self.raft.log.snapshot.index:
             self._raft(Compact(self.applied, dump(self.cluster)), now_ns)
-        listed = self.cluster.member(self.me)
-        mine = listed is not None and seat_of(listed) == seat_of(self.mine)
-        if now_ns >= self.observe_at_ns and mine and listed is not None and listed[:5] != self.mine[:5]:
-            self.propose_or_forward("member/1", {"member": list(self.mine)}, now_ns)
-        self._observe(now_ns)
+        if now_ns >= self.observe_at_ns:
+            self._announce_move(now_ns)
+            self._observe(now_ns)
         self._tell_state()
         effects, self.effects = self.effects, []
         return effects
@@ -535,15 +533,19 @@ class Node:
         elif src == self.raft.leader and term == self.raft.term:
             self.sightings.take_in_all(data, now_ns)
 
+    def _announce_move(self, now_ns: int) -> None:
+        """A member whose addresses are not those in the log."""
+        listed = self.cluster.member(self.me)
+        if listed is not None and seat_of(listed) == seat_of(self.mine) and listed[:5] != self.mine[:5]:
+            self.propose_or_forward("member/1", {"member": list(self.mine)}, now_ns)
+
     def _observe(self, now_ns: int) -> None:
-        if now_ns < self.observe_at_ns:
-            return
         self.observe_at_ns = now_ns + OBSERVE_EVERY_MS * MS
         self._introduce(now_ns)
         seen = self.sightings.all(now_ns)
         if self.raft.role is Role.LEADER:
-            others = [m.name for m in self.cluster.members if m.name != self.me]
-            self.effects.extend(Send(name, Observation(self.raft.term, canonical(seen))) for name in others)
+            message = Observation(self.raft.term, canonical(seen))
+            self.effects.extend(Send(m.name, message) for m in self.cluster.members if m.name != self.me)
         elif self.raft.leader and self.sightings.own():
             self.effects.append(Send(self.raft.leader, Observation(self.raft.term, self.sightings.own())))
         self._tell("raft.members", {"members": seen})

@@ -323,9 +323,9 @@ class Raft:
         entries = new.between(first_new, new.last_index)
         committed = () if self.was_restored else new.between(self.saved.commit + 1, self.commit)
         # A higher commit alone is only a hint on disk: it is saved with whatever is saved next.
-        must_save = (
-            hard._replace(commit=0) != self.saved._replace(commit=0) or bool(entries) or truncate_from or snapshot
-        )
+        was = self.saved
+        facts_changed = (hard.term, hard.vote, hard.released) != (was.term, was.vote, was.released)
+        must_save = facts_changed or entries or truncate_from or snapshot
         ready = Ready(
             hard if must_save else None, truncate_from, entries, snapshot,
             tuple(self.out_now), tuple(self.out_after), self.was_restored, committed, proposed,

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from consensus.cluster import SyncGroup
 from consensus.messages import AppendReq, VoteResp
-from consensus.node import Node
+from consensus.node import Campaigning, Node
+from consensus.promotion import required
 from consensus.raft import Role
-from consensus.record import Identity
+from consensus.record import Identity, Position
 from consensus.write import Stored, Write
 from fencing.lease import MS, PROFILES
 from tests.sim.postgres import Postgres, State
@@ -39,7 +40,9 @@ class Reign(NamedTuple):
     wal: tuple[int, ...]
     """When it was promoted."""
     may_lack: bool
-    """Data loss was accepted."""
+    """Commits are asynchronous."""
+    answered: frozenset[str] | None
+    """Data loss was accepted: of what these hold nothing may be lost, the others were named as missing."""
 
 
 class Commit(NamedTuple):
@@ -65,6 +68,9 @@ class Checks:
         self.records = 0
         self.leases: dict[str, tuple[int, int, int]] = {}
         """Term, end by the clock of its node, true end with the time to kill."""
+        self.chosen = 0
+        self.answered: dict[int, frozenset[str]] = {}
+        """By term in which somebody was chosen with data loss accepted: whose positions were known."""
         self.groups: dict[str, tuple[SyncGroup, ...]] = {}
         """By node: those of its log as far as it is committed there."""
 
@@ -119,6 +125,8 @@ class Checks:
                 self.leases.pop(host.name, None)  # Postgres is gone, verified
             elif raft.lease_until_ns:
                 self._leased(host, raft.term, raft.lease_until_ns)
+            if node.notes is not None and node.notes.granted_index and raft.term > self.chosen:
+                self._chosen(node, node.notes)
         self.groups[host.name] = node.cluster.groups
         boot, applied = self.applied.get(host.name, (0, 0))
         if boot == raft.boot and applied == node.applied:
@@ -129,6 +137,15 @@ class Checks:
             if self.committed.setdefault(entry.index, mine) != mine:
                 self.fail(f"entry {entry.index} is {self.committed[entry.index][:2]} and, on {host.name}, {mine[:2]}")
         self.applied[host.name] = raft.boot, node.applied
+
+    def _chosen(self, node: Node, notes: Campaigning) -> None:
+        self.chosen = notes.term
+        entry = node.raft.log.between(notes.granted_index, notes.granted_index)
+        if entry and "data loss was accepted" in entry[0].data:
+            seated = frozenset[str]().union(*(q.seated for q in required(node.cluster)))
+            known = frozenset(n for n, p in notes.promises.items() if isinstance(p, Position) and n in seated)
+            self.answered[notes.term] = known
+            self.world.note("CHECK", f"data loss accepted in term {notes.term}, known: {', '.join(sorted(known))}")
 
     def _leased(self, host: Host, term: int, until_ns: int) -> None:
         """The first lease of a term: no other may be running, nor its time to kill."""
@@ -185,7 +202,7 @@ class Checks:
         if epoch in self.reigns:
             self.fail(f"epoch {epoch} begins twice, on {self.reigns[epoch].node} and on {host.name}")
         may_lack = self.world.commit == "async"
-        reign = Reign(host.name, directory.timeline, tuple(directory.wal), may_lack)
+        reign = Reign(host.name, directory.timeline, tuple(directory.wal), may_lack, self.answered.get(epoch))
         self.reigns[epoch] = reign
         for commit in self.commits:
             if commit.epoch < epoch:
@@ -199,9 +216,19 @@ class Checks:
         if reign.may_lack:
             self.lost.add(commit.record)
             return
+        if reign.answered is not None and not any(self._holds(name, commit) for name in reign.answered):
+            self.lost.add(commit.record)
+            self.world.counts["commits lost as told"] += 1
+            return
         self.fail(
             f"commit {commit.record}, acknowledged in epoch {commit.epoch}, is missing from epoch {epoch}, {reign.node}"
         )
+
+    def _holds(self, name: str, commit: Commit) -> bool:
+        directory = self.world.hosts[name].directory
+        if directory is None or not directory.whole or directory.flushed < commit.end:
+            return False
+        return directory.wal[commit.end - 1] == commit.record
 
     def acknowledged(self, host: Host, postgres: Postgres, index: int, record: int) -> None:
         commit = Commit(record, index, postgres.epoch)

@@ -27,6 +27,7 @@ PLACEHOLDER = Names(1, ("pgr.nobody",))
 class Context:
     def __init__(self, host: Host) -> None:
         self.host, self.world, self.process = host, host.world, host.parent_process
+        self._clock = host.clock
         self.view, self.local, self.facts = View(), Local(host.name, witness=host.role == WITNESS), Facts()
         self.timings = PROFILES[self.world.profile]
         self.server: Postgres | None = None
@@ -48,7 +49,7 @@ class Context:
 
     @property
     def now(self) -> int:
-        return self.host.now()
+        return self._clock.local(self.world.now)
 
     def change(self, **facts: Any) -> None:
         self.local = replace(self.local, **facts)

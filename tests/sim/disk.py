@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from consensus.storage import Store
-from tests.disk import Disk, at_random
+from tests.disk import LOG, MAIN, NOTE, Disk, at_random
 from tests.sim.world import World
 
 BOUNDARIES_OF_A_SAVE = 14
@@ -19,6 +19,7 @@ class RaftDisk:
     def __init__(self, world: World) -> None:
         self.world = world
         self._disk = self._new()
+        self.damaged = False
         self._older: list[Disk] = []
         """With a disk that lies so well that nobody can tell: all of it is as it was some saves ago."""
 
@@ -60,5 +61,26 @@ class RaftDisk:
             self._disk, self._older = self._older[0], []
         self._disk.power_cut(at_random(self.world.dice.getrandbits(32)))
 
+    def damage(self) -> str:
+        """A few bytes of one file are not what they were; says where. All of it has been written back before: damage
+        together with a power cut is beyond what the store can notice (consensus/tally.py)."""
+        dice = self.world.dice
+        files = {name: data for name, data in self._disk.files().items() if data and name in (MAIN, LOG, NOTE)}
+        if not files:
+            return "nothing there yet"
+        self.damaged = True
+        for name, data in files.items():
+            self._disk.put(name, data)
+        name = dice.choice(sorted(files))
+        places = [dice.randrange(len(files[name])) for _ in range(dice.choice((1, 8, 64)))]
+        for place in places:
+            self._disk.corrupt(name, place, dice.randrange(1, 256))
+        return f"{len(places)} bytes of {name}"
+
+    @property
+    def is_sound(self) -> bool:
+        """Something is there, and it is what was saved."""
+        return self._disk.exists(MAIN) and not self.damaged
+
     def wipe(self) -> None:
-        self._disk = self._new()
+        self._disk, self.damaged = self._new(), False

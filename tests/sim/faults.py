@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from consensus import changes
 from consensus.membership import LEARNER, VOTER, WITNESS
 from fencing import deadman as machine
 from fencing.lease import MS
 from tests.sim.clock import DRIFT_PPM_MAX
+from tests.sim.harm import HARMS, SHARE, Harm
 from tests.sim.mutants import MUTANTS
 from tests.sim.network import CONTROL, DATA, Weather
 from tests.sim.postgres import State
-from tests.sim.stories import AIMED, Stories
+from tests.sim.stories import AIMED
 
 if TYPE_CHECKING:
     from tests.sim.cluster import Simulation
-    from tests.sim.host import Host
 
 SECOND = 1_000 * MS
 Kind = Callable[[], None]
 
 
-class Faults(Stories):
+class Faults(Harm):
     def __init__(self, world: Simulation) -> None:
         super().__init__(world)
         self.kinds: list[str] = []
         self.pace_ms = 1_000
+        self.harms = random.Random(f"{world.seed} harms")
         self.all: dict[str, Kind] = {
             "kill": self._kill,
             "kill-raft": lambda: self._kill("raft"),
@@ -66,18 +67,24 @@ class Faults(Stories):
             "replace": self._replace,
             "hang-promotion": self._hang_promotion,
             "crash-after-save": self._crash_after_save,
+            "pgdata-full": self._pgdata_full,
+            "damage-raft": self._damage_raft,
+            "move": self._move,
+            "told-loss": self._told_loss,
         }
 
     def begin(self) -> None:
         dice = self.world.dice
         self.on = True
-        names = sorted(name for name in self.all if name not in AIMED)
+        names = sorted(name for name in self.all if name not in (*AIMED, *HARMS))
         self.kinds = dice.sample(names, dice.choice((1, 2, 3, 5, 8, 12)))
         self.pace_ms = dice.choice((400, 1_000, 2_500, 5_000))
         if self.world.mutant:
             mutant = MUTANTS[self.world.mutant]
             self.kinds, self.pace_ms = list(mutant.kinds), min(self.pace_ms, 1_500)
             self.world.network.weather = mutant.weather
+        elif self.harms.random() < SHARE:
+            self.kinds += self.harms.sample(HARMS, self.harms.choice((1, 1, 2, 4)))
         self.world.note("world", f"faults: {', '.join(self.kinds)}; every {self.pace_ms} ms")
         self._next()
 
@@ -99,6 +106,8 @@ class Faults(Stories):
         world.network.heal()
         for host in world.hosts.values():
             host.raft_disk.make_room()
+            host.make_room_for_pgdata()
+            self.mend_raft(host)
             host.crash_after_save = False
             host.clock.go_on(world.now) if host.clock.stopped else None
             for process in host.processes:
@@ -287,29 +296,6 @@ class Faults(Stories):
         if what in ("raft", "both"):
             host.raft_disk.wipe()
 
-    def may_wipe(self, host: Host) -> bool:
-        world = self.world
-        primary = world.primary()
-        if primary is None or primary.raft.node is None or host.removed:
-            return False
-        cluster = primary.raft.node.cluster
-        if cluster.member(host.name) is None or not changes.at_rest(cluster):
-            return False
-        if len([m for m in cluster.members if m.has_data]) < 3:
-            return False
-        return all(self._is_whole(world.hosts[m.name], m.incarnation, primary) for m in cluster.members)
-
-    def _is_whole(self, host: Host, incarnation: int, primary: Host) -> bool:
-        """It is who the log says, and has a copy that counts."""
-        up = host.raft_process.alive and host.parent_process.alive and host.raft.node is not None
-        if not up or host.raft.identity.incarnation != incarnation:
-            return False
-        if host is primary or host.role == WITNESS:
-            return True
-        server = host.postgres
-        streams = server is not None and server.receiver is not None and not server.receiver.forks
-        return streams and host.parent.view.record.proof is None and host.parent.local.upstream > 0
-
     # -- Postgres ------------------------------------------------------------------------------------------------
 
     def _pause_replay(self) -> None:
@@ -346,7 +332,7 @@ class Faults(Stories):
             return
         role = world.dice.choice((VOTER, VOTER, LEARNER, WITNESS))
         self.did("join", f"{free[0]} as {role}")
-        world.add_host(free[0], role, (), f"{self._any().name}:1")
+        world.add_host(free[0], role, (), f"{self._any().name}:0")
 
     def _remove(self) -> None:
         if len([h for h in self.world.hosts.values() if not h.removed]) > 3 or self.world.chance(0.1):

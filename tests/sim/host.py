@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from tests.sim.cluster import Simulation
 
 
+PAUSED_NS = 20_000_000
+"""Nothing runs on a machine that is paused: so long until it is looked at again."""
+
+
 class Host:
     """``role``: voter or witness. ``join``: address of a member, for one that does not found."""
 
@@ -46,6 +50,13 @@ class Host:
         self.outside_bounds_until = 0
         """True time until which this machine may break invariants 1 and 3 (safety.md names the exceptions)."""
         self.last_refusal = ""
+        self.incarnation = 0
+        """As its Raft child last knew it."""
+        self.refused_damage = False
+        """Its Raft child has ended for a store that cannot be trusted."""
+        self.moves = 0
+        self.room: int | None = None
+        """For WAL; None: plenty."""
         self.boots = 0
         self._bus_at: dict[str, int] = {}
 
@@ -54,12 +65,17 @@ class Host:
         return self.parent_process, self.raft_process, self.watchdog_process, self.postgres_process
 
     @property
+    def raft_address(self) -> str:
+        """Where it is now; a name in ``--peers`` is looked up (port 0) and always leads there."""
+        return f"{self.name}:{self.moves * 10 + 1}"
+
+    @property
     def postgres_address(self) -> str:
         return "" if self.role == WITNESS else f"{self.name}:2"
 
     def member(self, identity: Identity) -> Member:
         return Member(
-            self.name, identity.incarnation, f"{self.name}:1", self.postgres_address, f"{self.name}:3", self.role,
+            self.name, identity.incarnation, self.raft_address, self.postgres_address, f"{self.name}:3", self.role,
             self.role,
         )  # fmt: skip
 
@@ -69,7 +85,7 @@ class Host:
     def bus(self, to: Process, channel: str, act: Act) -> None:
         """A frame on the local bus: in order on each channel."""
         world = self.world
-        at = max(world.now + world.dice.randrange(20_000, 400_000), self._bus_at.get(channel, 0) + 1)
+        at = max(world.now + 20_000 + world.below(380_000), self._bus_at.get(channel, 0) + 1)
         self._bus_at[channel] = at
         to.post_at(at, act)
 
@@ -78,6 +94,9 @@ class Host:
     def start(self) -> None:
         """The whole node, as a service manager does it."""
         if self.parent_process.alive or not self.wanted_up:
+            return
+        if self.clock.stopped:
+            self.world.after(PAUSED_NS, self.start)
             return
         self.boots += 1
         self._end_children()
@@ -162,6 +181,13 @@ class Host:
         self.clock.reboot(self.world.now, self.world.between(1_000_000, 30_000_000))
         self.world.after(back_after_ns, self.start)
 
+    def fill_pgdata(self, records: int) -> None:
+        """So many more fit into what is there."""
+        self.room = records
+
+    def make_room_for_pgdata(self) -> None:
+        self.room = None
+
     def was_removed(self, reason: str) -> None:
         if not self.removed:
             self.world.note(self.name, f"is told: {reason}")
@@ -190,6 +216,16 @@ class Host:
 
     def record_made(self, postgres: Postgres) -> int:
         return self.world.checks.record_made(self, postgres)
+
+    def no_room(self, records: int) -> bool:
+        """Nor for what a checkpoint or a promotion writes (0), once there is none for WAL."""
+        if self.room is None:
+            return False
+        self.room = max(0, self.room - records)
+        if not self.room:
+            self.world.counts["stopped by a full PGDATA"] += 1
+            self.world.note(self.name, "PANIC: no room in PGDATA")
+        return not self.room
 
     def connect(self, postgres: Postgres, upstream: Upstream) -> replication.Stream | None:
         source_host = self.world.hosts.get(upstream.node)
@@ -226,7 +262,11 @@ class Host:
             life = process.life
 
             def thaw(process: Process = process, life: int = life) -> None:
-                if process.life == life and process.alive:
+                if process.life != life or not process.alive:
+                    return
+                if self.clock.stopped:
+                    self.world.after(PAUSED_NS, thaw)
+                else:
                     process.thaw()
 
             self.world.after(for_ns, thaw)

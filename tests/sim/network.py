@@ -50,8 +50,8 @@ class Network:
     def delay(self) -> int:
         world, weather = self.world, self.weather
         if weather.slow and world.dice.random() < weather.slow:
-            return world.dice.randrange(weather.slow_ms * MS)
-        return 100_000 + world.dice.randrange(1_200_000)
+            return world.below(weather.slow_ms * MS)
+        return 100_000 + world.below(1_200_000)
 
     def frame(self, src: str, dst: str, deliver: Callable[[], None]) -> None:
         """One frame of the control plane."""

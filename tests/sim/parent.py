@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from consensus.cluster import load
 from fencing import deadman as machine
-from fencing.lease import MS, PROFILES
+from fencing.lease import MS, PROFILES, Timings
 from supervisor import observe
 from supervisor.daemon import (
     FATAL_CODES,
@@ -37,8 +37,8 @@ from supervisor.offspring import (
     QUICK_DEATH_MS,
     WATCHDOG_SILENT_MS,
 )
-from supervisor.roles import Plan, Server, Situation, Step, plan
-from supervisor.tasks import Handle, Outcome, Runner, Task
+from supervisor.roles import Local, Plan, Server, Situation, Step, View, plan
+from supervisor.tasks import NEVER, Handle, Outcome, Runner, Task
 from tests.sim import steps as modelled
 from tests.sim.context import Context
 from tests.sim.pgdata import UNIT
@@ -52,6 +52,24 @@ WATCH_EVERY_MS, WATCH_SOON_MS, NOT_STREAMING_MS = 1_000, 100, 1_500
 DEAD_END = ("is not in this server's history", "forked from")
 
 
+ASKED_AGAIN = 64
+"""Every so many times a remembered plan is compared with the one of the table."""
+
+
+class Planned(NamedTuple):
+    """What the table says of these facts until an instant: of time it knows only whether authority has ended."""
+
+    view: View
+    local: Local
+    timings: Timings
+    until_ns: int
+    plan: Plan
+    sentence: str
+    owes_no_position: bool
+    act_at_ns: int
+    """0: nothing here is writable."""
+
+
 class Parent(Context):
     """One life of the process ``parent`` of a host."""
 
@@ -59,6 +77,8 @@ class Parent(Context):
         super().__init__(host)
         self.runner = Runner()
         self.plan, self.sentence = Plan(Step.WAIT), "starting"
+        self.planned: Planned | None = None
+        self.plans = 0
         self.task: Handle | None = None
         self.failures: dict[Plan, tuple[int, int]] = {}
         self.frames: deque[tuple[str, dict[str, Any]]] = deque()
@@ -90,32 +110,30 @@ class Parent(Context):
 
     def _turn(self) -> None:
         self.turn_due = False
-        self._take_in()
-        if self.process.alive:
-            self.runner.run({}, self.now)
-        if self.process.alive:
-            self._replan()
-        if self.process.alive:
-            self._watch()
-            self._publish()
-            self._sleep()
+        now, process = self.now, self.process
+        self._take_in(now)
+        if process.alive:
+            self.runner.run({}, now)
+        if process.alive:
+            self._replan(now)
+        if process.alive:
+            self._watch(now)
+            self._publish(now)
+            self._sleep(now)
 
-    def _sleep(self) -> None:
-        now, (_, at) = self.now, self.runner.wait_for()
-        deadlines = [at, self.watch_at]
+    def _sleep(self, now: int) -> None:
+        _, at = self.runner.wait_for()
+        at = min(at, self.watch_at, now + (50 if self.local.stopping else 1_000) * MS)
         if self.view.alive:
-            deadlines.append(self.observe_at)
+            at = min(at, self.observe_at)
         if not self.greeted:
-            deadlines.append(self.hello_at)
-        situation = self._situation(now)
-        if situation.writable and situation.act_at_ns > now:
-            deadlines.append(situation.act_at_ns)
-        pause = self.failures.get(self.plan)
-        if pause is not None and self.task is None:
-            deadlines.append(pause[1])
-        if self.local.stopping:
-            deadlines.append(now + 50 * MS)
-        true = max(self.host.clock.true(min(*deadlines, now + 1_000 * MS)), self.world.now + 50_000)
+            at = min(at, self.hello_at)
+        act_at_ns = self._planned(now).act_at_ns
+        if act_at_ns > now:
+            at = min(at, act_at_ns)
+        if self.task is None and (pause := self.failures.get(self.plan)) is not None:
+            at = min(at, pause[1])
+        true = max(self._clock.true(at), self.world.now + 50_000)
         if self.wake_at <= self.world.now or true < self.wake_at:
             self.wake_at = true
             self.process.post_at(true, self._wake)
@@ -125,8 +143,7 @@ class Parent(Context):
             self.wake_at = 0
             self.soon()
 
-    def _take_in(self) -> None:
-        now = self.now
+    def _take_in(self, now: int) -> None:
         while self.frames and self.process.alive:
             self._frame(*self.frames.popleft(), now)
         if self.view.alive and now - self.raft_heard_ns > RAFT_SILENT_MS * MS:
@@ -267,19 +284,42 @@ class Parent(Context):
     def _situation(self, now: int) -> Situation:
         return Situation(self.view, self.local, self.timings, now)
 
-    def _replan(self) -> None:
+    def _planned(self, now: int) -> Planned:
+        known, view, local = self.planned, self.view, self.local
+        if (
+            known is not None and now < known.until_ns
+            and view is known.view and local is known.local and self.timings is known.timings
+        ):  # fmt: skip
+            self.plans += 1
+            if self.plans % ASKED_AGAIN == 0 and plan(self._situation(now))[0] != known.plan:
+                raise AssertionError(f"the plan depends on the time in another way: {known.plan}")
+            return known
+        situation = self._situation(now)
+        until_ns, act_at_ns = NEVER, situation.act_at_ns
+        if situation.authority:
+            unguarded_ns = local.unguarded_since_ns
+            until_ns = min(act_at_ns, unguarded_ns + self.timings.demote_ms * MS if unguarded_ns else NEVER)
+        self.planned = Planned(
+            view, local, self.timings, until_ns, *plan(situation), situation.owes_no_position,
+            act_at_ns if situation.writable else 0,
+        )  # fmt: skip
+        return self.planned
+
+    def _replan(self, now: int) -> None:
         for _ in range(10):
-            now = self.now
-            self._ask_successor(now)
+            if self.local.stopping:
+                self._ask_successor(now)
             self._watch_promotion(now)
-            if self._situation(now).owes_no_position:
+            if self._planned(now).owes_no_position:
                 self.steps.say_no_position(self.view.wanted)
-            wanted, self.sentence = plan(self._situation(now))
-            if wanted.rule != self.plan.rule:
-                self.world.note(self.host.name, f"plan {wanted.rule} {wanted.term or ''}")
-            if wanted != self.plan and self.task is not None:
-                self.task.cancel()
-                self.task = None
+            found = self._planned(now)
+            wanted, self.sentence = found.plan, found.sentence
+            if wanted is not self.plan and wanted != self.plan:
+                if wanted.rule != self.plan.rule:
+                    self.world.note(self.host.name, f"plan {wanted.rule} {wanted.term or ''}")
+                if self.task is not None:
+                    self.task.cancel()
+                    self.task = None
             self.plan = wanted
             if self.task is not None or wanted.step is Step.WAIT:
                 return
@@ -289,7 +329,7 @@ class Parent(Context):
             if now < self.failures.get(wanted, (0, 0))[1]:
                 return
             self.task = self.runner.start(self.steps.of(wanted), self._finisher(wanted), wanted.step)
-            self.runner.run({}, self.now)
+            self.runner.run({}, now)
 
     def _ask_successor(self, now: int) -> None:
         if not self.local.stopping or self.local.asked_to_hand_over or not self._situation(now).writable:
@@ -334,11 +374,11 @@ class Parent(Context):
 
     # -- looking and telling -------------------------------------------------------------------------------------
 
-    def _watch(self) -> None:
+    def _watch(self, now: int) -> None:
         """supervisor/watch.py, without its session: informs, never decides."""
-        now, server = self.now, self.server
         if now < self.watch_at:
             return
+        server = self.server
         settled = self.local.server is Server.PRIMARY or self.facts.streaming or not self.local.upstream
         self.watch_at = now + (WATCH_EVERY_MS if settled else WATCH_SOON_MS) * MS
         if server is None or server.process.frozen or server.state in (State.STARTING, State.GONE):
@@ -356,13 +396,13 @@ class Parent(Context):
         if now - self.idle_since_ns >= NOT_STREAMING_MS * MS and any(t in self.host.last_refusal for t in DEAD_END):
             self.change(diverged=self.local.upstream)
 
-    def _publish(self) -> None:
-        now, seen_of = self.now, (self.view, self.local, self.facts, self.plan)
+    def _publish(self, now: int) -> None:
+        seen_of = (self.view, self.local, self.facts, self.plan)
         if not self.view.alive or (seen_of == self.published and now < self.observe_at):
             return
         self.published = seen_of
         waits = self.view.sentence if self.view.role == "leader" and not self.view.granted else ""
-        facts = replace(self.facts, progress=waits)
+        facts = replace(self.facts, progress=waits) if waits != self.facts.progress else self.facts
         seen = observe.observation(self.view, self.local, facts, self.plan.step, self.sentence, "sim")
         if seen != self.observed or now >= self.observe_at:
             self.tell_raft("node.observed", seen)

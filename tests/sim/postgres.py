@@ -74,6 +74,9 @@ class Observer(Protocol):
 
     def record_made(self, postgres: Postgres) -> int: ...
 
+    def no_room(self, records: int) -> bool:
+        """For so many more; and now there is less."""
+
     def connect(self, postgres: Postgres, upstream: Upstream) -> Stream | None:
         """Try to start streaming; None: refused or not reached."""
 
@@ -127,6 +130,8 @@ class Postgres:
 
     def _reach_consistency(self) -> None:
         world, directory = self.world, self.directory
+        if self.panics(0):
+            return
         # Recovery begins by syncing the whole directory.
         directory.flushed = directory.end
         burned = [n for n in directory.numbers() if n > max(directory.timeline, directory.control_timeline)]
@@ -248,6 +253,8 @@ class Postgres:
             if session is not None:
                 session.answered(0, "fail")
             return
+        if self.panics(1):
+            return
         record = self.observer.record_made(self)
         self.directory.append([record], self.directory.timeline)
         self.waiting.append(Waiting(self.directory.end, record, session, done))
@@ -286,6 +293,8 @@ class Postgres:
             directory = self.directory
             if self.state is State.PRIMARY:
                 self._own_record()
+            if self.state is State.GONE:
+                return
             directory.checkpoint = min(
                 self.replayed if self.state is State.STANDBY else directory.flushed, directory.end
             )
@@ -301,9 +310,17 @@ class Postgres:
             self._own_record()
 
     def _own_record(self) -> None:
+        if self.panics(1):
+            return
         directory = self.directory
         directory.append([self.observer.record_made(self)], directory.timeline)
         self._flush(directory.end)
+
+    def panics(self, records: int) -> bool:
+        """Is this the end, for want of room?"""
+        if self.observer.no_room(records):
+            self.end()
+        return self.state is State.GONE
 
     # -- promotion -----------------------------------------------------------------------------------------------
 
@@ -317,6 +334,8 @@ class Postgres:
 
     def _choose_timeline(self) -> None:
         directory = self.directory
+        if self.panics(0):
+            return
         if self.receiver is not None:
             self.receiver.end_target()
         directory.flushed = directory.end

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from functools import partial
 
 from tests.sim.world import Act, World
 
@@ -30,12 +31,10 @@ class Process:
 
     def post(self, after_ns: int, act: Act) -> None:
         """A message, a signal or a timer for this life of the process."""
-        life = self.life
-        self.world.after(after_ns, lambda: self._arrive(life, act))
+        self.world.after(after_ns, partial(self._arrive, self.life, act))
 
     def post_at(self, true_ns: int, act: Act) -> None:
-        life = self.life
-        self.world.at(true_ns, lambda: self._arrive(life, act))
+        self.world.at(true_ns, partial(self._arrive, self.life, act))
 
     def _arrive(self, life: int, act: Act) -> None:
         if life != self.life or not self.alive:

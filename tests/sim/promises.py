@@ -115,7 +115,7 @@ class Promises(Basics):
             before = (received, replayed) if waits else (-1, -1)
             if asked_term and p.now - began > SLOW_POSITION_MS * MS and p.local.said_no_position != asked_term:
                 self.say_no_position(asked_term, "still reading the WAL it has")
-            yield from self.sleep(3)
+            yield from self.pause(began)
         return (yield from self._position_at(max(received, replayed)))
 
     def _lsns(self) -> Task[tuple[int, int, bool]]:

@@ -35,7 +35,7 @@ from consensus.process import _raft_config
 from consensus.raft import Log as RaftLog
 from consensus.raft import Raft, Ready, Role
 from consensus.record import Identity
-from consensus.storage import StorageError, Store
+from consensus.storage import StorageCorruptError, StorageError, Store
 from consensus.write import Stored, Write
 from fencing.deadman import Phase
 from fencing.kill import FenceReport
@@ -63,6 +63,8 @@ class RaftChild:
         self.heard: dict[str, Greeting] = {}
         self.asked: dict[str, str] = {"join": host.join} if host.join else {}
         self.guests: dict[str, str] = {}
+        self.hints: set[str] = set()
+        """Members of whom ``--peers`` says at the start that they are not where the log says."""
         self.book: dict[str, addressbook.Entry] = {}
         self.introduced: tuple[tuple[Member, ...], int] = ((), 0)
         self.wake_at = 0
@@ -90,9 +92,12 @@ class RaftChild:
             if host.raft_disk.is_off:
                 host.power_cut(back_after_ns=self.world.between(100_000, 3_000_000))
             else:
+                if isinstance(error, StorageCorruptError):
+                    host.refused_damage = True
+                    self.world.counts["damaged store refused"] += 1
                 self._fail(EXIT_DISK, str(error))
             return
-        self.identity = known
+        self.identity, host.incarnation = known, known.incarnation
         self.lost = host.directory is not None and host.directory.mark is not None and not known.cluster_id
         self.world.checks.raft_started(host, self.stored)
         self._tell("child.ready", self._ready_body(), "")
@@ -161,6 +166,8 @@ class RaftChild:
             node.book.introduce(member.name, addressbook.Entry(member.incarnation, member.raft, index), node.applied)
         self.node = node
         self.book = node.book.current()
+        there = {name: self.world.hosts[name].raft_address for name in self.host.peers}
+        self.hints = {n for n, entry in self.book.items() if there.get(n, entry.address) != entry.address}
         self._carry_out(node.start(ready, self.host.now()))
         self.orders.extendleft(reversed(self.early))
         self._soon()
@@ -202,14 +209,16 @@ class RaftChild:
         if node is None or not self.process.alive:
             return
         now = self.host.now()
-        if node.wakeup_ns <= now:
+        wakeup_ns = node.wakeup_ns
+        if wakeup_ns <= now:
             self._carry_out(node.tick(now))
             if not self.process.alive:
                 return
+            wakeup_ns = node.wakeup_ns
         self.last_resort.tick(now)
         if (book := node.book.current()) != self.book:
             self.book = book
-        wakeup_ns = min(node.wakeup_ns, self.last_resort.due_ns or node.wakeup_ns)
+        wakeup_ns = min(wakeup_ns, self.last_resort.due_ns or wakeup_ns)
         wake_at = max(self.host.clock.true(wakeup_ns), self.world.now + 100_000)
         if self.wake_at <= self.world.now or wake_at < self.wake_at:
             self.wake_at = wake_at
@@ -287,6 +296,8 @@ class RaftChild:
         known = self.book.get(dst)
         if known is not None:
             self._send_to(known.address, dst, known.incarnation, message, self.identity.cluster_id)
+            if dst in self.hints and isinstance(message, Hello):
+                self._send_to(f"{dst}:0", dst, known.incarnation, message, "" if message.term else NO_CLUSTER)
         if isinstance(message, VoteResp | AppendReq):
             self.world.checks.said(self.host, dst, message)
 
@@ -302,7 +313,9 @@ class RaftChild:
                 raise AssertionError(f"the codec changes {envelope} to {decoded}")
             envelope = decoded
         to = world.hosts.get(address.partition(":")[0])
-        if to is not None:
+        if to is not None and not address.endswith(":0") and address != to.raft_address:
+            world.counts["frames to an old address"] += 1
+        elif to is not None:
             process = to.raft_process
             host.network.frame(host.name, to.name, lambda: process.post(0, lambda: to.raft.hear(envelope)))
 
@@ -332,7 +345,7 @@ class RaftChild:
     def _mine(self) -> Greeting:
         host = self.host
         return Greeting(
-            host.name, self.identity.incarnation, f"{host.name}:1", host.postgres_address, f"{host.name}:3",
+            host.name, self.identity.incarnation, host.raft_address, host.postgres_address, f"{host.name}:3",
             host.peers, "", host.role, bool(host.join), self.lost,
         )  # fmt: skip
 
@@ -343,7 +356,7 @@ class RaftChild:
         hello = Hello(0, mine.dump())
         for name in host.peers if not mine.joins else ():
             if name != host.name:
-                self._send_to(f"{name}:1", name, 0, hello, NO_CLUSTER)
+                self._send_to(f"{name}:0", name, 0, hello, NO_CLUSTER)
         for address in self.asked.values():
             self._send_to(address, "", 0, hello, NO_CLUSTER)
         self._consider(mine)
@@ -360,7 +373,7 @@ class RaftChild:
                 self._accept(cluster_id, text, 0)
                 for name, greeting in self.heard.items() if self.process.alive else ():
                     message = Hello(0, charter_message(cluster_id, text, 0, 0, founders(text)))
-                    self._send_to(f"{name}:1", name, greeting.incarnation, message, NO_CLUSTER)
+                    self._send_to(f"{name}:0", name, greeting.incarnation, message, NO_CLUSTER)
             case _:
                 pass
 

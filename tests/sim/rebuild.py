@@ -60,6 +60,7 @@ class Rebuild:
         if p.local.server is not Server.DOWN:
             yield from self.steps.stop(plan)
         host.new_directory = None
+        self._have_room()
         self.world.note(host.name, f"clone from {grant.node} begins")
         source = yield from self._busy_with(grant, self.world.dice.randrange(100, 3_000))
         copy = source.directory.copy()
@@ -76,6 +77,11 @@ class Rebuild:
         self.world.note(host.name, f"clone from {grant.node} done")
         self.world.counts["clones"] += 1
         self._remember("cloned")
+
+    def _have_room(self) -> None:
+        if self.host.room is not None:
+            self.world.counts["copy stopped by a full PGDATA"] += 1
+            raise StepFailed("the tool failed: no room")
 
     def _followed(self, term: int) -> Grant:
         grant = self.p.cluster.grant
@@ -119,6 +125,7 @@ class Rebuild:
             source = yield from self._busy_with(grant, self.world.dice.randrange(10, 60))
             directory.whole = False
             copied = source.directory.copy()
+            self._have_room()
             source = yield from self._busy_with(grant, self.world.dice.randrange(50, 1_500))
             copied.mark, copied.consistent_at = directory.mark, source.directory.flushed
             copied.system_identifier = directory.system_identifier

@@ -31,7 +31,7 @@ def regroup(steps: Steps, wanted: Plan) -> Task[None]:
         "done/1", body, lambda: p.cluster.change is None or p.cluster.change.index != change.index
     )
     if steps.world.mutant == "names-unproven":
-        server.reload(server.changed(names=names, gate=False))
+        server.process.post(300 * MS, lambda: server.reload(server.changed(names=names, gate=False)))
 
 
 def _change(steps: Steps, wanted: Plan) -> Change:

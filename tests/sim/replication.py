@@ -89,6 +89,8 @@ class Stream:
         if not self.target_open or first > directory.end:
             return
         fresh = records[directory.end - first :]
+        if fresh and self.target.panics(len(fresh)):
+            return
         if timeline > directory.timeline:
             self._fetch_histories(timeline)
         directory.append(fresh, timeline)

@@ -189,8 +189,9 @@ class Steps(Promises):
         grant = self._own_grant(plan.term)
         if p.local.server is Server.STANDBY:
             yield from self._promote_now(grant)
+        began = p.now
         while not (yield from self.query(lambda pg: pg.state is State.PRIMARY)):
-            yield from self.sleep(3)
+            yield from self.pause(began)
         start = self._switch_lsn(grant.timeline)
         if start is None:
             p.change(failed_promotion=plan.term)

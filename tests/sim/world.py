@@ -70,7 +70,15 @@ class World:
 
     def between(self, low_us: int, high_us: int) -> int:
         """A random duration in nanoseconds."""
-        return self.dice.randrange(low_us, high_us) * 1_000
+        return (low_us + self.below(high_us - low_us)) * 1_000
+
+    def below(self, limit: int) -> int:
+        """What `randrange` gives, without its questions."""
+        bits, draw = limit.bit_length(), self.dice.getrandbits
+        found = draw(bits)
+        while found >= limit:
+            found = draw(bits)
+        return found
 
     def chance(self, share: float) -> bool:
         return self.dice.random() < share
