@@ -216,7 +216,12 @@ class Node:
             out = stranger_message(*removal(src), final=True)
             return [SendStranger(src, incarnation, address, Hello(self.raft.term, out))]
         self.book.introduce(src, Address(incarnation, address, index), self.applied)
-        return []
+        listed = self.cluster.member(src)
+        moved = listed is not None and listed.incarnation == incarnation and listed.raft != address
+        if listed is not None and moved and self.raft.leader not in ("", self.me):
+            # If the leader has moved too, neither of them finds the other; this node is heard by both.
+            self.propose_or_forward("member/1", {"member": list(listed._replace(raft=address))}, now_ns)
+        return self._finish(now_ns)
 
     def parent(self, name: str, request_id: str, body: dict[str, Any], now_ns: int) -> list[Effect]:
         """An order or a fact from the parent over the local bus (catalogue in DESIGN.md)."""

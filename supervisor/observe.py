@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from consensus.cluster import ClusterState
-from consensus.membership import LEARNER, WITNESS
+from consensus.membership import GONE, LEARNER, WITNESS
 from consensus.membership import Member as LogMember
 from consensus.record import EpochStart, NodeRecord, Position
 from fencing.lease import MS, Timings
@@ -227,6 +227,9 @@ def _warnings(cluster: ClusterState, rows: tuple[Member, ...], primary: Primary 
     missing = [r.name for r in rows if r.state == "unreachable"]
     if missing:
         found.append(f"unreachable: {', '.join(missing)}")
+    leaving = [m.name for m in cluster.members if m.aim.startswith(GONE) and primary and m.name == primary.name]
+    if leaving:
+        found.append(f"{leaving[0]} is to be removed and has become the primary since: it goes after `pgr switchover`")
     if cluster.group.k > 1 and primary is not None:
         group = [r for r in rows if r.name in cluster.group.names]
         live = [r for r in group if r.state == "streaming" or r.name == primary.name]

@@ -718,19 +718,35 @@ def test_a_node_that_moved_is_found_again() -> None:
     cluster.until(lambda: cluster.members["b"].node.book.members["c"].address == "c:9")
 
 
+def test_a_leader_and_another_that_moved_at_once_find_each_other() -> None:
+    """c knows the leader's old address and the leader knows that of c: b, which both find, says it to the log."""
+    cluster = opened("a", "b", "c")
+    cluster.members["c"].up = False
+    leads_at_another_address(cluster, "a", "a:9")
+    cluster.restart("c", "c:9")
+    assert cluster.members["c"].node.book.members["a"].address == "a:1"
+    cluster.until(lambda: cluster.members["c"].state["leader"] == "a")
+    cluster.until(lambda: cluster.members["b"].node.book.members["c"].address == "c:9")
+
+
+def leads_at_another_address(cluster: Cluster, name: str, address: str) -> None:
+    """b is there and has heard of it."""
+    cluster.restart(name, address)
+    cluster.until(lambda: cluster.members["b"].node.book.members[name].address == address)
+    cluster.until(lambda: cluster.primary() != "")
+    cluster.open()
+    if cluster.primary() != name:
+        cluster.run(500)
+        assert cluster.ask("b", "switchover", to=name)["ok"]
+        term = cluster.members["b"].state["term"]
+        cluster.tell("b", "node.fenced", {"term": term, "reason": "", "at": ""})
+        assert cluster.open() == name
+
+
 def test_a_leader_that_moved_is_found_by_one_that_was_away() -> None:
     cluster = opened("a", "b", "c")
     cluster.members["c"].up = False
-    cluster.restart("a", "a:9")
-    cluster.until(lambda: cluster.members["b"].node.book.members["a"].address == "a:9")
-    cluster.until(lambda: cluster.primary() != "")
-    cluster.open()
-    if cluster.primary() != "a":
-        cluster.run(500)
-        assert cluster.ask("b", "switchover", to="a")["ok"]
-        term = cluster.members["b"].state["term"]
-        cluster.tell("b", "node.fenced", {"term": term, "reason": "", "at": ""})
-        assert cluster.open() == "a"
+    leads_at_another_address(cluster, "a", "a:9")
     assert cluster.members["c"].node.book.members["a"].address == "a:1"
     cluster.members["b"].up = False
     cluster.members["c"].up = True

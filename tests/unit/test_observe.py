@@ -260,6 +260,15 @@ def test_what_is_warned_of(cluster: ClusterState, missing: str, warning: str) ->
     assert any(text.startswith(warning) for text in picture(cluster=cluster, members=members).warnings)
 
 
+def test_a_primary_that_is_to_be_removed_is_warned_of() -> None:
+    """A failover came between: it stays until it is moved, and then it goes."""
+    at_rest = agreed()
+    for name, warned in (("a", True), ("b", False)):
+        members = tuple(m._replace(aim="gone") if m.name == name else m for m in at_rest.members)
+        found = picture(cluster=replace(at_rest, members=members)).warnings
+        assert any(text.startswith(f"{name} is to be removed and has become the primary") for text in found) is warned
+
+
 def test_a_standby_that_does_not_stream_flushes_nothing() -> None:
     members = {"a": told("a"), "b": told("b", state="running"), "c": told("c", state="rewinding")}
     assert picture(members=members).warnings == ("writes wait: 2 of the sync group must flush them, 1 can",)
