@@ -14,6 +14,7 @@ from typing import Any
 from consensus.cluster import Change, ClusterState, Seat, SyncGroup, seat_of, sync_group
 from consensus.founding import Greeting
 from consensus.membership import GONE, LEARNER, VOTER, WITNESS, Member
+from consensus.promotion import is_better_turned_back
 from consensus.quorum import majority
 
 PATIENCE_MS = 10_000
@@ -83,9 +84,11 @@ def _reverted(state: ClusterState, facts: Facts) -> Proposal | None:
     if change is None or facts.waited_ms < PATIENCE_MS or facts.me not in state.seated(change.old):
         return None
     silent = sorted({s.name for s in set(change.new.members) - set(change.old.members)} - facts.connected)
-    if not silent:
-        return None
-    return turned_back(change, facts.me, f"{', '.join(silent)} has not been heard of for {PATIENCE_MS // 1000} s")
+    if silent:
+        return turned_back(change, facts.me, f"{', '.join(silent)} has not been heard of for {PATIENCE_MS // 1000} s")
+    if is_better_turned_back(state, change, facts.copied):
+        return turned_back(change, facts.me, "too few of the new group stream, and enough of the old one do")
+    return None
 
 
 def turned_back(change: Change, me: str, why: str) -> Proposal:
@@ -247,8 +250,8 @@ def _may_lose(state: ClusterState, facts: Facts, member: Member) -> Refusal | No
 
 
 def _holders(state: ClusterState, facts: Facts, group: SyncGroup) -> frozenset[str]:
-    """Those who fill their seat of ``group`` and are up."""
-    return state.seated(group) & facts.connected
+    """Those who fill their seat of ``group`` and can flush a commit now: up is not enough."""
+    return state.seated(group) & facts.copied
 
 
 def _aims(state: ClusterState, facts: Facts, member: Member, aim: str, text: str) -> Proposal | Refusal:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 from consensus import changes, requests
 from consensus.addressbook import AddressBook
 from consensus.addressbook import Entry as Address
+from consensus.campaign import Campaigning
 from consensus.changes import Facts, Proposal, Refusal
 from consensus.cluster import ClusterState, Grant, Seat, apply, canonical, dump, found, load, seat_of
 from consensus.effects import Effect, Removed, Save, Send, SendStranger, Tell, TellLease
@@ -74,25 +74,6 @@ OBSERVE_EVERY_MS = 500
 PARENT_SILENT_MS = 3_000
 """A parent that has said nothing for this long is hung: this node does not campaign, and makes way if it only is a
 caretaker."""
-
-
-@dataclass(slots=True)
-class Campaigning:
-    """The leader's notes of one term. Thrown away with the term."""
-
-    term: int
-    promises: dict[str, Position | NoPosition] = field(default_factory=dict)
-    quorum_at_ns: int = 0
-    ask_at_ns: int = 0
-    granted_index: int = 0
-    """Index of this node's `Promoted`, once proposed."""
-    handing_over_to: str | None = None
-    """Set while the parent is asked to stop Postgres for a switchover."""
-    handed_over: bool = False
-    reform_at_ns: int = 0
-    change_seen: tuple[int, int] = (0, 0)
-    """Index of the open change of the sync group, and since when this leader knows of it."""
-    sentence: str = ""
 
 
 class Node:
@@ -225,11 +206,14 @@ class Node:
 
     def parent(self, name: str, request_id: str, body: dict[str, Any], now_ns: int) -> list[Effect]:
         """An order or a fact from the parent over the local bus (catalogue in DESIGN.md)."""
+        silent = self._parent_silent(now_ns)  # what it was told meanwhile may have been dropped
         self.parent_heard_ns = now_ns
+        if silent or name == "node.hello":
+            self.told, self.told_cluster = {}, None
+            self.told_lease = TellLease(0, 0)
         match name:
             case "node.hello":
-                self.told, self.told_cluster = {}, None
-                self.told_lease = TellLease(0, 0)
+                pass
             case "node.observed":
                 self._observed(self.me, self.raft.term, canonical(body), now_ns)
             case "node.frozen":
@@ -372,7 +356,7 @@ class Node:
         facts = self.facts(now_ns)
         if grant is None or not grant.opened:
             stuck = tip.change if facts.waited_ms >= changes.PATIENCE_MS else None
-            if stuck is not None and is_better_turned_back(tip, stuck, facts.connected):
+            if stuck is not None and is_better_turned_back(tip, stuck, facts.copied):
                 # It will not open. Nobody may touch the names of an epoch that is not proven: the next one turns back.
                 notes.sentence = "makes way: the open change of the sync group can't be finished by those who are up"
                 self._raft(StepDown(), now_ns)

@@ -45,7 +45,9 @@ def position_of(
     if not counted:
         return NoPosition("the term history of this node has no entry for its WAL")
     newest = counted[-1]
-    if newest.timeline != newest_timeline:
+    # Promoted, and killed before a byte was written on the new timeline: its first file is a copy of what came before.
+    begun = any(e.start_lsn == flushed_lsn and e.timeline == newest_timeline for e in history)
+    if newest.timeline != newest_timeline and not begun:
         return NoPosition(
             f"the newest WAL is on timeline {newest_timeline}, the term history says {newest.timeline} "
             f"(epoch {newest.epoch})"

@@ -22,6 +22,9 @@ GRACE_MS = 50
 LOSS_GRACE_MS = 10_000
 """With data loss accepted, a node that is still reading its WAL may hold more than the one that answered first."""
 
+LAST_PRIMARY_GRACE_MS = 10_000
+"""With nobody's promise but the last primary's: so long for those who are connected and have no position yet."""
+
 
 @dataclass(frozen=True, slots=True)
 class Situation:
@@ -112,9 +115,13 @@ def _needed(state: ClusterState, group: SyncGroup) -> int:
 def quorum_promised(s: Situation) -> bool:
     """Is every acknowledged commit on a node that has promised? (`--accept-data-loss` waives the number of promises,
     not the promises.)"""
-    if _last_primary(s) is not None:
-        return True
-    return all(len(_positions(s, q)) >= (1 if s.state.wish_loss else q.needed) for q in required(s.state))
+    return _last_primary(s) is not None or _have_promised(s, required(s.state))
+
+
+def _have_promised(s: Situation, quorums: tuple[Quorum, ...]) -> bool:
+    if s.state.wish_loss:
+        return bool(_held(s, quorums))
+    return all(len(_positions(s, q)) >= q.needed for q in quorums)
 
 
 def _last_primary(s: Situation) -> Position | None:
@@ -147,6 +154,9 @@ def decide(s: Situation) -> Decision:
         )
     if s.waited_ms < GRACE_MS and not all(name in s.promises for name in s.connected & seated):
         return Wait("a read quorum has promised; waiting a moment for the others")
+    if s.waited_ms < LAST_PRIMARY_GRACE_MS and silent and not _have_promised(s, quorums):
+        # Its data may have been put back from a backup. Who still reads its WAL could tell.
+        return Wait(f"only the last primary has promised; waiting a while for {', '.join(sorted(silent))}")
     change = s.state.change
     if change is not None and is_better_turned_back(s.state, change, s.connected, lambda turned: _wins(s, turned)):
         return TurnBack(change, "those who are up can do without the change, and not with it")
@@ -256,8 +266,10 @@ def _holds_all(s: Situation, quorums: tuple[Quorum, ...], position: Position) ->
     last = _last_primary(s)
     if last is not None and position >= last:
         return True
+    if s.state.wish_loss:
+        return True
     behind = [sum(other <= position for other in _positions(s, q).values()) for q in quorums]
-    return all(n >= (1 if s.state.wish_loss else q.needed) for n, q in zip(behind, quorums, strict=True))
+    return all(n >= q.needed for n, q in zip(behind, quorums, strict=True))
 
 
 def _failed_lately(grants: tuple[Grant, ...]) -> frozenset[str]:

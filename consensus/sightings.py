@@ -19,6 +19,8 @@ class Sightings:
         self.me, self._alive_ns = me, alive_ms * MS
         self._heard: dict[str, int] = {}
         self._said: dict[str, tuple[str, int]] = {}
+        self._reached: dict[str, tuple[int, int]] = {}
+        """The newest epoch in which a node was primary, and how far its WAL was then known to go."""
 
     def hear(self, name: str, now_ns: int) -> None:
         self._heard[name] = now_ns
@@ -39,18 +41,25 @@ class Sightings:
     def say(self, data: str, now_ns: int) -> bool:
         """This node's own observation. True: it has changed."""
         changed = self.own() != data
-        self._said[self.me] = (data, now_ns)
+        self._keep(self.me, data, now_ns)
         return changed
 
     def take_in(self, name: str, data: str, now_ns: int) -> None:
         """What a member says of itself to the leader."""
-        self._said[name] = (data, now_ns)
+        self._keep(name, data, now_ns)
+
+    def _keep(self, name: str, data: str, at_ns: int) -> None:
+        self._said[name] = (data, at_ns)
+        seen = json.loads(data)
+        if seen.get("role") == "primary":
+            reached = (int(seen.get("epoch", -1)), int(seen.get("lsn", 0)))
+            self._reached[name] = max(reached, self._reached.get(name, (-1, 0)))
 
     def take_in_all(self, data: str, now_ns: int) -> None:
         """What the leader tells of everybody."""
         for name, one in json.loads(data).items():
             if name != self.me:
-                self._said[name] = (canonical(one["seen"]), now_ns - int(one["age_ms"]) * MS)
+                self._keep(name, canonical(one["seen"]), now_ns - int(one["age_ms"]) * MS)
 
     def all(self, now_ns: int) -> dict[str, Any]:
         """``{name: {seen, age_ms}}``."""
@@ -60,11 +69,9 @@ class Sightings:
         }
 
     def last_known(self, grant: Grant | None) -> Position | None:
-        """The newest position heard of the primary of ``grant`` (asynchronous mode's bound on loss)."""
-        seen = self.of(grant.node) if grant is not None else {}
-        if grant is None or seen.get("role") != "primary" or seen.get("epoch") != grant.term:
-            return None
-        return Position(grant.term, int(seen.get("lsn", 0)))
+        """The newest position heard of the primary of ``grant`` as such (asynchronous mode's bound on loss)."""
+        epoch, lsn = self._reached.get(grant.node, (-1, 0)) if grant is not None else (-1, 0)
+        return Position(epoch, lsn) if grant is not None and epoch == grant.term else None
 
     def furthest(self, members: Iterable[Member], now_ns: int) -> str:
         """The connected voter whose data was furthest when last heard; "" if there is none. For speed only."""

@@ -117,7 +117,9 @@ class Promotion:
         c = self.c
         session = yield from self.steps.session()
         loaded = yield from session.query("SELECT pg_conf_load_time()", until_ns=now_ns() + QUERY_MS * MS)
-        owned = c.write_settings(names=c.primary_names(plan.term), gate=False)
+        # The names that are in force, not those that the log has by now: this comes after a `yield` and looks at no
+        # authority again, and who is losing it never touches its names.
+        owned = c.write_settings(names=c.conf["names"], gate=False)
         c.postgres.write_settings(owned, c.hba(), c.ident())
         c.need_postmaster().reload()
         # Our own sessions override the gate, so it is the reload itself that is waited for.

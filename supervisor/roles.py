@@ -235,6 +235,11 @@ class Rule:
     term: Callable[[Situation], int] = lambda s: 0
 
 
+def _own_epoch(s: Situation) -> Grant | None:
+    """The grant under which Postgres here is primary, if it is still the newest one."""
+    return s.grant if s.grant is not None and s.grant.term == s.local.epoch else None
+
+
 def _grant_term(s: Situation) -> int:
     return s.grant.term if s.grant is not None else 0
 
@@ -311,17 +316,20 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "prove", Step.OPEN, "promoted: have a record of this epoch flushed by k of the sync group",
-        lambda s: s.local.server is Server.PRIMARY and s.grant is not None and not s.grant.opened,
+        lambda s: s.local.server is Server.PRIMARY and (g := _own_epoch(s)) is not None and not g.opened,
         _grant_term,
     ),
     Rule(
         "open-gate", Step.OPEN_GATE, "the epoch is proven and recorded: let clients in",
-        lambda s: s.local.server is Server.PRIMARY and s.grant is not None and s.grant.opened and not s.local.gate_open,
+        lambda s: s.local.server is Server.PRIMARY and not s.local.gate_open
+        and (g := _own_epoch(s)) is not None and g.opened,
         _grant_term,
     ),
     Rule(
         "regroup", Step.REGROUP, "the sync group changes: put its names in force, prove that, and tell the log",
-        lambda s: s.local.server is Server.PRIMARY and s.local.gate_open and _change_index(s) > 0, _change_index,
+        lambda s: s.local.server is Server.PRIMARY and s.local.gate_open and _own_epoch(s) is not None
+        and _change_index(s) > 0,
+        _change_index,
     ),
     Rule("serving", Step.WAIT, "primary, open to clients", lambda s: s.local.server is Server.PRIMARY),
     Rule(

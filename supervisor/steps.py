@@ -412,7 +412,7 @@ class Steps:
     def _position_at(self, lsn: int) -> Task[Position | NoPosition]:
         c = self.c
         names = os.listdir(c.postgres.wal_dir)
-        timeline = timelines.newest_wal_timeline(names, lsn, c.wal_segment_bytes)
+        timeline = timelines.newest_wal_timeline(names, lsn, c.wal_segment_bytes, self._never_used())
         if timeline is None:
             return NoPosition(f"there is no WAL file that holds {timelines.format_lsn(lsn)}")
         yield from self._complete_own_history(timeline)
@@ -420,6 +420,14 @@ class Steps:
         if isinstance(found, Position) and c.record.proof is not None:
             yield from c.save_record(proof=None)  # passed
         return found
+
+    def _never_used(self) -> frozenset[int]:
+        """Timelines of promotions of this node that were killed after the first file was there (a copy of the last one
+        before) and ahead of the history file, without which Postgres writes nothing on them."""
+        c = self.c
+        known = {e.timeline for e in c.record.history}
+        own = {g.timeline for g in c.cluster.grants if g.node == c.local.me}
+        return frozenset(t for t in own - known if switch_lsn(c, t) is None)
 
     def _complete_own_history(self, timeline: int) -> Task[None]:
         """This node promoted to ``timeline`` by its own grant and went down before that was written: its history

@@ -104,11 +104,16 @@ def install_list(ancestry: Sequence[EpochStart], own: int, new: int) -> dict[str
     }
 
 
-def newest_wal_timeline(names: Iterable[str], lsn: int, wal_segment_bytes: int) -> int | None:
-    """The highest timeline that has the WAL segment holding the byte before ``lsn``; None if there is none."""
+def newest_wal_timeline(
+    names: Iterable[str], lsn: int, wal_segment_bytes: int, unused: frozenset[int] = frozenset()
+) -> int | None:
+    """The highest timeline that has the WAL segment holding the byte before ``lsn``; None if there is none.
+
+    ``unused``: timelines that Postgres was to switch to and that it never came to use.
+    """
     suffix = segment_name(0, max(lsn - 1, 0), wal_segment_bytes)[8:]
     found = (int(name[:8], 16) for name in names if _SEGMENT_NAME.fullmatch(name) and name[8:] == suffix)
-    return max(found, default=None)
+    return max((timeline for timeline in found if timeline not in unused), default=None)
 
 
 def segment_name(timeline: int, lsn: int, wal_segment_bytes: int) -> str:

@@ -16,7 +16,16 @@ from consensus.changes import turned_back
 from consensus.cluster import ClusterState, apply, canonical
 from consensus.messages import Entry
 from consensus.positions import NoPosition
-from consensus.promotion import GRACE_MS, HandOver, Situation, TakeGrant, TurnBack, Wait, decide, quorum_promised
+from consensus.promotion import (
+    LAST_PRIMARY_GRACE_MS,
+    HandOver,
+    Situation,
+    TakeGrant,
+    TurnBack,
+    Wait,
+    decide,
+    quorum_promised,
+)
 from consensus.quorum import has_majority
 from consensus.record import Position
 from tests.model.explore import Move, State, ViolationError
@@ -87,7 +96,7 @@ class LivePromiseWorld(PromiseWorld):
         raise ViolationError(f"liveness: {here} are up and hand over in a circle")
 
     def _situation(self, me: str, state: ClusterState, answers: dict[str, Position | NoPosition]) -> Situation:
-        return Situation(me, self.setup.terms + 1, state, answers, frozenset(answers), GRACE_MS)
+        return Situation(me, self.setup.terms + 1, state, answers, frozenset(answers), LAST_PRIMARY_GRACE_MS)
 
 
 class LiveGroupWorld(LivePromiseWorld, GroupWorld):

@@ -22,7 +22,7 @@ from consensus.cluster import ClusterState, SyncGroup, apply, canonical, seat_of
 from consensus.membership import VOTER, WITNESS, Member
 from consensus.messages import Entry
 from consensus.positions import Attach, NoPosition
-from consensus.promotion import GRACE_MS, Decision, Situation, TakeGrant, TurnBack, decide
+from consensus.promotion import LAST_PRIMARY_GRACE_MS, Decision, Situation, TakeGrant, TurnBack, decide
 from consensus.quorum import has_majority
 from consensus.record import EpochStart, Position
 from tests.model.explore import Interner, Label, Move, State, ViolationError
@@ -229,7 +229,7 @@ class PromiseWorld:
             state = self.cluster(log)
             if not self.named and state.grant is not None:
                 state = replace(state, grants=(*state.grants[:-1], state.grant._replace(node=last)))
-            situation = Situation(self.names[me], term, state, answers, frozenset(answers), GRACE_MS)
+            situation = Situation(self.names[me], term, state, answers, frozenset(answers), LAST_PRIMARY_GRACE_MS)
             known = self.decisions[key] = decide(situation)
         return known
 

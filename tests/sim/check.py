@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from consensus.campaign import Campaigning
 from consensus.cluster import SyncGroup
 from consensus.messages import AppendReq, VoteResp
-from consensus.node import Campaigning, Node
+from consensus.node import Node
 from consensus.promotion import required
 from consensus.raft import Role
 from consensus.record import Identity, Position

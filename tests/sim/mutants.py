@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from consensus.node import Campaigning, Node
+from consensus.campaign import Campaigning
+from consensus.node import Node
 from consensus.promotion import Situation
 from consensus.raft import Raft
 from consensus.record import Position

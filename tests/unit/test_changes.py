@@ -25,7 +25,7 @@ from consensus.changes import (
     settled,
     wanted_seats,
 )
-from consensus.cluster import ClusterState, Grant, Seat, SyncGroup, apply, canonical, seat_of, sync_group
+from consensus.cluster import Change, ClusterState, Grant, Seat, SyncGroup, apply, canonical, seat_of, sync_group
 from consensus.founding import Greeting
 from consensus.membership import GONE, LEARNER, VOTER, WITNESS, Member, is_one_step, membership
 from consensus.messages import Entry
@@ -46,6 +46,12 @@ def state(*members: Member, seats: str | None = None, mode: str = "quorum", gran
     else:
         group = sync_group((Seat(n, 1) for n in seats), mode)
     return ClusterState("00", tuple(sorted(members)), mode, group=group, founder="a", nonce="n", grants=(grant,))
+
+
+def open_change(old: str, new: str, **members: Member) -> ClusterState:
+    """Both of the default size."""
+    groups = (sync_group((Seat(n, 1) for n in names), "quorum") for names in (old, new))
+    return replace(three(**members), change=Change(7, *groups))
 
 
 def three(**changes: Member) -> ClusterState:
@@ -574,3 +580,38 @@ def test_from_anywhere_it_comes_to_rest_with_every_aim_reached(
 
 def test_a_leader_says_who_it_was() -> None:
     assert list_change([], "a", "k", "b", "t").body["fields"] == {"by": "a"}
+
+
+# -- up is not enough
+
+
+def test_a_change_does_not_begin_while_its_group_could_not_flush() -> None:
+    """b is up and is being copied anew: for hours commits would wait for it (found by a review, on real nodes)."""
+    leaving = three(c=member("c", aim=GONE))
+    assert next_change(leaving, facts("abc", copied="ac")) is None
+    begun = next_change(leaving, facts("abc"))
+    assert begun is not None
+    assert begun.kind == "change/1"
+
+
+def test_who_is_needed_for_every_commit_is_not_removed_while_the_others_do_not_stream() -> None:
+    answer = remove(three(), facts("abc", copied="ac"), "c")
+    assert isinstance(answer, Refusal)
+    assert "c holds a copy that is needed" in answer.reason
+    assert isinstance(remove(three(), facts("abc"), "c"), Proposal)
+
+
+def test_an_open_primary_turns_back_a_change_that_stops_the_commits() -> None:
+    """abc -> ab, and b is lost before it is done: c is there, and streams."""
+    stuck = open_change("abc", "ab", c=member("c", aim=GONE))
+    assert next_change(stuck, facts("ac", waited=PATIENCE_MS - 1)) is None
+    back = next_change(stuck, facts("ac", waited=PATIENCE_MS))
+    assert back is not None
+    assert (back.body["old"][1], [seat[0] for seat in back.body["new"][0]]) == (2, ["a", "b", "c"])
+    assert "too few of the new group stream" in back.body["text"]
+    assert next_change(stuck, facts("abc", waited=PATIENCE_MS)) is None, "it only takes its time"
+    assert next_change(stuck, facts("a", waited=PATIENCE_MS)) is None, "it would not help"
+
+
+def test_a_primary_without_a_seat_in_the_old_group_goes_on_with_the_change() -> None:
+    assert next_change(open_change("bc", "ab"), facts("ac", waited=PATIENCE_MS)) is None

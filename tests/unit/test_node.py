@@ -254,6 +254,20 @@ def test_a_hung_parent_makes_a_leader_step_down_without_a_release_and_not_campai
     assert a.state["role"] == "follower"
 
 
+def test_a_parent_that_was_silent_is_told_everything_again() -> None:
+    """The bus may have dropped what it was told while it hung."""
+    cluster = Cluster("a", "b", "c")
+    cluster.open()
+    b = cluster.members["b"]
+    b.state, b.cluster = {}, {}
+    cluster.tell("b", "node.observed", {})
+    assert not b.cluster, "it has just been heard of"
+    b.node.parent_heard_ns = cluster.now - 4000 * MS
+    cluster.tell("b", "node.observed", {})
+    assert b.cluster["system_identifier"] == "77"
+    assert b.state["leader"]
+
+
 def test_a_lone_node_makes_way_for_nobody() -> None:
     cluster = Cluster("a")
     cluster.open()
@@ -376,8 +390,10 @@ def test_in_asynchronous_mode_the_bound_on_loss_is_what_was_last_heard_of_the_pr
 
 
 def opened(*names: str, witnesses: str = "") -> Cluster:
+    """And everybody streams: before that a copy counts for nothing."""
     cluster = Cluster(*names, witnesses=witnesses, streams=True)
-    cluster.open()
+    primary = cluster.members[cluster.open()].node
+    cluster.until(lambda: primary.facts(cluster.now).copied >= {*names} - {*witnesses})
     return cluster
 
 
@@ -491,6 +507,7 @@ def test_a_primary_that_can_not_open_under_a_change_makes_way_for_its_reverse() 
     gone = "b" if primary == "a" else "a"
     cluster.members[gone].up = False
     term = cluster.members[primary].state["term"]
+    cluster.members["c"].seen = {"state": "streaming", "epoch_of_upstream": term, "proven": True, "incarnation": 1}
     cluster.sleep(changes.PATIENCE_MS - 1000)
     assert cluster.members[primary].state["granted"] == term
     cluster.until(lambda: cluster.members["c"].state["term"] > term)

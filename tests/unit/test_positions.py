@@ -83,3 +83,13 @@ def test_divergence_is_what_record_by_record_comparison_says(
     mine = old_wal[:lsn]
     follows = mine == wal[: len(mine)]
     assert isinstance(divergence(tuple(history), tuple(old_history), len(mine)), Attach) == follows
+
+
+def test_a_promotion_that_was_killed_before_its_first_record_costs_no_position() -> None:
+    """The first file of the new timeline is a copy of the last one before (found by a review, on a real Postgres)."""
+    history = (EpochStart(0, 0, 1), EpochStart(3, 100, 2), EpochStart(5, 150, 3))
+    assert position_of(history, 150, 3, None) == Position(3, 150)
+    assert position_of(history, 150, 2, None) == Position(3, 150)
+    assert position_of(history, 151, 3, None) == Position(5, 151)
+    assert isinstance(position_of(history, 149, 3, None), NoPosition), "WAL of 3 ends before 3 begins"
+    assert isinstance(position_of(history, 151, 2, None), NoPosition)

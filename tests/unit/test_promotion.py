@@ -15,6 +15,7 @@ from consensus.membership import LEARNER, VOTER, WITNESS, Member
 from consensus.positions import NoPosition
 from consensus.promotion import (
     GRACE_MS,
+    LAST_PRIMARY_GRACE_MS,
     LOSS_GRACE_MS,
     Decision,
     HandOver,
@@ -219,7 +220,12 @@ def test_a_change_is_turned_back_if_nobody_is_there_to_flush_for_the_new_group()
 
 def test_the_last_primary_makes_up_for_a_read_quorum() -> None:
     """Nothing was acknowledged without its flush. The others may have begun to be rewound to it, both at once."""
-    decision = ask({"a": (3, 50), "b": None, "c": None}, me="a")
+    alone: dict[str, tuple[int, int] | None] = {"a": (3, 50), "b": None, "c": None}
+    decision = ask(alone, me="a", waited=LAST_PRIMARY_GRACE_MS - 1)
+    assert isinstance(decision, Wait), "its data may be from a backup, and those who are still reading could tell"
+    assert "waiting a while for b, c" in decision.reason
+    assert isinstance(ask(alone, me="a", connected=("a",)), TakeGrant), "nobody else is there"
+    decision = ask(alone, me="a", waited=LAST_PRIMARY_GRACE_MS)
     assert decision == TakeGrant(Position(3, 50), 3, "holds epoch 3 up to 32, a, the last primary, has promised")
     assert isinstance(ask({"a": (3, 50), "b": (3, 50)}), TakeGrant), "who has all that it has will do as well"
     assert ask({"a": (3, 50), "b": (3, 40)}) == HandOver("a", "a holds epoch 3 up to 32, 2 of 2 needed promises")
@@ -251,7 +257,8 @@ def test_the_last_primary_is_named_where_its_word_alone_would_do() -> None:
 def test_asynchronous_mode_needs_nobody_but_the_last_primary_before_the_first_copy() -> None:
     """Its standbys had no data yet when it was lost: it comes back, and they are nodes without a position."""
     young = state(k=1, mode="async")
-    assert isinstance(ask({"a": (3, 50), "b": None, "c": None}, me="a", state=young), TakeGrant)
+    held: dict[str, tuple[int, int] | None] = {"a": (3, 50), "b": None, "c": None}
+    assert isinstance(ask(held, me="a", state=young, waited=LAST_PRIMARY_GRACE_MS), TakeGrant)
 
 
 def test_during_a_change_the_winner_is_ahead_of_a_read_quorum_of_both() -> None:
@@ -285,7 +292,7 @@ def test_a_loss_that_is_accepted_waives_the_number_of_both_groups() -> None:
     assert isinstance(decision, TakeGrant)
     one: dict[str, tuple[int, int] | None] = {"c": (3, 50)}
     decision = ask(one, state=moved, accept_data_loss=True, waited=LOSS_GRACE_MS)
-    assert isinstance(decision, Wait), "c has no seat of the new one"
+    assert isinstance(decision, TurnBack), "c has no seat of the new one, and nobody of it will ever promise"
 
 
 positions_ = st.one_of(st.none(), st.tuples(st.integers(1, 3), st.integers(1, 4)))
@@ -306,6 +313,7 @@ def test_a_winner_holds_whatever_k_of_s_could_have_acknowledged(n: int, data: st
         me=names[0],
         state=mode,
         connected=names,
+        waited=LAST_PRIMARY_GRACE_MS,
         preferred=data.draw(st.sampled_from(names)),
     )
     known = {m: Position(*truth[m]) for m in promised}

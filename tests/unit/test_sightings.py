@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from consensus.cluster import Grant
 from consensus.membership import LEARNER, VOTER, WITNESS, Member
+from consensus.record import Position
 from consensus.sightings import Sightings
 from fencing.lease import MS
 
@@ -102,3 +104,16 @@ def test_a_witness_is_better_than_nobody_and_a_learner_is_not() -> None:
 )  # fmt: skip
 def test_who_can_take_over_without_a_gap(target: str, seen: dict[str, Any], now_ms: int, why: str) -> None:
     assert heard({"b": seen}).unfit(target, 3, now_ms * MS) == why
+
+
+def test_how_far_a_primary_was_is_not_forgotten_when_it_speaks_again() -> None:
+    """Asynchronous mode bounds the loss by it: its Postgres crashes, and its parent says that it is starting."""
+    grant, made = Grant(3, "b", Position(2, 1), 2, opened=True), sightings()
+    assert made.last_known(grant) is None
+    made.take_in("b", json.dumps({"role": "primary", "epoch": 3, "lsn": 500}), 1)
+    made.take_in("b", json.dumps({"role": "replica", "epoch": 3, "lsn": 400}), 2)
+    made.take_in("b", json.dumps({"role": "primary", "epoch": 2, "lsn": 900}), 3)
+    assert made.last_known(grant) == Position(3, 500)
+    assert made.last_known(grant._replace(term=4)) is None
+    assert made.last_known(grant._replace(node="c")) is None
+    assert made.last_known(None) is None

@@ -98,6 +98,7 @@ def test_the_newest_timeline_is_the_one_with_the_last_byte() -> None:
     end = 3 * 16 * MB  # exactly at the end of segment 2: the byte before it counts
     assert newest_wal_timeline(names, end, 16 * MB) == 2
     assert newest_wal_timeline(names, end + 1, 16 * MB) == 3
+    assert newest_wal_timeline(names, end, 16 * MB, frozenset({2})) == 1, "Postgres never came to use 2"
     assert newest_wal_timeline(["000000040000000000000002.partial"], end, 16 * MB) is None
 
 

@@ -1,0 +1,27 @@
+"""The leader's notes of one term: who has promised what, and how far the way to a primary has come. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from consensus.positions import NoPosition
+from consensus.record import Position
+
+
+@dataclass(slots=True)
+class Campaigning:
+    """The leader's notes of one term. Thrown away with the term."""
+
+    term: int
+    promises: dict[str, Position | NoPosition] = field(default_factory=dict)
+    quorum_at_ns: int = 0
+    ask_at_ns: int = 0
+    granted_index: int = 0
+    """Index of this node's `Promoted`, once proposed."""
+    handing_over_to: str | None = None
+    """Set while the parent is asked to stop Postgres for a switchover."""
+    handed_over: bool = False
+    reform_at_ns: int = 0
+    change_seen: tuple[int, int] = (0, 0)
+    """Index of the open change of the sync group, and since when this leader knows of it."""
+    sentence: str = ""
