@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
-from consensus.storage import Store
+import apsw
+
+from consensus.storage import StorageError, Store
 from tests.disk import LOG, MAIN, NOTE, Disk, at_random
 from tests.sim.world import World
 
@@ -19,7 +21,7 @@ class RaftDisk:
     def __init__(self, world: World) -> None:
         self.world = world
         self._disk = self._new()
-        self.damaged = False
+        self.damaged, self.cuts = False, 0
         self._older: list[Disk] = []
         """With a disk that lies so well that nobody can tell: all of it is as it was some saves ago."""
 
@@ -28,7 +30,10 @@ class RaftDisk:
 
     def open(self) -> Store:
         """Raises StorageError."""
-        return self._disk.open_store()
+        try:
+            return self._disk.open_store()
+        except apsw.IOError as error:  # the power goes before there is a store that could say so
+            raise StorageError(str(error)) from error
 
     @property
     def full(self) -> bool:
@@ -57,6 +62,7 @@ class RaftDisk:
             self._older = [*self._older, self._disk.copy()][-3:]
 
     def power_cut(self) -> None:
+        self.cuts += 1
         if self._older:
             self._disk, self._older = self._older[0], []
         self._disk.power_cut(at_random(self.world.dice.getrandbits(32)))

@@ -37,9 +37,10 @@ class Harm(Stories):
         if host.postgres is not None:
             host.postgres.end()
         host.parent_ended()
+        cuts = host.raft_disk.cuts
 
         def flip() -> None:
-            if not host.raft_process.alive:
+            if not host.raft_process.alive and host.raft_disk.cuts == cuts:
                 self.did("damage-raft", f"{host.name}: {host.raft_disk.damage()}")
 
         self.world.after(100 * MS, flip)

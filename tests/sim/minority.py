@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from consensus.positions import NoPosition
 from consensus.promotion import required
 from consensus.quorum import majority
-from tests.sim.network import CONTROL, DATA
 
 if TYPE_CHECKING:
     from consensus.membership import Member
@@ -36,16 +35,11 @@ def leave_out(world: Simulation) -> tuple[str, ...]:
     if len(voting) < majority(len(voters)):
         return ()
     how = dice.choice(("down", "cut off"))
-    for name in out:
-        host = world.hosts[name]
-        if how == "down":
-            host.wanted_up = False
-            host.power_cut(back_after_ns=0)
-            continue
-        for other in world.hosts:
-            for plane in (CONTROL, DATA) if other != name else ():
-                world.network.cut(plane, name, other)
-                world.network.cut(plane, other, name)
+    for name in out if how == "down" else ():
+        world.hosts[name].wanted_up = False
+        world.hosts[name].power_cut(back_after_ns=0)
+    if how != "down":
+        world.network.outside = frozenset(out)
     world.faults.did("minority", f"{', '.join(out)} stay {how}")
     return out
 

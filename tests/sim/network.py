@@ -32,6 +32,8 @@ class Network:
         self.weather = Weather()
         self.cuts: dict[tuple[str, str, str], int] = {}
         """(plane, from, to): since when nothing gets through."""
+        self.outside: frozenset[str] = frozenset()
+        """Cut off for good."""
 
     def cut(self, plane: str, src: str, dst: str) -> None:
         self.cuts.setdefault((plane, src, dst), self.world.now)
@@ -41,7 +43,9 @@ class Network:
         self.weather = Weather()
 
     def is_open(self, plane: str, src: str, dst: str) -> bool:
-        return src == dst or (plane, src, dst) not in self.cuts
+        if src == dst:
+            return True
+        return (plane, src, dst) not in self.cuts and src not in self.outside and dst not in self.outside
 
     def both_ways(self, src: str, dst: str) -> bool:
         """May there be a connection of the data plane?"""
@@ -56,7 +60,7 @@ class Network:
     def frame(self, src: str, dst: str, deliver: Callable[[], None]) -> None:
         """One frame of the control plane."""
         world, weather = self.world, self.weather
-        if self.cuts and not self.is_open(CONTROL, src, dst):
+        if (self.cuts or self.outside) and not self.is_open(CONTROL, src, dst):
             return
         if weather.loss and world.dice.random() < weather.loss:
             return
