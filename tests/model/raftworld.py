@@ -403,8 +403,7 @@ class RaftWorld:
                 yield from does(("propose", i), Propose(GRANT, data), PROPOSALS)
             for rows in self._reforms(raft, lost) if left[CHANGES] else ():
                 what = ", ".join(f"{m.name}.{m.incarnation} {m.role}" for m in rows)
-                data = canonical({"members": [list(m) for m in rows]})
-                yield from does(("members", i, what), Propose(MEMBERS, data), CHANGES)
+                yield from does(("members", i, what), Propose(MEMBERS, member_list(rows)), CHANGES)
             if left[RELEASES] and raft.released < raft.term:
                 for name in (*self.names[:i], *self.names[i + 1 :]):
                     yield from does(("release", i, self.slot[name]), Release(name), RELEASES)
@@ -568,6 +567,11 @@ class RaftWorld:
                 return f"{names[0]} loses its disk and comes back as another incarnation"
             case _:
                 return f"{names[0]}: {what}"
+
+
+def member_list(rows: tuple[Member, ...]) -> str:
+    """The data of an entry."""
+    return canonical({"members": [list(m) for m in rows]})
 
 
 def _renamed_disk(disk: Disk, names: Names) -> Disk:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from consensus import positions, promotion
@@ -255,7 +256,7 @@ def dies(
     world: type[PromiseWorld], rule: str, source: str, setup: Setup, *patches: tuple[object, str, object],
     dies_of: str = "acknowledged WAL", quick: bool = True, start: Callable[[Any], State] | None = None,
 ) -> Mutant:  # fmt: skip
-    return Mutant(rule, source, str(setup), lambda: world(setup), dies_of, patches, quick, start)
+    return Mutant(rule, source, str(setup), partial(world, setup), dies_of, patches, quick, start)
 
 
 TWO, RESTART, THREE = Setup(2, 2), Setup(2, 2, 1), Setup(3, 2)
