@@ -37,18 +37,17 @@ def chosen_tasks(*, quick: bool, only: str) -> list[Task]:
 
 
 def write(results: dict[Task, Result]) -> str:
-    """What is still missing in the tables; empty: they are written."""
+    """Says what is still missing in the tables."""
     text = DESIGN.read_text(encoding="utf-8")
     found = {t: r.row for t, r in results.items() if r.row}
     runs = {row[:2]: row for task, row in found.items() if task.kind == "run"}
     mutants = {row[:1]: row for task, row in found.items() if task.kind == "mutant"}
-    try:
-        text = tables.rewritten(text, RUNS_TABLE, map(tables.run_key, RUNS), runs)
-        text = tables.rewritten(text, MUTANTS_TABLE, map(tables.mutant_key, EVERY), mutants)
-    except KeyError as error:
-        return f"not written: nothing is known of {error}"
+    text = tables.rewritten(text, RUNS_TABLE, map(tables.run_key, RUNS), runs)
+    text = tables.rewritten(text, MUTANTS_TABLE, map(tables.mutant_key, EVERY), mutants)
     DESIGN.write_text(text, encoding="utf-8")
-    return ""
+    known = {*RUNS_TABLE.read(text), *MUTANTS_TABLE.read(text)}
+    missing = [key[0] for key in (*map(tables.run_key, RUNS), *map(tables.mutant_key, EVERY)) if key not in known]
+    return f"still missing in the tables: {', '.join(missing)}" if missing else ""
 
 
 def main(arguments: Sequence[str]) -> int:

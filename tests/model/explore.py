@@ -78,6 +78,7 @@ class Outcome:
     transitions: int
     depth: int
     seconds: float
+    """Of computing."""
     violation: str = ""
     story: tuple[str, ...] = ()
     """The steps of a shortest counterexample; empty if there is no violation."""
@@ -118,7 +119,7 @@ def explore(world: World, *, states_max: int, start: State | None = None) -> Out
 
 
 def _explored(world: World, states_max: int, first: State) -> Outcome:
-    began = time.perf_counter()
+    began = time.process_time()
     canon, successors, inspect = world.canon, world.successors, world.inspect
     index: dict[State, int] = {canon(first): 0}
     parent = array("q", [-1])
@@ -126,7 +127,7 @@ def _explored(world: World, states_max: int, first: State) -> Outcome:
     found: list[State] = []
 
     def outcome(error: ViolationError | None, at: int) -> Outcome:
-        seconds = time.perf_counter() - began
+        seconds = time.process_time() - began
         if error is None:
             return Outcome(len(index), transitions, depth, seconds)
         labels, text = _trace(world, first, _path(list(index), parent, at), error)

@@ -24,7 +24,7 @@ class GroupWorld(PromiseWorld):
 
     def successors(self, state: State) -> Iterator[Move]:
         yield from super().successors(state)
-        view = View([self.hosts.values[n] for n in state[: self.n]], state[self.n], state[self.n + 1])
+        view = self.view(state)
         if self.budgets.values[view.budget][WIPES]:
             for i, host in enumerate(view.hosts):
                 empty = Host(0, (), 0, (), (), incarnation=host.incarnation + 1)

@@ -13,9 +13,9 @@ from consensus.positions import NoPosition
 from consensus.promotion import GRACE_MS, HandOver, Situation, TakeGrant, Wait, decide, required
 from consensus.quorum import has_majority
 from consensus.record import Position
-from tests.model.explore import State, ViolationError
+from tests.model.explore import Interner, State, ViolationError
 from tests.model.groupworld import GroupWorld
-from tests.model.promiseworld import Host, Log, PromiseWorld, Setup, newness
+from tests.model.promiseworld import Log, PromiseWorld, Setup, newness
 
 Standing = tuple[int, Log, Position | None, int]
 """Slot, log, position once frozen, incarnation."""
@@ -26,21 +26,27 @@ class LivePromiseWorld(PromiseWorld):
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        self.live: set[tuple[Standing, ...]] = set()
+        self.standings: Interner[Standing] = Interner()
+        self.standing: dict[tuple[int, int], int] = {}
+        self.live: set[tuple[int, ...]] = set()
 
     def inspect(self, state: State) -> None:
-        hosts = [self.hosts.values[local] for local in state[: self.n]]
-        standings = tuple(self._standing(i, host) for i, host in enumerate(hosts))
+        standings = tuple([self._standing(i, host) for i, host in enumerate(state[: self.n])])
         if standings not in self.live:
+            those = [self.standings.values[one] for one in standings]
             for size in range(self.n // 2 + 1, self.n + 1):
-                for up in combinations(standings, size):
+                for up in combinations(those, size):
                     self._check(up)
             self.live.add(standings)
 
-    def _standing(self, i: int, host: Host) -> Standing:
-        frozen = self.detached(host)._replace(primary=0, reading=False)
-        position = self.position(frozen) if self.has_postgres(i) else None
-        return (i, host.log, position, host.incarnation)
+    def _standing(self, i: int, host: int) -> int:
+        known = self.standing.get((i, host))
+        if known is None:
+            it = self.hosts.values[host]
+            frozen = self.detached(it)._replace(primary=0, reading=False)
+            position = self.position(frozen) if self.has_postgres(i) else None
+            known = self.standing[i, host] = self.standings((i, it.log, position, it.incarnation))
+        return known
 
     def _check(self, up: tuple[Standing, ...]) -> None:
         """The one with the newest log is elected and brings the others up to it; then who can win is asked."""

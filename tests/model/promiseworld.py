@@ -143,6 +143,8 @@ class View(NamedTuple):
     """A state, taken apart."""
 
     hosts: list[Host]
+    ids: State
+    """Of the hosts."""
     ghost: int
     budget: int
 
@@ -162,6 +164,7 @@ class PromiseWorld:
         self.labels: Interner[tuple[object, ...]] = Interner()
         self.states: dict[Log, ClusterState] = {}
         self.grants: dict[tuple[object, ...], bool] = {}
+        self.kept: dict[tuple[int, tuple[int, ...]], int] = {}
         self.founded = self._founded()
         self.rules(self.founded.group)
         self.seats = [self.rules.values[0].k]
@@ -233,8 +236,12 @@ class PromiseWorld:
 
     # -- successors ----------------------------------------------------------------------------------------------
 
+    def view(self, state: State) -> View:
+        ids = state[: self.n]
+        return View([self.hosts.values[n] for n in ids], ids, state[self.n], state[self.n + 1])
+
     def successors(self, state: State) -> Iterator[Move]:
-        view = View([self.hosts.values[n] for n in state[: self.n]], state[self.n], state[self.n + 1])
+        view = self.view(state)
         left = self.budgets.values[view.budget]
         for i, host in enumerate(view.hosts):
             yield from self._elections(view, i)
@@ -257,15 +264,22 @@ class PromiseWorld:
         self, view: View, label: tuple[object, ...], changed: dict[int, Host], *, ghost: int = -1, spent: int = -1
     ) -> Move:
         hosts = [changed.get(i, host) for i, host in enumerate(view.hosts)]
-        terms = {h.leads for h in hosts}
-        epochs = {h.primary for h in hosts}
-        new = [self.hosts(_forgotten(h, terms, epochs)) for h in hosts]
+        alive = (*[h.leads for h in hosts], *[h.primary for h in hosts])
+        new = [self._kept(self.hosts(changed[i]) if i in changed else known, alive) for i, known in enumerate(view.ids)]
         budget = view.budget
         if spent >= 0:
             left = list(self.budgets.values[budget])
             left[spent] -= 1
             budget = self.budgets(tuple(left))
         return Move((self.labels(label),), (*new, view.ghost if ghost < 0 else ghost, budget))
+
+    def _kept(self, host: int, alive: tuple[int, ...]) -> int:
+        """What is left of a host when the leaders and primaries are those of ``alive``."""
+        known = self.kept.get((host, alive))
+        if known is None:
+            new = _forgotten(self.hosts.values[host], set(alive[: self.n]), set(alive[self.n :]))
+            known = self.kept[host, alive] = self.hosts(new)
+        return known
 
     # -- Raft, in the abstract -----------------------------------------------------------------------------------
 

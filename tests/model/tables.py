@@ -75,8 +75,8 @@ def check_keys(table: Table, keys: Iterable[Row]) -> None:
 
 
 def rewritten(text: str, table: Table, keys: Iterable[Row], found: Mapping[Row, Row]) -> str:
-    """What was found now, and what is known from before of the rest. Raises KeyError if nothing is."""
+    """What was found now, and what is known from before of the rest."""
     known = {**table.read(text), **found}
-    return table.written(text, [known[key] for key in keys])
+    return table.written(text, [known[key] for key in keys if key in known])
 
 

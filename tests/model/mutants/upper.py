@@ -85,7 +85,7 @@ class ActsOnAnOldGrant(PromiseWorld):
 
     def successors(self, state: State) -> Iterator[Move]:
         yield from super().successors(state)
-        view = View([self.hosts.values[n] for n in state[: self.n]], state[self.n], state[self.n + 1])
+        view = self.view(state)
         for i, host in enumerate(view.hosts):
             grants = [item for item in host.log if item.kind == "promoted/1"]
             if not host.leads and not host.primary and grants and grants[-1].data == self.names[i]:
