@@ -20,7 +20,7 @@ from tests.model.tables import DESIGN, MUTANTS_TABLE, RUNS_TABLE
 from tests.model.tasks import Result, Task, work
 
 
-def chosen_tasks(*, quick: bool, only: str) -> list[Task]:
+def chosen_tasks(*, quick: bool, only: str, missing: bool) -> list[Task]:
     """The dearest first, as far as the tables know; what is not known yet before all."""
     text = DESIGN.read_text(encoding="utf-8")
     runs, mutants = RUNS_TABLE.read(text), MUTANTS_TABLE.read(text)
@@ -33,7 +33,7 @@ def chosen_tasks(*, quick: bool, only: str) -> list[Task]:
         if (it.quick or not quick) and only in f"mutant {it.rule}":
             row = mutants.get(tables.mutant_key(it))
             found.append((float(row[3]) if row else float("inf"), Task("mutant", number)))
-    return [task for _, task in sorted(found, key=lambda pair: -pair[0])]
+    return [task for cost, task in sorted(found, key=lambda pair: -pair[0]) if not missing or cost == float("inf")]
 
 
 def write(results: dict[Task, Result]) -> str:
@@ -55,22 +55,25 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--quick", action="store_true", help="only what is part of bin/test model")
     parser.add_argument("--write", action="store_true", help="write the tables of consensus/DESIGN.md")
     parser.add_argument("--only", default="", help="only what has this text in its name")
+    parser.add_argument("--missing", action="store_true", help="only what is not in the tables yet")
     parser.add_argument("--jobs", type=int, default=2)
     chosen = parser.parse_args(arguments)
     began = time.perf_counter()
     results: dict[Task, Result] = {}
+    missing = ""
+    tasks = chosen_tasks(quick=chosen.quick, only=chosen.only, missing=chosen.missing)
     with ProcessPoolExecutor(chosen.jobs, get_context("spawn")) as pool:
-        waiting = {pool.submit(work, t): t for t in chosen_tasks(quick=chosen.quick, only=chosen.only)}
+        waiting = {pool.submit(work, t): t for t in tasks}
         for done in as_completed(waiting):
             result = results[waiting[done]] = done.result()
             print(result.text, flush=True)
+            missing = write(results) if chosen.write else ""
     failed = [result for result in results.values() if not result.ok]
     runs = sum(task.kind == "run" for task in results)
     busy = sum(result.seconds for result in results.values())
     print(f"{runs} runs, {len(results) - runs} mutants: {time.perf_counter() - began:.0f} s, {busy:.0f} s of computing")
     for result in failed:
         print(f"FAILED: {result.text}")
-    missing = write(results) if chosen.write else ""
     print(missing, end="\n" if missing else "")
     return bool(failed or missing)
 

@@ -30,6 +30,7 @@ from consensus.record import Identity, NodeRecord
 from consensus.write import Stored, Write
 from fencing.lease import PROFILES
 from tests.model.explore import Interner, Label, Move, State, ViolationError
+from tests.model.raftworld import plural
 
 NAMES = ("a", "b", "c", "d", "e")
 LOSSES, RAFT_LOSSES, DELAYS = range(3)
@@ -47,7 +48,7 @@ class FoundingSetup(NamedTuple):
 
     def __str__(self) -> str:
         words = ((self.losses, "{} lost disk"), (self.raft_losses, "{} lost Raft state"), (self.delays, "K={}"))
-        return ", ".join([f"N={self.nodes}", *(text.format(count) for count, text in words if count)])
+        return plural(", ".join([f"N={self.nodes}", *(text.format(count) for count, text in words if count)]))
 
 
 class Starter(NamedTuple):

@@ -123,7 +123,8 @@ class Setup(NamedTuple):
         outside = f", {self.data - self.seated} outside S" if self.seated else ""
         words = (
             (self.restarts, f"R={self.restarts}"), (self.reads, "WAL is read after a restart"),
-            (self.changes, f"{self.changes} changes of S"), (self.wipes, f"{self.wipes} lost disk"),
+            (self.changes, f"{self.changes} change{'s' * (self.changes > 1)} of S"),
+            (self.wipes, f"{self.wipes} lost disk"),
             (self.wish, f"{self.wish} is wished for"), (self.clones, f"{self.clones} data directory lost"),
         )  # fmt: skip
         more = "".join(f", {text}" for count, text in words if count)

@@ -11,6 +11,7 @@ safety must not need them.
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
@@ -51,6 +52,11 @@ RESTARTS, PROPOSALS, DELAYS, RELEASES, COMPACTIONS, CHANGES, WIPES = range(7)
 """Places in a budget."""
 
 
+def plural(text: str) -> str:
+    """Of what can be counted in a bound."""
+    return re.sub(r"\b([2-9]) ([\w ]*?)(change|disk|state)\b", r"\1 \2\3s", text)
+
+
 class Bound(NamedTuple):
     """How far a run looks."""
 
@@ -66,11 +72,11 @@ class Bound(NamedTuple):
     def __str__(self) -> str:
         words = (
             (self.proposals, "L={} and each leader's own entry"), (self.restarts, "R={}"), (self.delays, "K={}"),
-            (self.releases, "{} release"), (self.compactions, "{} compaction"), (self.changes, "{} changes of members"),
+            (self.releases, "{} release"), (self.compactions, "{} compaction"), (self.changes, "{} change of members"),
             (self.wipes, "{} lost disk"),
         )  # fmt: skip
         said = [text.format(count) for count, text in words if count]
-        return ", ".join([f"T={self.terms}", *said])
+        return plural(", ".join([f"T={self.terms}", *said]))
 
 
 @dataclass(frozen=True)
