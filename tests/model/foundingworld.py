@@ -30,7 +30,7 @@ from consensus.record import Identity, NodeRecord
 from consensus.write import Stored, Write
 from fencing.lease import PROFILES
 from tests.model.explore import Interner, Label, Move, State, ViolationError
-from tests.model.raftworld import plural
+from tests.model.raftvalues import plural
 
 NAMES = ("a", "b", "c", "d", "e")
 LOSSES, RAFT_LOSSES, DELAYS = range(3)

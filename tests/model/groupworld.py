@@ -16,7 +16,8 @@ from consensus.founding import Greeting
 from consensus.membership import VOTER
 from consensus.record import Position
 from tests.model.explore import Move, State
-from tests.model.promiseworld import CHANGES, WIPES, Host, Item, PromiseWorld, Reply, View
+from tests.model.promisevalues import CHANGES, WIPES, Host, Item, Reply, View
+from tests.model.promiseworld import PromiseWorld
 
 
 class GroupWorld(PromiseWorld):

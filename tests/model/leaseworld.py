@@ -22,7 +22,8 @@ from fencing import deadman
 from fencing.deadman import Arm, Deadman, Disarm, FenceDone, LeaseChanged, Phase
 from fencing.deadman import Tick as WatchdogTick
 from tests.model.explore import Move, State, ViolationError
-from tests.model.raftworld import CHANGES, RELEASES, Batch, Bound, Disk, Local, RaftWorld, Setup, Step, member_list
+from tests.model.raftvalues import CHANGES, RELEASES, Batch, Bound, Disk, Local, Setup, Step, member_list
+from tests.model.raftworld import RaftWorld
 
 NOW = 1000
 

@@ -15,7 +15,8 @@ from consensus.quorum import has_majority
 from consensus.record import Position
 from tests.model.explore import Interner, State, ViolationError
 from tests.model.groupworld import GroupWorld
-from tests.model.promiseworld import Log, PromiseWorld, Setup, newness
+from tests.model.promisevalues import Log, Setup, newness
+from tests.model.promiseworld import PromiseWorld
 
 Standing = tuple[int, Log, Position | None, int]
 """Slot, log, position once frozen, incarnation."""

@@ -11,10 +11,10 @@ from tests.model.foundingworld import FoundingSetup, LiveFoundingWorld
 from tests.model.leaseworld import Clocks, LeaseSetup, LeaseWorld
 from tests.model.livepromises import LiveGroupWorld, LivePromiseWorld
 from tests.model.mutants.upper import group
+from tests.model.promisevalues import Setup as Promises
 from tests.model.promiseworld import PromiseWorld
-from tests.model.promiseworld import Setup as Promises
 from tests.model.raftlive import LiveRaftWorld
-from tests.model.raftworld import Bound, Setup
+from tests.model.raftvalues import Bound, Setup
 
 STATES_MAX = 3_000_000
 FIVE = ("a", "b", "c", "d", "e")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.model.mutants.every import EVERY
-from tests.model.raftworld import Bound, Setup
+from tests.model.raftvalues import Bound, Setup
 from tests.model.ready import ready_test, spelled
 
 CONFTEST = """
@@ -46,7 +46,7 @@ def test_a_value_is_spelled_without_what_is_as_by_default() -> None:
     imports: set[tuple[str, str]] = set()
     setup = Setup(Bound(2, delays=1), founders=("a",), settled=True)
     assert spelled(setup, imports) == "Setup(bound=Bound(terms=2, delays=1), founders=('a',), settled=True)"
-    assert imports == {("tests.model.raftworld", "Setup"), ("tests.model.raftworld", "Bound")}
+    assert imports == {("tests.model.raftvalues", "Setup"), ("tests.model.raftvalues", "Bound")}
 
 
 def test_a_counterexample_is_a_readable_story() -> None:

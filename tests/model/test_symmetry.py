@@ -17,9 +17,10 @@ from tests.model.explore import Label, Move, State, World, explore
 from tests.model.leaseworld import LeaseSetup, LeaseWorld
 from tests.model.livepromises import LivePromiseWorld
 from tests.model.mutants.every import EVERY
-from tests.model.promiseworld import Setup as Promises
+from tests.model.promisevalues import Setup as Promises
 from tests.model.raftlive import LiveRaftWorld
-from tests.model.raftworld import Bound, RaftWorld, Setup
+from tests.model.raftvalues import Bound, Setup
+from tests.model.raftworld import RaftWorld
 
 STATES_MAX = 400_000
 DELAYED = Setup(Bound(2, delays=1))

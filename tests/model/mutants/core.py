@@ -14,7 +14,8 @@ from tests.model.explore import State
 from tests.model.mutants.mutant import Mutant
 from tests.model.raftlive import LiveRaftWorld
 from tests.model.raftlogs import GRANT
-from tests.model.raftworld import Batch, Bound, Disk, RaftWorld, Setup, Step
+from tests.model.raftvalues import Batch, Bound, Disk, Setup, Step
+from tests.model.raftworld import RaftWorld
 
 # -- elections -------------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from fencing import deadman
 from fencing.deadman import Deadman, LeaseChanged, Phase
 from tests.model.leaseworld import NOW, Beside, Clocks, LeaseSetup, LeaseWorld
 from tests.model.mutants.mutant import Mutant
-from tests.model.raftworld import Bound, Disk
+from tests.model.raftvalues import Bound, Disk
 
 
 class LeaseFromTheReply(Raft):

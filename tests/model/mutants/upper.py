@@ -15,7 +15,8 @@ from tests.model import promiseworld
 from tests.model.explore import Move, State
 from tests.model.groupworld import GroupWorld
 from tests.model.mutants.mutant import Mutant
-from tests.model.promiseworld import FIRST_TIMELINE, Ghost, Host, Item, Log, PromiseWorld, Reply, Setup, View
+from tests.model.promisevalues import FIRST_TIMELINE, Ghost, Host, Item, Log, Reply, Setup, View
+from tests.model.promiseworld import PromiseWorld
 
 # -- the host's part -------------------------------------------------------------------------------------------------
 
