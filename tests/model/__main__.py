@@ -75,7 +75,7 @@ def main(arguments: Sequence[str]) -> int:
     for result in failed:
         print(f"FAILED: {result.text}")
     print(missing, end="\n" if missing else "")
-    return bool(failed or missing)
+    return bool(failed or missing or not (results or chosen.missing))
 
 
 if __name__ == "__main__":
