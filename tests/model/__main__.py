@@ -21,18 +21,18 @@ from tests.model.tasks import Result, Task, work
 
 
 def chosen_tasks(*, quick: bool, only: str, missing: bool) -> list[Task]:
-    """The dearest first, as far as the tables know; what is not known yet before all."""
+    """The dearest first, as far as the tables know (by transitions); what is not known yet before all."""
     text = DESIGN.read_text(encoding="utf-8")
     runs, mutants = RUNS_TABLE.read(text), MUTANTS_TABLE.read(text)
     found: list[tuple[float, Task]] = []
     for number, one in enumerate(RUNS):
         if (one.quick or not quick) and only in f"{one.dimension} {one.bound}":
             row = runs.get(tables.run_key(one))
-            found.append((float(row[2]) if row else float("inf"), Task("run", number)))
+            found.append((float(row[3]) if row else float("inf"), Task("run", number)))
     for number, it in enumerate(EVERY):
         if (it.quick or not quick) and only in f"mutant {it.rule}":
             row = mutants.get(tables.mutant_key(it))
-            found.append((float(row[3]) if row else float("inf"), Task("mutant", number)))
+            found.append((4 * float(row[3]) if row else float("inf"), Task("mutant", number)))
     return [task for cost, task in sorted(found, key=lambda pair: -pair[0]) if not missing or cost == float("inf")]
 
 
