@@ -50,6 +50,13 @@ class AnybodyWrites(FoundingWorld):
         return True
 
 
+class GreetingsOvertaken(FoundingWorld):
+    """What the transport has to give: one pipe for each peer, first in, first out."""
+
+    def _is_greeting(self, number: int, i: int, j: int) -> bool:
+        return False
+
+
 class SeesNoEvidence(FoundingWorld):
     def greeting(self, node: Starter) -> Greeting:
         return replace(super().greeting(node), lost=False)
@@ -72,6 +79,8 @@ FOUNDING = (
     dies(VotesBeforeItSaves, "the charter is on disk before a vote", "safety.md, founding", FoundingSetup(),
          "one charter"),
     dies(AnybodyWrites, "the lowest name writes the charter", "safety.md, founding", FoundingSetup(), "one charter"),
+    dies(GreetingsOvertaken, "a greeting does not arrive after a later vote of the same node", "transport.py, DEALER",
+         FoundingSetup(losses=1, delays=1), "one cluster"),
     dies(SeesNoEvidence, "who has data of a cluster founds none", "safety.md, founding", FoundingSetup(raft_losses=1),
          "evidence"),
 )  # fmt: skip
