@@ -1,10 +1,12 @@
 # Everything here is one line that can be typed as well: bin/test does the work.
-.PHONY: check test sim ci demo bench wheel lock clean
+.PHONY: check test model sim ci demo bench wheel lock clean
 
 check:  ## lint, types, import directions, house rules
 	bin/test tidy
 test:   ## what a newcomer should see pass, under 10 minutes
 	bin/test
+model:  ## every exhaustive run and every mutant, under 10 minutes; MODEL=--write writes the tables into the docs
+	bin/model $(MODEL)
 sim:    ## SEED=17 replays one simulated run of a whole cluster; without it, all of tests/sim
 	$(if $(SEED),bin/sim $(SEED) $(if $(MUTANT),--mutant $(MUTANT)),bin/test sim)
 ci:     ## what CI runs

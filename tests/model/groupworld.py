@@ -16,7 +16,8 @@ from consensus.founding import Greeting
 from consensus.membership import VOTER
 from consensus.record import Position
 from tests.model.explore import Move, State
-from tests.model.promiseworld import CHANGES, WIPES, Host, Item, PromiseWorld, Reply, View
+from tests.model.promisevalues import CHANGES, WIPES, Host, Item, Reply, View
+from tests.model.promiseworld import PromiseWorld
 
 
 class GroupWorld(PromiseWorld):
@@ -24,7 +25,7 @@ class GroupWorld(PromiseWorld):
 
     def successors(self, state: State) -> Iterator[Move]:
         yield from super().successors(state)
-        view = View([self.hosts.values[n] for n in state[: self.n]], state[self.n], state[self.n + 1])
+        view = self.view(state)
         if self.budgets.values[view.budget][WIPES]:
             for i, host in enumerate(view.hosts):
                 empty = Host(0, (), 0, (), (), incarnation=host.incarnation + 1)

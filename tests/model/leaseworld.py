@@ -14,14 +14,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from consensus.membership import MEMBERS
 from consensus.messages import RaftMessage
-from consensus.raft import Beat, Campaign, Event, Raft, RaftConfig, Release, Role, StepDown
+from consensus.raft import Beat, Campaign, Event, Propose, Raft, RaftConfig, Release, Role, StepDown
 from consensus.raft import Tick as RaftTick
 from fencing import deadman
 from fencing.deadman import Arm, Deadman, Disarm, FenceDone, LeaseChanged, Phase
 from fencing.deadman import Tick as WatchdogTick
 from tests.model.explore import Move, State, ViolationError
-from tests.model.raftworld import RELEASES, Batch, Bound, Disk, Local, RaftWorld, Setup, Step
+from tests.model.raftvalues import CHANGES, RELEASES, Batch, Bound, Disk, Local, Setup, Step, member_list
+from tests.model.raftworld import RaftWorld
 
 NOW = 1000
 
@@ -63,6 +65,10 @@ class LeaseSetup:
     late_tells: int = 0
     settled: bool = False
     """Begin with a as leader of term 1, its lease just earned from everybody."""
+    joins: int = 0
+    """So many of the nodes, the last, are no members yet."""
+    steps: tuple[str, ...] = ()
+    """What may be proposed of members."""
 
     def __str__(self) -> str:
         start = ", from a settled leader" if self.settled else ""
@@ -77,9 +83,11 @@ class LeaseWorld(RaftWorld):
     def __init__(self, setup: LeaseSetup, core: type[Raft] = Raft) -> None:
         self.lease_setup, self.clocks = setup, setup.clocks
         names = ("a", "b", "c", "d", "e")[: len(setup.clocks.rates)]
-        super().__init__(Setup(setup.bound, names, settled=setup.settled), core)
-        rates = self.clocks.rates
-        self.classes = tuple(tuple(i for i, r in enumerate(rates) if r == rate) for rate in sorted(set(rates)))
+        founders = names[: len(names) - setup.joins]
+        extra = names[len(founders) :]
+        super().__init__(Setup(setup.bound, founders, extra, settled=setup.settled, steps=setup.steps), core)
+        kinds = [(rate, name in extra) for rate, name in zip(self.clocks.rates, names, strict=True)]
+        self.classes = tuple(tuple(i for i, k in enumerate(kinds) if k == kind) for kind in sorted(set(kinds)))
         self.ticked: dict[int, int] = {}
 
     def start(self) -> State:
@@ -206,6 +214,9 @@ class LeaseWorld(RaftWorld):
             if left[-2]:
                 yield from does(("beat", i), Beat(), len(left) - 2)
             yield from does(("step down", i), StepDown())
+            for rows in self._reforms(raft, lost) if left[CHANGES] else ():
+                what = ", ".join(f"{m.name} {m.role}" for m in rows)
+                yield from does(("members", i, what), Propose(MEMBERS, member_list(rows)), CHANGES)
             if left[RELEASES] and raft.released < raft.term:
                 yield from self._releases(i, local, budget)
             if raft.transfer_until_ns:

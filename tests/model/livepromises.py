@@ -28,9 +28,10 @@ from consensus.promotion import (
 )
 from consensus.quorum import has_majority
 from consensus.record import Position
-from tests.model.explore import Move, State, ViolationError
+from tests.model.explore import Interner, Move, State, ViolationError
 from tests.model.groupworld import GroupWorld
-from tests.model.promiseworld import Host, Item, Log, PromiseWorld, Setup, View, newness
+from tests.model.promisevalues import Host, Item, Log, Setup, View, newness
+from tests.model.promiseworld import PromiseWorld
 
 Standing = tuple[int, Log, Position | None, int, int]
 """Slot, log, position once frozen, incarnation, epoch of which it was the last primary."""
@@ -41,24 +42,30 @@ class LivePromiseWorld(PromiseWorld):
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        self.live: set[tuple[Standing, ...]] = set()
+        self.standings: Interner[Standing] = Interner()
+        self.standing: dict[tuple[int, int], int] = {}
+        self.live: set[tuple[int, ...]] = set()
 
     def inspect(self, state: State) -> None:
-        hosts = [self.hosts.values[local] for local in state[: self.n]]
-        standings = tuple(self._standing(i, host) for i, host in enumerate(hosts))
+        standings = tuple([self._standing(i, host) for i, host in enumerate(state[: self.n])])
         if standings not in self.live:
+            those = [self.standings.values[one] for one in standings]
             for size in range(self.n // 2 + 1, self.n + 1):
-                for up in combinations(standings, size):
+                for up in combinations(those, size):
                     self._check(up)
             self.live.add(standings)
 
-    def _standing(self, i: int, host: Host) -> Standing:
-        frozen = self.detached(host)._replace(primary=0, reading=False)
-        position = self.position(frozen) if self.has_postgres(i) else None
-        whole = host.proof is None or (bool(host.wal) and Position(host.wal[-1], len(host.wal)) >= host.proof)
-        if position is None and host.wal and whole:
-            raise ViolationError(f"liveness: {self.names[i]} has a whole copy of the data, and no position: {host}")
-        return (i, host.log, position, host.incarnation, host.reigned)
+    def _standing(self, i: int, host: int) -> int:
+        known = self.standing.get((i, host))
+        if known is None:
+            it = self.hosts.values[host]
+            frozen = self.detached(it)._replace(primary=0, reading=False)
+            position = self.position(frozen) if self.has_postgres(i) else None
+            whole = it.proof is None or (bool(it.wal) and Position(it.wal[-1], len(it.wal)) >= it.proof)
+            if position is None and it.wal and whole:
+                raise ViolationError(f"liveness: {self.names[i]} has a whole copy of the data, and no position: {it}")
+            known = self.standing[i, host] = self.standings((i, it.log, position, it.incarnation, it.reigned))
+        return known
 
     def _check(self, up: tuple[Standing, ...]) -> None:
         """The one with the newest log is elected and brings the others up to it; then who can win is asked."""

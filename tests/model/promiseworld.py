@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import combinations
-from typing import NamedTuple
 
 from consensus import positions
 from consensus.changes import turned_back
@@ -26,129 +25,24 @@ from consensus.promotion import LAST_PRIMARY_GRACE_MS, Decision, Situation, Take
 from consensus.quorum import has_majority
 from consensus.record import EpochStart, Position
 from tests.model.explore import Interner, Label, Move, State, ViolationError
-
-NAMES = ("a", "b", "c", "d", "e")
-RESTARTS, CHANGES, WIPES, CLONES = range(4)
-"""Places in a budget."""
-FIRST_TIMELINE = 2
-Wal = tuple[int, ...]
-"""The epoch of each record. An epoch has one writer, so equal prefixes of this are equal WAL."""
-
-
-class Item(NamedTuple):
-    """An entry of the abstract log; its index is its place."""
-
-    term: int
-    kind: str
-    data: str = ""
-
-
-Log = tuple[Item, ...]
-"""Begins with the grant of term 1 to a, opened and committed everywhere."""
-
-
-class Lingering(NamedTuple):
-    """A walsender of a standby that has gone: what it last heard may still be counted, by the rule that it knows."""
-
-    epoch: int
-    flushed: int
-    rule: int
-
-
-class Host(NamedTuple):
-    """One node; ``term``, ``log``, ``promised``, ``history``, ``wal``, ``proof`` and ``incarnation`` are on disk."""
-
-    term: int
-    log: Log
-    promised: int
-    history: tuple[EpochStart, ...]
-    wal: Wal
-    leads: int = 0
-    """The term it believes to lead."""
-    committed: int = 0
-    """As leader: so many entries of its log are known to be committed."""
-    primary: int = 0
-    """Epoch under which its Postgres accepts writes."""
-    upstream: int = 0
-    """Epoch of the primary that its WAL receiver is attached to."""
-    vows: tuple[tuple[int, Position | None], ...] = ()
-    """Promises that were given and heard: (term, position)."""
-    acks: tuple[tuple[int, int], ...] = ()
-    """(term, length of the log) acknowledged to leaders."""
-    rule: int = 0
-    """Of a primary: the names that are set. Of a standby: those that its walsender knows."""
-    defined: bool = True
-    """Of a primary: its checkpointer knows that there are names."""
-    proving: int = 0
-    """Of a primary: 1 + the insert LSN that has to meet the new rule; 0: not read."""
-    left: tuple[Lingering, ...] = ()
-    reading: bool = False
-    """Restarted, and not yet through its WAL."""
-    incarnation: int = 1
-    proof: Position | None = None
-    applied: int = 0
-    """So many entries are known to be committed; kept only where nodes can lose their disk."""
-    reigned: int = 0
-    """The epoch of which it was primary, until it follows a newer one; only where the log does not name it."""
-
-
-class Ghost(NamedTuple):
-    """What has ever happened, by epoch."""
-
-    acked: tuple[tuple[int, Wal], ...] = ()
-    """The longest WAL that a client was told is committed."""
-    started: tuple[tuple[int, int, Wal], ...] = ()
-    """Timeline, and the WAL its primary started from."""
-
-
-class Setup(NamedTuple):
-    """How far a run looks; k of ``data`` nodes, the others are witnesses."""
-
-    terms: int
-    records: int
-    restarts: int = 0
-    nodes: int = 3
-    data: int = 3
-    k: int = 2
-    seated: int = 0
-    """So many of the data nodes are in S; 0: all."""
-    reads: bool = False
-    """A restarted Postgres has to read its WAL first."""
-    changes: int = 0
-    targets: tuple[SyncGroup, ...] = ()
-    wipes: int = 0
-    wish: str = ""
-    """Whom a person has asked for as the next primary."""
-    clones: int = 0
-    """So many data directories are lost and cloned anew; the Raft state stays."""
-
-    def __str__(self) -> str:
-        witness = f", {self.nodes - self.data} witness" if self.nodes > self.data else ""
-        outside = f", {self.data - self.seated} outside S" if self.seated else ""
-        words = (
-            (self.restarts, f"R={self.restarts}"), (self.reads, "WAL is read after a restart"),
-            (self.changes, f"{self.changes} changes of S"), (self.wipes, f"{self.wipes} lost disk"),
-            (self.wish, f"{self.wish} is wished for"), (self.clones, f"{self.clones} data directory lost"),
-        )  # fmt: skip
-        more = "".join(f", {text}" for count, text in words if count)
-        return f"N={self.nodes}{witness}{outside}, k={self.k}, T={self.terms}, {self.records} WAL records{more}"
-
-
-class Reply(NamedTuple):
-    """What makes a primary tell its clients something: a walsender of ``by`` has heard that more WAL is flushed (-1:
-    something else happened). ``rule``: the names that this walsender knows, if not those of its standby."""
-
-    primary: int
-    by: int = -1
-    rule: int = -1
-
-
-class View(NamedTuple):
-    """A state, taken apart."""
-
-    hosts: list[Host]
-    ghost: int
-    budget: int
+from tests.model.promisevalues import (
+    CLONES,
+    FIRST_TIMELINE,
+    NAMES,
+    RESTARTS,
+    STORIES,
+    Ghost,
+    Host,
+    Item,
+    Lingering,
+    Log,
+    Reply,
+    Setup,
+    View,
+    Wal,
+    forgotten,
+    newness,
+)
 
 
 class PromiseWorld:
@@ -166,6 +60,7 @@ class PromiseWorld:
         self.labels: Interner[tuple[object, ...]] = Interner()
         self.states: dict[Log, ClusterState] = {}
         self.decisions: dict[tuple[object, ...], Decision] = {}
+        self.kept: dict[tuple[int, tuple[int, ...]], int] = {}
         self.founded = self._founded()
         self.rules(self.founded.group)
         self.seats = [self.rules.values[0].k]
@@ -249,8 +144,12 @@ class PromiseWorld:
 
     # -- successors ----------------------------------------------------------------------------------------------
 
+    def view(self, state: State) -> View:
+        ids = state[: self.n]
+        return View([self.hosts.values[n] for n in ids], ids, state[self.n], state[self.n + 1])
+
     def successors(self, state: State) -> Iterator[Move]:
-        view = View([self.hosts.values[n] for n in state[: self.n]], state[self.n], state[self.n + 1])
+        view = self.view(state)
         left = self.budgets.values[view.budget]
         for i, host in enumerate(view.hosts):
             yield from self._elections(view, i)
@@ -273,15 +172,22 @@ class PromiseWorld:
         self, view: View, label: tuple[object, ...], changed: dict[int, Host], *, ghost: int = -1, spent: int = -1
     ) -> Move:
         hosts = [changed.get(i, host) for i, host in enumerate(view.hosts)]
-        terms = {h.leads for h in hosts}
-        epochs = {h.primary for h in hosts}
-        new = [self.hosts(_forgotten(h, terms, epochs)) for h in hosts]
+        alive = (*[h.leads for h in hosts], *[h.primary for h in hosts])
+        new = [self._kept(self.hosts(changed[i]) if i in changed else known, alive) for i, known in enumerate(view.ids)]
         budget = view.budget
         if spent >= 0:
             left = list(self.budgets.values[budget])
             left[spent] -= 1
             budget = self.budgets(tuple(left))
         return Move((self.labels(label),), (*new, view.ghost if ghost < 0 else ghost, budget))
+
+    def _kept(self, host: int, alive: tuple[int, ...]) -> int:
+        """What is left of a host when the leaders and primaries are those of ``alive``."""
+        known = self.kept.get((host, alive))
+        if known is None:
+            new = forgotten(self.hosts.values[host], set(alive[: self.n]), set(alive[self.n :]))
+            known = self.kept[host, alive] = self.hosts(new)
+        return known
 
     # -- Raft, in the abstract -----------------------------------------------------------------------------------
 
@@ -549,46 +455,3 @@ class PromiseWorld:
         what, *who = self.labels.values[label[0]]
         names = [self.names[n] if isinstance(n, int) and n < self.n else str(n) for n in who]
         return STORIES[str(what)].format(*names, raw=who)
-
-
-def newness(log: Log) -> tuple[int, int]:
-    """A log is compared by this (consensus/raft.py, `_up_to_date`)."""
-    return (log[-1].term if log else 0, len(log))
-
-
-def _forgotten(host: Host, terms: set[int], epochs: set[int]) -> Host:
-    """Without what was said to leaders and primaries that are none any more: nobody will ask for it."""
-    vows = tuple(v for v in host.vows if v[0] in terms)
-    acks = tuple(a for a in host.acks if a[0] in terms)
-    left = tuple(x for x in host.left if x.epoch in epochs)
-    if (vows, acks, left) == (host.vows, host.acks, host.left):
-        return host
-    return host._replace(vows=vows, acks=acks, left=left)
-
-
-STORIES = {
-    "elected": "{0} is elected in term {raw[1]}",
-    "sends": "{0} sends its log to {1}",
-    "acknowledges": "{0} acknowledges the log of {1}",
-    "grant": "{0} appends its grant",
-    "promises": "{0} promises to {1}: {raw[2]}",
-    "promotes": "{0} promotes under epoch {raw[1]} with WAL {raw[2]}",
-    "writes": "{0} writes under epoch {raw[1]}",
-    "flushes": "{0} flushes from {1}: {raw[2]}",
-    "attaches": "{0} attaches to {1} with WAL {raw[2]}",
-    "fenced": "{0} is fenced",
-    "restarts": "{0} restarts",
-    "reads": "{0} has read all of its WAL",
-    "opens": "{0} is open to clients",
-    "changes": "{0} appends {raw[1]}",
-    "names": "{0} sets the names of {raw[1]}",
-    "checkpoint": "the checkpointer of {0} has seen the names",
-    "reload": "the walsender of {0} at {1} reads the names",
-    "reconnects": "{0} connects to {1} anew; the old walsender is still there",
-    "late": "a walsender that {0} left at {1} counts what it heard last",
-    "gone": "that walsender of {0} at {1} is gone",
-    "lsn": "{0} reads its insert LSN",
-    "data lost": "{0} loses its data directory, and keeps its Raft state",
-    "wipe": "{0} loses its disk and comes back as another incarnation",
-    "admits": "{0} lets {1} in",
-}

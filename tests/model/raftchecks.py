@@ -76,7 +76,7 @@ def checked_ghost(ghost: Ghost, slot: int, raft: Raft) -> Ghost:
         ghost = ghost._replace(leaders=(*ghost.leaders[:term], slot, *ghost.leaders[term + 1 :]))
     done = log[: raft.commit]
     if len(done) < raft.commit:
-        raise ViolationError(f"{name} holds {raft.commit} entries for committed and has {len(log)}")
+        raise ViolationError(f"state machine safety: {name} holds {raft.commit} entries for committed, of {len(log)}")
     for index, (mine, (theirs, _)) in enumerate(zip(done, ghost.committed, strict=False), 1):
         if mine != theirs:
             raise ViolationError(f"state machine safety: {name} commits {mine} at {index}, {theirs} was committed")

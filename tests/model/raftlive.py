@@ -17,7 +17,8 @@ from consensus.quorum import has_majority
 from consensus.raft import Beat, Campaign, Raft, Role
 from tests.model.explore import State, ViolationError
 from tests.model.raftlogs import rows_of
-from tests.model.raftworld import Disk, RaftWorld, Setup, Step
+from tests.model.raftvalues import Disk, Setup, Step
+from tests.model.raftworld import RaftWorld
 
 ROUNDS = 4
 CAMPAIGNS = 3

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from tests.model.explore import Outcome, World, explore
+from tests.model.foundingworld import FoundingSetup, LiveFoundingWorld
+from tests.model.groupworld import LateDone
 from tests.model.leaseworld import Clocks, LeaseSetup, LeaseWorld
-from tests.model.livepromises import LiveGroupWorld, LivePromiseWorld
+from tests.model.livepromises import FailingWorld, LiveGroupWorld, LivePromiseWorld
 from tests.model.mutants.upper import group
+from tests.model.promisevalues import Setup as Promises
 from tests.model.promiseworld import PromiseWorld
-from tests.model.promiseworld import Setup as Promises
 from tests.model.raftlive import LiveRaftWorld
-from tests.model.raftworld import Bound, Setup
+from tests.model.raftvalues import Bound, Setup
 
 STATES_MAX = 3_000_000
 FIVE = ("a", "b", "c", "d", "e")
 D = ("d",)
+FOURTH = Clocks(rates=(2, 3, 3, 3))
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,7 @@ class Run:
     dimension: str
     bound: str
     world: Callable[[], World]
+    """A partial: its parts are what a ready test is made of."""
     quick: bool = False
     """Part of `bin/test model`; the others are in `make model` only."""
 
@@ -32,17 +37,21 @@ class Run:
 
 
 def core(dimension: str, setup: Setup, *, quick: bool = False, down_max: int = 1) -> Run:
-    return Run(f"core: {dimension}", str(setup), lambda: LiveRaftWorld(setup, down_max=down_max), quick)
+    return Run(f"core: {dimension}", str(setup), partial(LiveRaftWorld, setup, down_max=down_max), quick)
 
 
 def upper(
     dimension: str, setup: Promises, world: type[PromiseWorld] = LivePromiseWorld, *, quick: bool = False
 ) -> Run:
-    return Run(f"promises: {dimension}", str(setup), lambda: world(setup), quick)
+    return Run(f"promises: {dimension}", str(setup), partial(world, setup), quick)
 
 
 def lease(dimension: str, setup: LeaseSetup, *, quick: bool = False) -> Run:
-    return Run(f"lease: {dimension}", str(setup), lambda: LeaseWorld(setup), quick)
+    return Run(f"lease: {dimension}", str(setup), partial(LeaseWorld, setup), quick)
+
+
+def founding(dimension: str, setup: FoundingSetup, *, quick: bool = False) -> Run:
+    return Run(f"founding: {dimension}", str(setup), partial(LiveFoundingWorld, setup), quick)
 
 
 def change(old: str, k: int, new: str, new_k: int, **more: int) -> Promises:
@@ -84,6 +93,8 @@ RUNS = (
     upper("restart", Promises(2, 3, 1, reads=True), quick=True),
     upper("restart", Promises(3, 2, 1)),
     upper("a lost data directory", Promises(2, 2, clones=1), quick=True),
+    upper("two lost data directories", Promises(2, 2, clones=2)),
+    upper("a grant fails", Promises(3, 1), FailingWorld),
     upper("a switchover was wished for", Promises(2, 2, 1, wish="b"), quick=True),
     upper("witness", Promises(2, 2, 1, data=2), quick=True),
     upper("witness", Promises(3, 2, data=2)),
@@ -96,7 +107,9 @@ RUNS = (
     upper("k shrinks", change("abc", 3, "abc", 2), LiveGroupWorld),
     upper("S and k: to the primary alone", change("ab", 2, "a", 1), LiveGroupWorld),
     upper("S and k: from the primary alone", change("a", 1, "ab", 2), LiveGroupWorld),
+    upper("a seat changes hands", change("ab", 2, "ac", 2), LiveGroupWorld),
     upper("S change and its revert", change("abc", 2, "ab", 2, changes=2), LiveGroupWorld),
+    upper("done comes late", Promises(2, 2, changes=2, targets=(group("a", 1),)), LateDone),
     upper("S change x restart", change("abc", 2, "ab", 2, restarts=1), LiveGroupWorld),
     upper("S change x witness", Promises(2, 2, data=2, seated=1, k=1, changes=1, targets=(group("ab", 2),)),
           LiveGroupWorld, quick=True),
@@ -111,4 +124,15 @@ RUNS = (
     lease("restart x delay", LeaseSetup(Bound(2, restarts=1, delays=1), settled=True)),
     lease("release x delay", LeaseSetup(Bound(2, releases=1, delays=1), settled=True)),
     lease("a late word to the watchdog", LeaseSetup(Bound(2), late_tells=1)),
+    lease("members: one leaves or loses its vote",
+          LeaseSetup(Bound(2, changes=1), settled=True, steps=("remove", "unvote")), quick=True),
+    lease("members: 3 to 2, and back",
+          LeaseSetup(Bound(2, changes=2), settled=True, steps=("remove", "learn", "vote"))),
+    lease("members: a learner comes",
+          LeaseSetup(Bound(2, changes=1), FOURTH, settled=True, joins=1, steps=("learn",)), quick=True),
+    founding("restarts", FoundingSetup(), quick=True),
+    founding("a lost disk x delay", FoundingSetup(losses=1, delays=1), quick=True),
+    founding("a lost disk x delay", FoundingSetup(losses=1, delays=2)),
+    founding("a lost Raft state x delay", FoundingSetup(raft_losses=1, delays=1), quick=True),
+    founding("all Raft states are lost", FoundingSetup(raft_losses=3)),
 )  # fmt: skip

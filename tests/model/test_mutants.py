@@ -6,21 +6,26 @@ import os
 
 import pytest
 
-from tests.model.mutants.core import CORE
-from tests.model.mutants.lease import LEASE
+from tests.model import tables
+from tests.model.mutants.every import ASKED_FOR, EVERY
 from tests.model.mutants.mutant import Mutant
-from tests.model.mutants.outsider import OUTSIDER
-from tests.model.mutants.upper import UPPER
+from tests.model.tables import MUTANTS_TABLE
 
-EVERY = (*CORE, *UPPER, *LEASE, *OUTSIDER)
-QUICK = tuple(m for m in EVERY if m.quick or os.environ.get("PGR_TEST_LEVEL") == "all")
+CHOSEN = tuple(m for m in EVERY if m.quick or os.environ.get("PGR_TEST_LEVEL") == "all")
 
 
-@pytest.mark.parametrize("mutant", QUICK, ids=lambda m: str(m.rule))
+@pytest.mark.parametrize("mutant", CHOSEN, ids=lambda m: str(m.rule))
 def test_is_killed(mutant: Mutant) -> None:
     outcome = mutant.explored()
     assert outcome.violation.startswith(mutant.dies_of), outcome.report(mutant.bound)
+    tables.check_row(MUTANTS_TABLE, tables.mutant_row(mutant, outcome))
 
 
 def test_every_mutant_lacks_another_rule() -> None:
-    assert len({m.rule for m in EVERY}) == len(EVERY)
+    rules = {mutant.rule for mutant in EVERY}
+    assert len(rules) == len(EVERY)
+    assert not set(ASKED_FOR.values()) - rules
+
+
+def test_the_table_lists_every_mutant() -> None:
+    tables.check_keys(MUTANTS_TABLE, map(tables.mutant_key, EVERY))

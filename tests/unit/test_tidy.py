@@ -129,7 +129,10 @@ def test_the_lock_has_every_dependency() -> None:
     assert {re.sub(r"\[.*\]", "", text) for text in wanted} == locked
 
 
-@pytest.mark.parametrize("name", ["bin/demo", "bin/test", "bin/bench", "bin/pgr", "bin/pgr-supervise", ".ci/run"])
+SCRIPTS = ("bin/demo", "bin/test", "bin/model", "bin/bench", "bin/pgr", "bin/pgr-supervise", ".ci/run")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_scripts_run(name: str) -> None:
     path = ROOT / name
     assert path.stat().st_mode & 0o111 == 0o111

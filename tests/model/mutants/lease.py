@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from consensus.messages import AppendResp, TimeoutNow
+from consensus.quorum import reached_by_majority
 from consensus.raft import Raft, Role
 from fencing import deadman
 from fencing.deadman import Deadman, LeaseChanged, Phase
 from tests.model.leaseworld import NOW, Beside, Clocks, LeaseSetup, LeaseWorld
 from tests.model.mutants.mutant import Mutant
-from tests.model.raftworld import Bound, Disk
+from tests.model.raftvalues import Bound, Disk
 
 
 class LeaseFromTheReply(Raft):
@@ -21,6 +23,18 @@ class LeaseFromTheReply(Raft):
         super()._earn_lease()
         if self.lease_from_ns != before:
             self.lease_from_ns = self.now_ns
+
+
+class EverybodyEarns(Raft):
+    """Learners too."""
+
+    __slots__ = ()
+
+    def _earn_lease(self) -> None:
+        rounds = [self.round, *(p.acked_round for _, p in self.progress)]
+        sent_ns = dict(self.rounds).get(reached_by_majority(rounds, len(self.members.voters)), 0)
+        if sent_ns > self.lease_from_ns:
+            self.lease_from_ns = self.quorum_at_ns = sent_ns
 
 
 class NobodyIsBound(Raft):
@@ -157,6 +171,9 @@ RESTART = LeaseSetup(Bound(2, restarts=1))
 RESTART_LATE = LeaseSetup(Bound(2, restarts=1, delays=1), settled=True, beats=1)
 RELEASE_RESTART = LeaseSetup(Bound(2, restarts=1, releases=1, delays=1), settled=True, beats=1)
 STOPPED = LeaseSetup(Bound(2), late_tells=1)
+LEARNER = LeaseSetup(
+    Bound(2, changes=1), Clocks(rates=(2, 3, 3, 3)), settled=True, joins=1, steps=("learn",), beats=1
+)
 LONGER = LeaseSetup(Bound(2), Clocks(lease=9))
 SHORTER = LeaseSetup(Bound(2), Clocks(election=12))
 SLOWER_KILL = LeaseSetup(Bound(2), Clocks(kill=2))
@@ -165,10 +182,8 @@ SLOWER_KILL = LeaseSetup(Bound(2), Clocks(kill=2))
 def dies(
     mutant: type[Raft] | type[LeaseWorld], rule: str, source: str, setup: LeaseSetup, *, core: type[Raft] = Raft
 ) -> Mutant:
-    def world() -> LeaseWorld:
-        return mutant(setup, core) if issubclass(mutant, LeaseWorld) else LeaseWorld(setup, mutant)
-
-    return Mutant(rule, source, str(setup), world, "one writer")
+    made = partial(mutant, setup, core) if issubclass(mutant, LeaseWorld) else partial(LeaseWorld, setup, mutant)
+    return Mutant(rule, source, str(setup), made, "one writer")
 
 
 RESUME = LeaseSetup(Bound(2, restarts=1), settled=True)
@@ -179,6 +194,7 @@ LEASE = (
     dies(LeaseWorld, "the kill bound is part of the sum", "safety.md, lease", SLOWER_KILL),
     dies(NobodyIsBound, "an acknowledged round binds the vote for E", "6.4.1", ALONE),
     dies(LeaseFromTheReply, "a lease counts from the send of a round", "bug 15, hashicorp", LATE),
+    dies(EverybodyEarns, "a lease is earned from voters only", "safety.md, lease", LEARNER),
     dies(LeaderIsNotBound, "a leader is bound to its own rounds", "safety.md, lease", SETTLED),
     dies(DroppedOnStepDown, "a leader that steps down stays bound", "safety.md, lease", SETTLED),
     dies(RestartedVoterVotes, "a restarted voter waits E", "braft; raft.md 4.1", RESTART),

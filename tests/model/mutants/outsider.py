@@ -46,11 +46,13 @@ from tests.model.mutants.core import (
     TWO_REMOVED,
 )
 from tests.model.mutants.upper import group
-from tests.model.promiseworld import Item, PromiseWorld
-from tests.model.promiseworld import Setup as Promises
+from tests.model.promisevalues import Item
+from tests.model.promisevalues import Setup as Promises
+from tests.model.promiseworld import PromiseWorld
 from tests.model.raftchecks import Ghost
 from tests.model.raftlogs import GRANT, commands, dumped
-from tests.model.raftworld import Batch, Bound, Disk, RaftWorld, Setup
+from tests.model.raftvalues import Batch, Bound, Disk, Setup
+from tests.model.raftworld import RaftWorld
 
 # -- the core --------------------------------------------------------------------------------------------------------
 

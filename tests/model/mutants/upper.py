@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from consensus import positions, promotion
@@ -15,7 +16,8 @@ from tests.model.explore import Move, State
 from tests.model.groupworld import GroupWorld
 from tests.model.livepromises import LiveGroupWorld, LivePromiseWorld
 from tests.model.mutants.mutant import Mutant
-from tests.model.promiseworld import FIRST_TIMELINE, Ghost, Host, Item, Log, PromiseWorld, Reply, Setup, View
+from tests.model.promisevalues import FIRST_TIMELINE, Ghost, Host, Item, Log, Reply, Setup, View
+from tests.model.promiseworld import PromiseWorld
 
 # -- the host's part -------------------------------------------------------------------------------------------------
 
@@ -85,7 +87,7 @@ class ActsOnAnOldGrant(PromiseWorld):
 
     def successors(self, state: State) -> Iterator[Move]:
         yield from super().successors(state)
-        view = View([self.hosts.values[n] for n in state[: self.n]], state[self.n], state[self.n + 1])
+        view = self.view(state)
         for i, host in enumerate(view.hosts):
             grants = [item for item in host.log if item.kind == "promoted/1"]
             if not host.leads and not host.primary and grants and grants[-1].data == self.names[i]:
@@ -264,7 +266,7 @@ def dies(
     world: type[PromiseWorld], rule: str, source: str, setup: Setup, *patches: tuple[object, str, object],
     dies_of: str = "acknowledged WAL", quick: bool = True, start: Callable[[Any], State] | None = None,
 ) -> Mutant:  # fmt: skip
-    return Mutant(rule, source, str(setup), lambda: world(setup), dies_of, patches, quick, start)
+    return Mutant(rule, source, str(setup), partial(world, setup), dies_of, patches, quick, start)
 
 
 TWO, RESTART, THREE = Setup(2, 2), Setup(2, 2, 1), Setup(3, 2)
