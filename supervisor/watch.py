@@ -42,6 +42,15 @@ class Watcher:
 
     def run(self) -> Task[None]:
         c = self.c
+        try:
+            yield from self._run()
+        except sql.SqlTimeout:
+            # One that does not answer flushes nothing either, whatever it said last.
+            c.facts = replace(c.facts, streaming=False)
+            raise
+
+    def _run(self) -> Task[None]:
+        c = self.c
         session = yield from sql.connect(c.own_conninfo(), now_ns() + 5_000 * MS)
         try:
             while c.local.server in (Server.STANDBY, Server.PROMOTING, Server.PRIMARY):

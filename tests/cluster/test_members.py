@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
 import signal
 from collections.abc import Callable
@@ -12,7 +14,7 @@ import pytest
 from fencing.clock import now_ns
 from supervisor.localcluster import SECOND, LocalNode, free_ports, wait_for
 from tests.bench.figures import memory_kb
-from tests.cluster.world import World
+from tests.cluster.world import World, postgres_pids
 
 pytestmark = pytest.mark.cluster
 
@@ -67,6 +69,29 @@ def test_a_fourth_node_joins_and_leaves_under_load(calm: World) -> None:
         assert "hint" in stderr
     assert not writer.failures
     world.check_no_loss(writer, everywhere=True)
+
+
+def test_who_is_needed_for_every_commit_is_not_removed_while_the_other_does_not_stream(world: World) -> None:
+    """It is up, and its Postgres flushes nothing (frozen here; being copied anew, or in a long recovery): without the
+    one that is to go every commit would wait."""
+    (one, two), primary = world.standbys(), world.primary()
+    assert primary is not None
+    with world.writing() as writer:
+        frozen = postgres_pids(one)
+        for pid in frozen:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            world.settles(lambda: not world.streams(one), f"{one.name} does not stream")
+            assert "holds a copy that is needed" in refused(world, 78, "remove", two.name, node=primary)
+            asked_ns = now_ns()
+            world.settles(lambda: writer.acked_since(asked_ns) > 20, "writes go on")
+        finally:
+            for pid in frozen:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
+        world.wait_streaming(one)
+        changed(world, "remove", two.name, node=primary)
+    world.check_no_loss(writer)
 
 
 @pytest.mark.slow
