@@ -109,7 +109,7 @@ RUNS = (
     upper("S and k: from the primary alone", change("a", 1, "ab", 2), LiveGroupWorld),
     upper("a seat changes hands", change("ab", 2, "ac", 2), LiveGroupWorld),
     upper("S change and its revert", change("abc", 2, "ab", 2, changes=2), LiveGroupWorld),
-    upper("done comes late", Promises(2, 2, changes=2, targets=(group("a", 1),)), LateDone),
+    upper("done comes late", Promises(2, 1, changes=2, targets=(group("a", 1),)), LateDone),
     upper("S change x restart", change("abc", 2, "ab", 2, restarts=1), LiveGroupWorld),
     upper("S change x witness", Promises(2, 2, data=2, seated=1, k=1, changes=1, targets=(group("ab", 2),)),
           LiveGroupWorld, quick=True),
