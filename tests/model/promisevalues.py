@@ -110,7 +110,8 @@ class Setup(NamedTuple):
             (self.restarts, f"R={self.restarts}"), (self.reads, "WAL is read after a restart"),
             (self.changes, f"{self.changes} change{'s' * (self.changes > 1)} of S"),
             (self.wipes, f"{self.wipes} lost disk"),
-            (self.wish, f"{self.wish} is wished for"), (self.clones, f"{self.clones} data director{'y' if self.clones == 1 else 'ies'} lost"),
+            (self.wish, f"{self.wish} is wished for"),
+            (self.clones, f"{self.clones} data director{'y' if self.clones == 1 else 'ies'} lost"),
         )  # fmt: skip
         more = "".join(f", {text}" for count, text in words if count)
         return f"N={self.nodes}{witness}{outside}, k={self.k}, T={self.terms}, {self.records} WAL records{more}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from itertools import permutations
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from consensus.cluster import ClusterState, Grant, Seat, SyncGroup
 from consensus.membership import Member
 from consensus.positions import NoPosition
-from consensus.promotion import GRACE_MS, Situation, TakeGrant, decide
+from consensus.promotion import LAST_PRIMARY_GRACE_MS, Situation, TakeGrant, decide
 from consensus.record import Position
 from tests.model.explore import Label, Move, State, World, explore
 from tests.model.leaseworld import LeaseSetup, LeaseWorld
@@ -124,13 +125,13 @@ def test_wherever_a_walk_leads(setup: Setup) -> None:
 
 
 def test_names_do_not_decide_who_may_take_the_grant() -> None:
-    """What makes it sound to sort the hosts of `PromiseWorld`: the decision looks at names only to tell them apart."""
+    """What makes it sound to sort the hosts of `PromiseWorld`: the decision looks at names only to tell them apart, and to
+    know who was the last primary (which goes with the host there)."""
     chance = random.Random(5)
     names = ("a", "b", "c", "d", "e")
     members = tuple(Member(name, 1, "", "", "") for name in names)
     state = ClusterState(
         "00", members, group=SyncGroup(tuple(Seat(n, 1) for n in names), 3), founder="a", system_identifier="1",
-        grants=(Grant(1, "a", Position(0, 0), 2, opened=True),),
     )  # fmt: skip
     taken = 0
     for _ in range(300):
@@ -140,7 +141,8 @@ def test_names_do_not_decide_who_may_take_the_grant() -> None:
         decisions = set()
         for order in chance.sample(list(permutations(names)), 12):
             promises = {name: p for name, p in zip(order, answers, strict=True) if p is not None}
-            situation = Situation(order[0], 3, state, promises, frozenset(promises), GRACE_MS)
+            called = replace(state, grants=(Grant(1, order[2], Position(0, 0), 2, opened=True),))
+            situation = Situation(order[0], 3, called, promises, frozenset(promises), LAST_PRIMARY_GRACE_MS)
             decisions.add(isinstance(decide(situation), TakeGrant))
         assert len(decisions) == 1
         taken += decisions == {True}
