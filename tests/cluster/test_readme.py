@@ -45,6 +45,7 @@ RUN_BY = {
     "pgr key": HOSTS, "pgr-supervise": HOSTS,
     "bin/pgr member": MEMBERS, "pgr member": MEMBERS,
     "pgr failover": "test_refusals.py",
+    "make": "test_what_is_made",
     "uv tool": "test_wheel.py", "uv build": "test_packaging.py",
 }  # fmt: skip
 PROGRAMS = ("pgr", "pgr-supervise", "uv", "curl", "kill", "make")
@@ -337,6 +338,16 @@ def test_every_flag_exists() -> None:
             helped = shell(shlex.join(["bin/pgr", *command, "--help"]))
             for word in words:
                 assert not word.startswith("-") or re.search(rf"(?<![\w-]){word}\b", helped), f"{words}: no {word}"
+
+
+def test_what_is_made() -> None:
+    """Each is one line that runs a script of the same name; that they run to their end is for CI to show."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = [words[1] for words in every_command() if words[0] == "make"]
+    assert targets == ["model", "sim"]
+    for target in targets:
+        assert re.search(rf"^{target}: .*\n\t.*bin/{target}\b", makefile, re.MULTILINE)
+        assert "usage:" in shell(f"bin/{target} --help")
 
 
 def test_what_bin_test_and_bin_bench_are_given() -> None:

@@ -125,8 +125,8 @@ def test_wherever_a_walk_leads(setup: Setup) -> None:
 
 
 def test_names_do_not_decide_who_may_take_the_grant() -> None:
-    """What makes it sound to sort the hosts of `PromiseWorld`: the decision looks at names only to tell them apart, and to
-    know who was the last primary (which goes with the host there)."""
+    """What makes it sound to sort the hosts of `PromiseWorld`: the decision looks at names only to tell them apart, and
+    to know who was the last primary (which goes with the host there)."""
     chance = random.Random(5)
     names = ("a", "b", "c", "d", "e")
     members = tuple(Member(name, 1, "", "", "") for name in names)
