@@ -234,7 +234,9 @@ def _warnings(cluster: ClusterState, rows: tuple[Member, ...], primary: Primary 
         group = [r for r in rows if r.name in cluster.group.names]
         live = [r for r in group if r.state == "streaming" or r.name == primary.name]
         if len(live) < cluster.group.k:
-            found.append(f"writes wait: {cluster.group.k} of the sync group must flush them, {len(live)} can")
+            others = ", ".join(sorted({*cluster.group.names} - {r.name for r in live}))
+            needed = f"writes wait: {cluster.group.k} of the sync group must flush them"
+            found.append(f"{needed}, {len(live)} can, not {others}")
         elif len(live) == cluster.group.k:
             found.append("no spare standby: writes wait if one more node is lost")
     return found

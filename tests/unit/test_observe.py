@@ -250,8 +250,8 @@ def test_lag_is_that_of_replay_behind_the_newest_wal_heard_of() -> None:
         (agreed(), "c", "unreachable: c"),
         (agreed(), "c", "no spare standby: writes wait if one more node is lost"),
         (agreed(), "bc", "unreachable: b, c"),
-        (agreed(), "bc", "writes wait: 2 of the sync group must flush them, 1 can"),
-        (agreed("abcde"), "cde", "writes wait: 3 of the sync group must flush them, 2 can"),
+        (agreed(), "bc", "writes wait: 2 of the sync group must flush them, 1 can, not b, c"),
+        (agreed("abcde"), "cde", "writes wait: 3 of the sync group must flush them, 2 can, not c, d, e"),
     ],
 )
 def test_what_is_warned_of(cluster: ClusterState, missing: str, warning: str) -> None:
@@ -271,7 +271,7 @@ def test_a_primary_that_is_to_be_removed_is_warned_of() -> None:
 
 def test_a_standby_that_does_not_stream_flushes_nothing() -> None:
     members = {"a": told("a"), "b": told("b", state="running"), "c": told("c", state="rewinding")}
-    assert picture(members=members).warnings == ("writes wait: 2 of the sync group must flush them, 1 can",)
+    assert picture(members=members).warnings == ("writes wait: 2 of the sync group must flush them, 1 can, not b, c",)
 
 
 def test_without_a_primary_nobody_waits_for_writes() -> None:
