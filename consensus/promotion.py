@@ -159,6 +159,8 @@ def decide(s: Situation) -> Decision:
         return Wait(f"only the last primary has promised; waiting a while for {', '.join(sorted(silent))}")
     change = s.state.change
     if change is not None and is_better_turned_back(s.state, change, s.connected, lambda turned: _wins(s, turned)):
+        if s.waited_ms < GRACE_MS:
+            return Wait("waiting a moment for the others, else the change of the sync group is turned back")
         return TurnBack(change, "those who are up can do without the change, and not with it")
     winner = _choose(s)
     if winner is None:

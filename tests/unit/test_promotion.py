@@ -200,6 +200,8 @@ def test_a_change_is_turned_back_if_only_one_that_leaves_can_win() -> None:
     decision = ask(promises, state=shrinking, connected=("b", "c"))
     assert shrinking.change is not None
     assert decision == TurnBack(shrinking.change, "those who are up can do without the change, and not with it")
+    early = ask(promises, state=shrinking, connected=("b", "c"), waited=GRACE_MS - 1)
+    assert isinstance(early, Wait), "a may be heard of any moment: it is there, too"
     back = replace(shrinking, change=Change(10, shrinking.change.new, shrinking.change.old))
     assert isinstance(ask(promises, state=back, connected=("b", "c")), HandOver)
 
