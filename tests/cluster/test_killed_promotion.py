@@ -11,7 +11,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -43,35 +43,47 @@ def startup_of(node: LocalNode) -> int:
     return 0
 
 
-@contextlib.contextmanager
-def held_at(pid: int, moment: tuple[str, str], out: Path) -> Iterator[None]:
-    path, how = moment
-    call = how.partition(":")[0]
-    words = ["strace", "-qq", "-o", str(out), "-P", path, "-e", f"trace={call}", "-e", f"inject={how}", "-p", str(pid)]
-    with subprocess.Popen(words) as tracer:
-        try:
-            traced = Path(f"/proc/{pid}/status")
-            assert wait_for(lambda: f"TracerPid:\t{tracer.pid}" in traced.read_text(encoding="utf-8"), 10)
-            yield
-        finally:
+class Hold:
+    """Whatever startup process the nodes have is traced; one that gets as far as ``moment`` waits there."""
+
+    def __init__(self, moment: tuple[str, str], out: Path) -> None:
+        self.moment, self.out = moment, out
+        self.tracers: dict[int, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> Hold:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for tracer in self.tracers.values():
             tracer.terminate()
+            tracer.wait()
 
+    def trace(self, node: LocalNode) -> int:
+        """Of a Postgres that was restarted meanwhile (a freeze that took too long) the new one. Its pid; 0: none."""
+        pid, (path, how) = startup_of(node), self.moment
+        if pid and pid not in self.tracers:
+            what = ["-P", path, "-e", f"trace={how.partition(':')[0]}", "-e", f"inject={how}"]
+            self.tracers[pid] = subprocess.Popen(["strace", "-qq", "-o", f"{self.out}.{pid}", *what, "-p", str(pid)])
+        return pid
 
-def killed_when_held(pids: dict[str, int], node: Callable[[str], LocalNode], moment: tuple[str, str]) -> str:
-    """The name of the node whose startup process got as far as ``moment``, and was killed there."""
-    found: list[str] = []
+    def traces(self, node: LocalNode) -> bool:
+        pid = self.trace(node)
+        tracer = self.tracers.get(pid)
+        with contextlib.suppress(OSError):
+            return tracer is not None and f"TracerPid:\t{tracer.pid}" in Path(f"/proc/{pid}/status").read_text()
+        return False
 
-    def is_there() -> bool:
-        for name in pids:
-            data = node(name).data / "pgdata"
-            segments = [n for n in os.listdir(data / "pg_wal") if n.startswith("00000003") and len(n) == 24]
-            if segments and (moment is BEFORE or (data / NEXT_HISTORY).exists()):
-                found.append(name)
-        return bool(found)
+    def kill_whoever_is_there(self, nodes: Sequence[LocalNode]) -> None:
+        """SIGKILL for the startup process that waits at the moment."""
+        assert wait_for(lambda: any(self._is_there(node) for node in nodes), 20, 0.002)
 
-    assert wait_for(is_there, 20, 0.002)
-    os.kill(pids[found[0]], signal.SIGKILL)
-    return found[0]
+    def _is_there(self, node: LocalNode) -> bool:
+        pid, wal = self.trace(node), node.data / "pgdata" / "pg_wal"
+        begun = any(name.startswith("00000003") and len(name) == 24 for name in os.listdir(wal))
+        if not pid or not begun or (self.moment is AFTER and not (wal.parent / NEXT_HISTORY).exists()):
+            return False
+        os.kill(pid, signal.SIGKILL)
+        return True
 
 
 @MOMENTS
@@ -82,26 +94,21 @@ def test_a_lone_node_goes_on(make_world: Callable[..., World], tmp_path: Path, m
     node = world.nodes[0]
     assert node.stop(60) == 0
     node.start()
-    assert wait_for(lambda: startup_of(node) > 0, 20, 0.001)
-    pid = startup_of(node)
-    with held_at(pid, moment, tmp_path / "strace"):
-        killed_when_held({"a": pid}, lambda _: node, moment)
+    with Hold(moment, tmp_path / "strace") as hold:
+        hold.kill_whoever_is_there([node])
     world.wait_writable()
 
 
 @MOMENTS
 def test_of_three_another_gets_its_turn(world: World, tmp_path: Path, moment: tuple[str, str]) -> None:
     """The primary is lost, and the Postgres that is promoted in its place is killed: two of three hold everything."""
-    primary, (one, two) = world.primary(), world.standbys()
+    primary, standbys = world.primary(), world.standbys()
     assert primary is not None
     with world.writing() as writer:
-        pids = {node.name: startup_of(node) for node in (one, two)}
-        with (
-            held_at(pids[one.name], moment, tmp_path / "one"),
-            held_at(pids[two.name], moment, tmp_path / "two"),
-        ):
+        with Hold(moment, tmp_path / "strace") as hold:
+            assert wait_for(lambda: all(hold.traces(node) for node in standbys), 10)
             killed_ns, _ = primary.kill_all()
-            killed_when_held(pids, world.__getitem__, moment)
+            hold.kill_whoever_is_there(standbys)
         world.writes_again(writer, killed_ns)
         primary.start()
         world.wait_whole()
