@@ -19,6 +19,7 @@ from fencing.clock import now_ns
 from supervisor import controldata, jobs
 from supervisor.binaries import Binaries, NoBinariesError, find
 from supervisor.children import ChildTable
+from supervisor.init import default_signals
 from supervisor.jobs import JobFailed, run_job
 from supervisor.postgres import OccupiedError, Postgres, Postmaster, StartFailed, StopMode
 from supervisor.settings import NodeSettings, conninfo, hba, ident, own_conninfo, owned_settings, with_floors
@@ -63,7 +64,10 @@ class Node:
 
     def spawn(self, argv: Sequence[str], env: Mapping[str, str], log_path: Path) -> int:
         with log_path.open("ab") as log:
-            process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, cwd="/")
+            # As the launcher does: whoever runs the tests in the background of a script ignores SIGQUIT, and so would this.
+            process = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, cwd="/", preexec_fn=default_signals
+            )
         self.processes.append(process)
         self.table.expect(process.pid)
         return process.pid
