@@ -64,10 +64,11 @@ class Node:
 
     def spawn(self, argv: Sequence[str], env: Mapping[str, str], log_path: Path) -> int:
         with log_path.open("ab") as log:
-            # As the launcher does: whoever runs the tests in the background of a script ignores SIGQUIT, and so would this.
+            # As the launcher does: whoever runs the tests in the background of a script ignores SIGQUIT; so would this.
             process = subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, cwd="/", preexec_fn=default_signals
-            )
+                argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, cwd="/",
+                preexec_fn=default_signals,  # noqa: PLW1509  # there are no threads
+            )  # fmt: skip
         self.processes.append(process)
         self.table.expect(process.pid)
         return process.pid
