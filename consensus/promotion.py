@@ -266,9 +266,7 @@ def _choose(s: Situation) -> str | None:
 
 def _holds_all(s: Situation, quorums: tuple[Quorum, ...], position: Position) -> bool:
     last = _last_primary(s)
-    if last is not None and position >= last:
-        return True
-    if s.state.wish_loss:
+    if s.state.wish_loss or (last is not None and position >= last):
         return True
     behind = [sum(other <= position for other in _positions(s, q).values()) for q in quorums]
     return all(n >= q.needed for n, q in zip(behind, quorums, strict=True))

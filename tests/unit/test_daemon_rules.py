@@ -215,3 +215,15 @@ def test_a_new_watchdog_is_not_armed_for_a_postgres_that_ended_in_the_same_turn(
     daemon.c.local = replace(daemon.c.local, server=Server.DOWN, crashed="killed")
     assert run_blocking(daemon._rearm(EPOCH)) is False
     assert cast(Any, daemon.c.watchdog).told == []
+
+
+def test_the_end_of_the_authority_wakes_the_loop_once_and_does_not_make_it_spin() -> None:
+    """While the fence that it asks for runs, that time is past."""
+    now = now_ns()
+    daemon = primary(lease_until_ns=now + 3_600_000 * MS)
+    daemon.c.view = replace(daemon.c.view, lease_until_ns=now)
+    daemon.http, daemon.greeted, daemon.snapshot_at_ns = None, True, now + 3_600_000 * MS
+    daemon.offspring = cast(Any, SimpleNamespace(wakeup_ns=lambda: now + 3_600_000 * MS))
+    assert daemon._next_deadline_ns() <= now_ns()
+    daemon.plan = Plan(Step.FENCE, EPOCH, "authority-lost")
+    assert daemon._next_deadline_ns() > now_ns()

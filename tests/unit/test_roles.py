@@ -259,6 +259,20 @@ def situations(draw: st.DrawFn) -> Situation:
     return some_situation(lambda options: draw(st.sampled_from(options)))
 
 
+@pytest.mark.parametrize(
+    ("cluster", "gate_open"),
+    [
+        (agreed(granted(6, "b", opened=False)), False),
+        (agreed(granted(6, "b")), False),
+        (agreed(granted(6, "b"), change=Change(9, agreed().group, SMALLER)), True),
+    ],
+    ids=["prove", "open-gate", "regroup"],
+)
+def test_nobody_proves_opens_or_regroups_under_the_grant_of_another(cluster: ClusterState, gate_open: bool) -> None:
+    """The log was told before the loss of the grant was: else the history of this node would be that of the next."""
+    assert decided(serving(view={"cluster": cluster}, local={"gate_open": gate_open})).rule == "serving"
+
+
 def may_write(s: Situation) -> bool:
     """The authority to be writable, told once more and independently of roles.py."""
     guarded = s.local.unguarded_since_ns in (0, NOW)
