@@ -614,4 +614,7 @@ def test_an_open_primary_turns_back_a_change_that_stops_the_commits() -> None:
 
 
 def test_a_primary_without_a_seat_in_the_old_group_goes_on_with_the_change() -> None:
-    assert next_change(open_change("bc", "ab"), facts("ac", waited=PATIENCE_MS)) is None
+    """In the group that was it could not be primary at all, however many of that one stream."""
+    moved = open_change("cd", "ab", d=member("d"))
+    assert next_change(moved, facts("acd", waited=PATIENCE_MS)) is None
+    assert next_change(open_change("acd", "ab", d=member("d")), facts("acd", waited=PATIENCE_MS)) is not None

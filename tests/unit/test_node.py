@@ -507,9 +507,11 @@ def test_a_primary_that_can_not_open_under_a_change_makes_way_for_its_reverse() 
     gone = "b" if primary == "a" else "a"
     cluster.members[gone].up = False
     term = cluster.members[primary].state["term"]
-    cluster.members["c"].seen = {"state": "streaming", "epoch_of_upstream": term, "proven": True, "incarnation": 1}
     cluster.sleep(changes.PATIENCE_MS - 1000)
     assert cluster.members[primary].state["granted"] == term
+    cluster.sleep(2000)
+    assert cluster.members[primary].state["granted"] == term, "c is up, and has no copy: nobody could open"
+    cluster.members["c"].seen = {"state": "streaming", "epoch_of_upstream": term, "proven": True, "incarnation": 1}
     cluster.until(lambda: cluster.members["c"].state["term"] > term)
     cluster.open()
     change = cluster.members[cluster.primary()].node.cluster.change
