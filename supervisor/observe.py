@@ -101,17 +101,25 @@ def observation(
 ) -> dict[str, Any]:
     """The body of `node.observed`."""
     primary = local.server is Server.PRIMARY
-    held = max((e.epoch for e in view.record.history if e.start_lsn < facts.lsn), default=-1)
-    epoch = local.epoch if primary else held
+    epoch = local.epoch if primary else _held_epoch(view.record, facts)
     timeline = next((e.timeline for e in reversed(view.record.history) if e.epoch == epoch), 0)
-    proof = view.record.proof
     return {
         "role": role_of(local), "state": state_of(local, facts, running), "epoch": epoch, "timeline": timeline,
         "lsn": facts.lsn, "replay_lsn": facts.replay_lsn, "epoch_of_upstream": local.upstream,
         "checkpointed": facts.checkpointed, "version": facts.version, "since": facts.since,
         "reason": facts.progress or sentence, "pgr_version": pgr_version, "incarnation": view.incarnation,
-        "proven": proof is None or Position(held, facts.replay_lsn) >= proof,
+        "proven": proven(view.record, facts),
     }  # fmt: skip
+
+
+def _held_epoch(record: NodeRecord, facts: Facts) -> int:
+    """The newest epoch of which it has flushed a byte; -1: of none."""
+    return max((e.epoch for e in record.history if e.start_lsn < facts.lsn), default=-1)
+
+
+def proven(record: NodeRecord, facts: Facts) -> bool:
+    """Has its copy replayed as far as it must have before it counts?"""
+    return record.proof is None or Position(_held_epoch(record, facts), facts.replay_lsn) >= record.proof
 
 
 def snapshot(

@@ -12,6 +12,7 @@ from fencing.clock import now_ns
 from fencing.lease import MS
 from supervisor import files, sql, timelines
 from supervisor.context import Context
+from supervisor.observe import proven
 from supervisor.roles import Server
 from supervisor.tasks import Task, Wait
 
@@ -58,7 +59,8 @@ class Watcher:
                 if c.view.cluster is not None and (now_ns() >= self.slots_at_ns or c.slots() != self.slots):
                     self.slots_at_ns, self.slots = now_ns() + SLOTS_EVERY_MS * MS, c.slots()
                     yield from self._slots(session)
-                settled = c.local.server is Server.PRIMARY or (c.facts.streaming and c.local.upstream)
+                follows = c.facts.streaming and c.local.upstream and proven(c.record, c.facts)
+                settled = c.local.server is Server.PRIMARY or follows
                 before = (c.local.server, c.local.upstream, c.members)
                 until_ns = now_ns() + (EVERY_MS if settled or not c.local.upstream else SOON_MS) * MS
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from supervisor.localcluster import LocalNode, processes, wait_for
+from tests.cluster.test_quorum_promises import mutate
 from tests.cluster.world import World
 
 pytestmark = [
@@ -28,9 +29,26 @@ pytestmark = [
 HELD_S = 30
 NEXT_HISTORY = "pg_wal/00000003.history"
 """Of the first promotion after the founding."""
-BEFORE = ("standby.signal", f"unlink:delay_enter={HELD_S}s")
-AFTER = (NEXT_HISTORY, f"rename:delay_exit={HELD_S}s")
-MOMENTS = pytest.mark.parametrize("moment", [BEFORE, AFTER], ids=["before its history file", "after it"])
+FIRST, SECOND = (f"rename:delay_exit={HELD_S}s:when={nth}" for nth in (1, 2))
+"""A promotion's renames: the first file of the timeline's WAL, then its history. By number: strace's own match of a
+path (-P) misses some."""
+WAITS = """
+from pathlib import Path
+from supervisor.promote import Promotion
+from supervisor.tasks import sleep
+
+shipped = Promotion._promote_now
+
+def once_traced(self, grant, began):
+    while Path({hold!r}).exists():
+        Path({begins!r}).touch()
+        yield from sleep(3_000_000)
+    yield from shipped(self, grant, began)
+
+Promotion._promote_now = once_traced
+"""
+"""A promotion goes on when the file ``hold`` is gone: by then its startup process is traced."""
+MOMENTS = pytest.mark.parametrize("moment", [FIRST, SECOND], ids=["before its history file", "after it"])
 
 
 def startup_of(node: LocalNode) -> int:
@@ -44,26 +62,36 @@ def startup_of(node: LocalNode) -> int:
 
 
 class Hold:
-    """Whatever startup process the nodes have is traced; one that gets as far as ``moment`` waits there."""
+    """A promotion begins when its startup process is traced, gets as far as ``moment``, waits there and is killed."""
 
-    def __init__(self, moment: tuple[str, str], out: Path) -> None:
-        self.moment, self.out = moment, out
+    def __init__(self, moment: str, home: Path) -> None:
+        self.moment, self.home = moment, home
+        self.hold, self.begins = home / "hold", home / "begins"
         self.tracers: dict[int, subprocess.Popen[bytes]] = {}
 
+    def teach(self, world: World, node: LocalNode) -> None:
+        """From its next start on, ``node`` waits for the tracing."""
+        self.home.mkdir(exist_ok=True)
+        self.home.chmod(0o777)
+        mutate(world, node, WAITS.format(hold=str(self.hold), begins=str(self.begins)))
+
     def __enter__(self) -> Hold:
+        self.hold.touch()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.hold.unlink(missing_ok=True)
         for tracer in self.tracers.values():
             tracer.terminate()
             tracer.wait()
 
     def trace(self, node: LocalNode) -> int:
         """Of a Postgres that was restarted meanwhile (a freeze that took too long) the new one. Its pid; 0: none."""
-        pid, (path, how) = startup_of(node), self.moment
+        pid = startup_of(node)
         if pid and pid not in self.tracers:
-            what = ["-P", path, "-e", f"trace={how.partition(':')[0]}", "-e", f"inject={how}"]
-            self.tracers[pid] = subprocess.Popen(["strace", "-qq", "-o", f"{self.out}.{pid}", *what, "-p", str(pid)])
+            out = str(self.home / f"strace.{pid}")
+            what = ["-e", "trace=rename", "-e", f"inject={self.moment}"]
+            self.tracers[pid] = subprocess.Popen(["strace", "-qq", "-o", out, *what, "-p", str(pid)])
         return pid
 
     def traces(self, node: LocalNode) -> bool:
@@ -75,38 +103,48 @@ class Hold:
 
     def kill_whoever_is_there(self, nodes: Sequence[LocalNode]) -> None:
         """SIGKILL for the startup process that waits at the moment."""
+        assert wait_for(self.begins.exists, 30), "nobody begins a promotion"
+        assert wait_for(lambda: all(self.traces(node) for node in nodes), 10)
+        self.hold.unlink()
         assert wait_for(lambda: any(self._is_there(node) for node in nodes), 20, 0.002)
 
     def _is_there(self, node: LocalNode) -> bool:
-        pid, wal = self.trace(node), node.data / "pgdata" / "pg_wal"
+        pid, wal = startup_of(node), node.data / "pgdata" / "pg_wal"
         begun = any(name.startswith("00000003") and len(name) == 24 for name in os.listdir(wal))
-        if not pid or not begun or (self.moment is AFTER and not (wal.parent / NEXT_HISTORY).exists()):
+        if not pid or not begun or (self.moment is SECOND and not (wal.parent / NEXT_HISTORY).exists()):
             return False
         os.kill(pid, signal.SIGKILL)
         return True
 
 
 @MOMENTS
-def test_a_lone_node_goes_on(make_world: Callable[..., World], tmp_path: Path, moment: tuple[str, str]) -> None:
+def test_a_lone_node_goes_on(make_world: Callable[..., World], moment: str) -> None:
     world = make_world(nodes=1)
     world.start()
     world.wait_writable()
     node = world.nodes[0]
     assert node.stop(60) == 0
-    node.start()
-    with Hold(moment, tmp_path / "strace") as hold:
+    hold = Hold(moment, world.home / "held")
+    hold.teach(world, node)
+    with hold:
+        node.start()
         hold.kill_whoever_is_there([node])
     world.wait_writable()
 
 
 @MOMENTS
-def test_of_three_another_gets_its_turn(world: World, tmp_path: Path, moment: tuple[str, str]) -> None:
+def test_of_three_another_gets_its_turn(make_world: Callable[..., World], moment: str) -> None:
     """The primary is lost, and the Postgres that is promoted in its place is killed: two of three hold everything."""
+    world = make_world()
+    hold = Hold(moment, world.home / "held")
+    for node in world.nodes:
+        hold.teach(world, node)
+    world.start()
+    world.wait_writable(standbys=2)
     primary, standbys = world.primary(), world.standbys()
     assert primary is not None
     with world.writing() as writer:
-        with Hold(moment, tmp_path / "strace") as hold:
-            assert wait_for(lambda: all(hold.traces(node) for node in standbys), 10)
+        with hold:
             killed_ns, _ = primary.kill_all()
             hold.kill_whoever_is_there(standbys)
         world.writes_again(writer, killed_ns)

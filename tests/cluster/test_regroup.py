@@ -116,8 +116,11 @@ class Story:
         world.start()
         self.a = world.wait_writable(standbys=2)
         self.b, self.c = world.standbys()
+        names = " ".join(sorted(node.name for node in world.nodes))
+        world.wait_members(names, f"2 of {names}")
         self.session = held.connect(world.node_uri(self.a))
         self.session.execute("create table told (id bigint primary key)")
+        world.wait_replayed(self.b)  # by now its copy is known to be proven: c can be spared
         self.receiver = child_of_postgres(self.b, "walreceiver")
         self.postmaster = self.a.pid_of("postmaster")
         for pid in (self.receiver, self.postmaster):

@@ -143,6 +143,19 @@ class World(LocalCluster):
         for node in nodes:
             self.settles(lambda node=node: self.streams(node), f"{node.name} streaming", seconds=seconds)  # type: ignore[misc]  # bound now
 
+    def wait_replayed(self, node: LocalNode) -> None:
+        """Until the primary knows that this node has replayed what it has by now."""
+        primary = self.primary()
+        assert primary is not None
+        ((lsn,),) = self.query(primary, "select pg_wal_lsn_diff(pg_current_wal_flush_lsn(), '0/0')::bigint")
+
+        def has() -> bool:
+            seen = primary.status()
+            row = seen.member(node.name) if seen else None
+            return row is not None and (row.replay_lsn or 0) >= lsn
+
+        self.settles(has, f"{node.name} has replayed", lambda: str(self.status()))
+
     def wait_whole(self, seconds: float = START_S) -> LocalNode:
         """A primary and every other running node streaming from it, whoever that is."""
         return self.wait_writable(seconds, standbys=sum(node.alive() for node in self.nodes) - 1)
