@@ -141,7 +141,7 @@ def _last_primary(s: Situation) -> Position | None:
 def decide(s: Situation) -> Decision:
     """The next step of the caretaker."""
     if not s.state.system_identifier:
-        return Wait(f"{s.state.founder} is creating the cluster")
+        return _to_be_created(s)
     quorums = required(s.state)
     if not quorum_promised(s):
         return _not_enough(s, quorums)
@@ -174,6 +174,16 @@ def decide(s: Situation) -> Decision:
     if winner != s.me:
         return HandOver(winner, f"{winner} {why}")
     return TakeGrant(max(positions.values()), s.state.next_timeline(), why)
+
+
+def _to_be_created(s: Situation) -> Wait:
+    founder = s.state.founder
+    if founder == s.me or founder in s.connected:
+        return Wait(f"{founder} is creating the cluster")
+    return Wait(
+        f"no primary: {founder}, which was to create the cluster's data, is not connected: bring it back, or begin "
+        "anew with empty data directories"
+    )
 
 
 def is_better_turned_back(

@@ -32,6 +32,7 @@ from supervisor.jobs import JobFailed
 from supervisor.launcher import Launcher
 from supervisor.links import Link
 from supervisor.offspring import Offspring, last_words
+from supervisor.overdue import PRIMARY_START_TIMEOUT_MS, Overdue
 from supervisor.postgres import OccupiedError, Postgres
 from supervisor.promote import Promotion
 from supervisor.rebuild import Rebuild
@@ -49,8 +50,6 @@ HAND_OVER_MS = 15_000
 RELEASE_MS = 1_500
 """After a hand-over the Raft child stays this long for the successor to be elected."""
 STOP_CHILDREN_MS = 1_000
-PRIMARY_START_TIMEOUT_MS = 30_000
-"""From a grant to a promoted Postgres; then it is given up and handed over (safety.md, promotion 5)."""
 OBSERVE_EVERY_MS = 1_000
 """Also when nothing changed: the Raft child takes a silent parent for a hung one."""
 REARM_PAUSE_MS = 20
@@ -122,10 +121,7 @@ class Daemon:
         self.stop_asked_ns = self.exit_asked_ns = 0
         self.observed: dict[str, Any] = {}
         self.observe_at_ns = 0
-        self.granted = (0, 0)
-        """The grant this node holds, and since when."""
-        self.was_primary = 0
-        """The newest grant under which Postgres here was promoted."""
+        self.overdue = Overdue()
         self.was_member = self.removed = False
         """A leader of now has known this node as a member; it is one no longer."""
         self.raft_heard_ns = 0
@@ -453,19 +449,9 @@ class Daemon:
             self.runner.run({}, now_ns())
 
     def _watch_promotion(self, now: int) -> None:
-        """A grant that does not become a primary in time has failed; so has a primary that hangs before it is open. One
-        that answers and is not open waits for its standbys, for as long as it takes."""
         c = self.c
-        if c.view.granted != self.granted[0]:
-            self.granted = (c.view.granted, now)
-        term, since = self.granted
-        if term > 0 and c.local.server is Server.PRIMARY and c.local.epoch == term:
-            self.was_primary = term
-        promoted = self.was_primary == term
-        waiting = not promoted or (c.local.server is Server.PRIMARY and not c.local.gate_open)
-        began = max(since, c.facts.answered_ns) if promoted else since
-        late = term > 0 and waiting and now - began > PRIMARY_START_TIMEOUT_MS * MS
-        if late and c.view.alive and c.local.failed_promotion != term:
+        term = self.overdue.failed(c.view, c.local, c.facts.answered_ns, now)
+        if term:
             self.log.error("promotion.failed", term=term, after_ms=PRIMARY_START_TIMEOUT_MS)
             c.change(failed_promotion=term)
 

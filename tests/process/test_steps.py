@@ -28,6 +28,7 @@ from supervisor import datadir, jobs, steps
 from supervisor.context import Context
 from supervisor.daemon import Daemon
 from supervisor.links import Link
+from supervisor.overdue import Overdue
 from supervisor.postgres import Postgres
 from supervisor.privileges import current
 from supervisor.receivers import receivers
@@ -113,7 +114,7 @@ class Standby:
         }  # fmt: skip
         daemon.plan, daemon.sentence, daemon.task, daemon.failures = Plan(Step.WAIT), "", None, {}
         daemon.watcher, daemon.snapshot_at_ns, daemon.stop_asked_ns = None, 0, 0
-        daemon.granted, daemon.was_primary, daemon.checkpointing = (0, 0), 0, 0
+        daemon.overdue, daemon.checkpointing = Overdue(), 0
         return daemon
 
     @property

@@ -16,8 +16,9 @@ from fencing import wire
 from fencing.clock import now_ns
 from fencing.kill import ProcessId
 from fencing.lease import MS, PROFILES
-from supervisor.daemon import PRIMARY_START_TIMEOUT_MS, Daemon
+from supervisor.daemon import Daemon
 from supervisor.observe import Facts
+from supervisor.overdue import PRIMARY_START_TIMEOUT_MS, Overdue
 from supervisor.roles import Data, Local, Plan, Server, Step, View
 from supervisor.tasks import Runner, Task, run_blocking
 
@@ -35,7 +36,7 @@ class Node:
         self.c = SimpleNamespace(
             view=View(alive=True, granted=granted), local=Local("a"), change=self._change, facts=Facts()
         )
-        self.stub = SimpleNamespace(c=self.c, log=log, granted=(0, 0), was_primary=0)
+        self.stub = SimpleNamespace(c=self.c, log=log, overdue=Overdue())
 
     def _change(self, **facts: Any) -> None:
         self.c.local = replace(self.c.local, **facts)
@@ -165,7 +166,8 @@ def primary(*unread: wire.Frame, lease_until_ns: int) -> Daemon:
     daemon.log = cast(Any, SimpleNamespace(info=lambda *_, **__: None))
     daemon.plan, daemon.sentence, daemon.task, daemon.failures = Plan(Step.WAIT, 0, "serving"), "", None, {}
     daemon.watcher = cast(Any, SimpleNamespace(done=False))
-    daemon.granted, daemon.was_primary, daemon.snapshot_at_ns = (EPOCH, 0), EPOCH, 0
+    daemon.overdue, daemon.snapshot_at_ns = Overdue(), 0
+    daemon.overdue.granted, daemon.overdue.promoted = (EPOCH, 0), EPOCH
     daemon.fenced = []  # type: ignore[attr-defined]
     daemon.actions = {Step.FENCE: lambda plan: _fence(daemon, plan)}
     return daemon

@@ -1,0 +1,36 @@
+"""Has the promotion of this node failed? Pure.
+
+A grant that does not become a primary in time has failed; so has a primary that hangs before it is open. One that
+answers and is not open waits for its standbys, for as long as it takes.
+"""
+
+from __future__ import annotations
+
+from fencing.lease import MS
+from supervisor.roles import Local, Server, View
+
+PRIMARY_START_TIMEOUT_MS = 30_000
+"""From a grant to a promoted Postgres; then it is given up and handed over (safety.md, promotion 5)."""
+
+
+class Overdue:
+    """What has to be remembered for it from one turn to the next."""
+
+    def __init__(self) -> None:
+        self.granted = (0, 0)
+        """The grant this node holds, and since when."""
+        self.promoted = 0
+        """The newest grant under which Postgres here was promoted."""
+
+    def failed(self, view: View, local: Local, answered_ns: int, now_ns: int) -> int:
+        """The term whose promotion has just failed; 0: none. ``answered_ns``: when Postgres last answered."""
+        if view.granted != self.granted[0]:
+            self.granted = (view.granted, now_ns)
+        term, since_ns = self.granted
+        if term > 0 and local.server is Server.PRIMARY and local.epoch == term:
+            self.promoted = term
+        promoted = self.promoted == term
+        waiting = not promoted or (local.server is Server.PRIMARY and not local.gate_open)
+        began_ns = max(since_ns, answered_ns) if promoted else since_ns
+        late = term > 0 and waiting and now_ns - began_ns > PRIMARY_START_TIMEOUT_MS * MS
+        return term if late and view.alive and local.failed_promotion != term else 0
