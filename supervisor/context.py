@@ -151,12 +151,20 @@ class Context:
             primary_slot_name=slot,
             standby_names=names,
             gate=gate,
+            syncs_slots=self.syncs_slots(),
             parameters=founding.get("parameters", {}),
         )
         owned, raised = settings.with_floors(settings.owned_settings(node), self.floors)
         if raised:
             self.log.once_per("settings.raised", 3600).info("settings.raised", values=raised)
         return owned
+
+    def syncs_slots(self) -> bool:
+        return settings.syncs_slots(self.founding().get("parameters", {}), self.binaries.major)
+
+    def followed_conninfo(self, grant: Grant) -> str:
+        """primary_conninfo; with a database where slots are copied, which is done by SQL."""
+        return self.upstream(grant, dbname="postgres" if self.syncs_slots() else None)
 
     def hba(self) -> str:
         founding = self.founding()

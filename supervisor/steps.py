@@ -154,7 +154,7 @@ class Steps:
         c = self.c
         c.change(may_receive=True)
         c.freeze_failing_ns = 0
-        owned = c.write_settings(conninfo=c.upstream(grant), slot=f"pgr_{c.local.me}", names=c.idle_names())
+        owned = c.write_settings(conninfo=c.followed_conninfo(grant), slot=f"pgr_{c.local.me}", names=c.idle_names())
         c.postgres.write_settings(owned, c.hba(), c.ident())
         c.change(upstream=grant.term, frozen=0)
         c.attach_offset = c.config.postgres_log.stat().st_size
@@ -167,7 +167,7 @@ class Steps:
         grant = c.cluster.grant
         if grant is None or grant.term != c.local.upstream or c.cluster.member(grant.node) is None:
             return
-        if c.local.server is Server.STANDBY and c.conf["conninfo"] != c.upstream(grant):
+        if c.local.server is Server.STANDBY and c.conf["conninfo"] != c.followed_conninfo(grant):
             c.log.info("follow.moved", primary=grant.node)
             c.change(upstream=0)
 

@@ -129,6 +129,8 @@ class Watcher:
                 yield from session.query("SELECT pg_drop_replication_slot($1)", (name,), until_ns=until_ns)
             if active == "f" and (name not in wanted or wal_status == "lost"):
                 yield from session.query("SELECT pg_drop_replication_slot($1)", (name,), until_ns=until_ns)
+        if c.local.server is Server.STANDBY and c.syncs_slots():
+            yield from self._drop_former(session, until_ns)
         there = {name for name, _, wal_status, _, _ in rows if wal_status != "lost"}
         for name in wanted:
             if name not in there:
@@ -141,6 +143,18 @@ class Watcher:
                     lsn = timelines.format_lsn(c.facts.replay_lsn)
                     advance = "SELECT pg_replication_slot_advance($1, $2)"
                     yield from session.query(advance, (name, lsn), until_ns=until_ns)
+
+
+    def _drop_former(self, session: sql.Session, until_ns: int) -> Task[None]:
+        """Failover slots of this node's own time as primary: they are behind, and in the way of the copies."""
+        rows = yield from session.query(
+            "SELECT slot_name FROM pg_replication_slots WHERE slot_type = 'logical' AND failover AND NOT synced"
+            " AND NOT active AND pg_is_in_recovery()",
+            until_ns=until_ns,
+        )
+        for (name,) in rows:
+            self.c.log.info("slot.former_dropped", slot=name)
+            yield from session.query("SELECT pg_drop_replication_slot($1)", (name,), until_ns=until_ns)
 
 
 def checkpoint(c: Context, epoch: int) -> Task[None]:
