@@ -94,6 +94,11 @@ class Context:
             raise StepFailed("Postgres is not running")
         return self.postmaster
 
+    def started(self) -> None:
+        """Or replaced by another copy: what was wrong with the starts before is no matter any more."""
+        self.start_failures = 0
+        self.facts = replace(self.facts, problem="")
+
     def save_record(
         self,
         history: tuple[EpochStart, ...] | None = None,

@@ -53,7 +53,9 @@ class StartFailed(Exception):
 
     def __init__(self, message: str, tail: tuple[str, ...], code: int | None) -> None:
         fatal = next((n for n, line in enumerate(tail) if re.search(r"\b(FATAL|PANIC): ", line)), None)
-        reason = tail[-5:] if fatal is None else tail[fatal : fatal + 3]  # with its detail and hint
+        # With its detail and hint; what is wrong in a configuration file is said before.
+        first = fatal - 1 if fatal and "contains errors" in tail[fatal] else fatal
+        reason = tail[-5:] if first is None or fatal is None else tail[first : fatal + 3]
         super().__init__(f"{message}: {' | '.join(reason) or 'nothing in its log'}")
         self.tail, self.code = tail, code
 

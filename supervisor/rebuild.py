@@ -154,7 +154,7 @@ class Rebuild:
         files.sync_directory(c.config.pgdata.parent)
         yield from c.save_record(grant.ancestry, proof=proof, marker="")
         c.clone_progress = (0, 0)
-        c.start_failures = 0
+        c.started()
         c.change(data=Data.READY, needs_clone=0, diverged=0)
         c.log.info("clone.end", took_ms=result.took_ms, source=grant.node)
         self._tell_of_salvage()

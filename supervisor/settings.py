@@ -125,6 +125,8 @@ _CONSTANT = {
     "log_destination": "stderr",
     "logging_collector": "off",
 }
+_GONE = {"promote_trigger_file", "trigger_file", "standby_mode"}
+"""Of older versions: a line for one of these, and Postgres does not start."""
 _AT_LEAST = {"max_wal_senders": 20, "max_replication_slots": 20}
 _RAISABLE = {*_AT_LEAST, "wal_level"}
 
@@ -168,7 +170,7 @@ def auto_conf(existing_text: str, owned: Mapping[str, str]) -> tuple[str, tuple[
     Not reported: lines that say what the block says, as ALTER SYSTEM rewrites the file without its comments and so
     leaves our own lines outside any marks.
     """
-    names = {name.lower() for name in owned}
+    names = {name.lower() for name in owned} | _GONE
     kept: list[str] = []
     removed: list[str] = []
     lines = existing_text.splitlines()

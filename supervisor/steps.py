@@ -92,11 +92,12 @@ class Steps:
             except StartFailed as error:
                 c.start_failures += 1
                 if c.start_failures >= START_FAILURES_MAX:
+                    self._quarantine(str(error))
                     self._copy_again("start.hopeless", str(error))
                 raise StepFailed(str(error)) from error
             except TimeoutError:
                 self._help_to_consistency(now_ns() - began)
-        c.start_failures = 0
+        c.started()
         session = yield from sql.connect(c.own_conninfo(), now_ns() + 5_000 * MS)
         rows = yield from session.query(
             "SELECT (SELECT setting FROM pg_settings WHERE name = 'wal_segment_size'),"
@@ -111,6 +112,13 @@ class Steps:
         c.facts = replace(c.facts, version=(version or "").split(" ", maxsplit=1)[0], streaming=False)
         c.change(server=Server.STANDBY)
         c.log.info("postgres.started", pid=postmaster.pid)
+
+    def _quarantine(self, problem: str) -> None:
+        """It goes on trying, as a person may mend the cause, but what is wrong is told, also to the caretaker."""
+        c = self.c
+        if not c.facts.problem:
+            c.change(said_no_position=0)
+        c.facts = replace(c.facts, problem=problem)
 
     def session(self) -> Task[sql.Session]:
         """The session of the steps; a new one if it was lost, timed out, or cut off by a cancelled step."""
@@ -281,6 +289,7 @@ class Steps:
         c = self.c
         server, data = c.local.server, c.local.data
         why = f"Postgres is {server.value}" if data is Data.READY else f"its data is {data.value}"
+        why = c.facts.problem or why
         if c.raft.tell("node.frozen", {"term": term, "epoch": -1, "lsn": 0, "reason": reason or why}):
             c.change(said_no_position=term)
 

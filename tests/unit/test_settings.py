@@ -64,6 +64,13 @@ def test_what_alter_system_leaves_of_our_own_block_is_not_reported() -> None:
     assert new == HEADER + "work_mem = '1MB'\n" + ours
 
 
+def test_names_that_postgres_no_longer_knows_go() -> None:
+    """It would not start with them."""
+    new, removed = auto_conf("Promote_Trigger_File = 'x'\nstandby_mode = on\nwork_mem = '1MB'\n", {"port": "2"})
+    assert removed == ("Promote_Trigger_File = 'x'", "standby_mode = on")
+    assert "work_mem = '1MB'" in new
+
+
 def test_a_block_without_its_end_swallows_nothing() -> None:
     new, _ = auto_conf(f"{BEGIN}\nport = '1'\nwork_mem = '1MB'\n", {"port": "2"})
     assert "work_mem = '1MB'" in new

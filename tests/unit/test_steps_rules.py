@@ -16,7 +16,7 @@ from consensus.record import EpochStart, NodeRecord, Position
 from fencing.kill import FenceReport
 from fencing.lease import MS, PROFILES
 from supervisor import steps
-from supervisor.context import StepFailed
+from supervisor.context import Context, StepFailed
 from supervisor.observe import Facts
 from supervisor.postgres import StartFailed
 from supervisor.roles import Data, Local, Plan, Server, Situation, Step, View, followable, plan
@@ -43,7 +43,8 @@ class Copy:
         view = View(True, 1, 5, "a", record=NodeRecord(5), cluster=cluster, met=True)
         c: Any = SimpleNamespace(
             view=view, local=Local("b", Data.READY, Server.STARTING), log=log, start_failures=0, copy_again_ns=0,
-            postgres=SimpleNamespace(wait_ready=self._ends), need_postmaster=lambda: None, change=self._change,
+            facts=Facts(), need_postmaster=lambda: None, change=self._change,
+            postgres=SimpleNamespace(wait_ready=self._ends),
         )  # fmt: skip
         self.c, self.steps = c, Steps(c)
 
@@ -65,7 +66,8 @@ class Copy:
 
     def cloned(self) -> None:
         """As rebuild.clone ends."""
-        self.c.start_failures = 0
+        Context.started(self.c)
+        assert self.c.facts.problem == ""
         self._change(needs_clone=0)
 
 
@@ -73,7 +75,9 @@ def test_a_copy_that_never_starts_is_made_again_but_not_in_a_loop(monkeypatch: p
     """It may not be to blame: a port that is taken, a parameter, a full disk."""
     copy = Copy(monkeypatch)
     assert not copy.starts(START_FAILURES_MAX - 1)
+    assert copy.c.facts.problem == ""
     assert copy.starts(1)
+    assert "TCP/IP" in copy.c.facts.problem, "people are told in the status"
     copy.cloned()
     assert not copy.starts(3 * START_FAILURES_MAX, 1_000)
     assert not copy.starts(1, COPY_AGAIN_MS - 1_001), "not within ten minutes of the first"
