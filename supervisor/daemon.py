@@ -39,6 +39,7 @@ from supervisor.rebuild import Rebuild
 from supervisor.regroup import Regroup
 from supervisor.roles import Local, Plan, Server, Situation, Step, View, plan
 from supervisor.sql import SqlFailure
+from supervisor.starts import Start
 from supervisor.steps import Steps
 from supervisor.tasks import NEVER, Handle, Outcome, Runner, Task, TaskTimeout, sleep
 
@@ -93,8 +94,8 @@ class Daemon:
         self.actions: dict[Step, Callable[[Plan], Task[Any]]] = {
             Step.FENCE: self.steps.fence, Step.HAND_OVER: self.steps.hand_over, Step.STOP: self.steps.stop,
             Step.REPORT_FENCED: self.steps.report_fenced, Step.CREATE: self.rebuild.create,
-            Step.CLONE: self.rebuild.clone, Step.REWIND: self.rebuild.rewind, Step.START: self.steps.start,
-            Step.FREEZE: self.steps.freeze, Step.DETACH: self.steps.detach,
+            Step.CLONE: self.rebuild.clone, Step.REWIND: self.rebuild.rewind,
+            Step.START: Start(self.c, self.steps).start, Step.FREEZE: self.steps.freeze, Step.DETACH: self.steps.detach,
             Step.PROMOTE: promotion.promote, Step.OPEN: promotion.prove, Step.OPEN_GATE: promotion.open_gate,
             Step.REGROUP: Regroup(self.c, self.steps).regroup, Step.FOLLOW: self.steps.follow,
         }  # fmt: skip

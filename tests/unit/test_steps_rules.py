@@ -15,13 +15,14 @@ from consensus.membership import Member
 from consensus.record import EpochStart, NodeRecord, Position
 from fencing.kill import FenceReport
 from fencing.lease import MS, PROFILES
-from supervisor import steps
+from supervisor import starts, steps
 from supervisor.context import Context, StepFailed
 from supervisor.observe import Facts
 from supervisor.postgres import StartFailed
 from supervisor.roles import Data, Local, Plan, Server, Situation, Step, View, followable, plan
 from supervisor.sql import SqlConnectionLost
-from supervisor.steps import COPY_AGAIN_MS, START_FAILURES_MAX, Steps
+from supervisor.starts import COPY_AGAIN_MS, START_FAILURES_MAX, Start
+from supervisor.steps import Steps
 from supervisor.tasks import Task, run_blocking
 
 GRANT = Grant(5, "a", Position(0, 0), 2, (EpochStart(0, 0, 1), EpochStart(5, 100, 2)), opened=True)
@@ -32,7 +33,7 @@ class Copy:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1_000 * MS
-        monkeypatch.setattr(steps, "now_ns", lambda: self.now)
+        monkeypatch.setattr(starts, "now_ns", lambda: self.now)
         self.logged: list[tuple[str, dict[str, Any]]] = []
         log: Any = SimpleNamespace(
             warning=lambda event, **fields: self.logged.append((event, fields)),
@@ -46,7 +47,7 @@ class Copy:
             facts=Facts(), need_postmaster=lambda: None, change=self._change,
             postgres=SimpleNamespace(wait_ready=self._ends),
         )  # fmt: skip
-        self.c, self.steps = c, Steps(c)
+        self.c, self.start = c, Start(c, Steps(c))
 
     def _change(self, **facts: Any) -> None:
         self.c.local = replace(self.c.local, **facts)
@@ -61,7 +62,7 @@ class Copy:
         self.c.followed = followable(self.c.view, self.c.local)
         for _ in range(times):
             with pytest.raises(StepFailed, match="TCP/IP"):
-                run_blocking(self.steps.start(Plan(Step.START)))
+                run_blocking(self.start.start(Plan(Step.START)))
         return bool(self.c.local.needs_clone == 5)
 
     def cloned(self) -> None:
