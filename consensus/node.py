@@ -197,7 +197,7 @@ class Node:
             out = stranger_message(*removal(src), final=True)
             return [SendStranger(src, incarnation, address, Hello(self.raft.term, out))]
         self.book.introduce(src, Address(incarnation, address, index), self.applied)
-        listed = self.cluster.member(src)
+        listed = self.tip().member(src)  # once it is in the log there is nothing to propose any more
         moved = listed is not None and listed.incarnation == incarnation and listed.raft != address
         if listed is not None and moved and self.raft.leader not in ("", self.me):
             # If the leader has moved too, neither of them finds the other; this node is heard by both.
@@ -524,7 +524,7 @@ class Node:
 
     def _announce_move(self, now_ns: int) -> None:
         """A member whose addresses are not those in the log."""
-        listed = self.cluster.member(self.me)
+        listed = self.tip().member(self.me)  # not again while it is under way
         if listed is not None and seat_of(listed) == seat_of(self.mine) and listed[:5] != self.mine[:5]:
             self.propose_or_forward("member/1", {"member": list(self.mine)}, now_ns)
 
