@@ -103,6 +103,8 @@ class Node:
         self.told_cluster: ClusterState | None = None
         self.told_lease = TellLease(0, 0)
         self.book = AddressBook()
+        self.handed_to: dict[str, int] = {}
+        """Whom this node gave way to so that they take the grant, and after which grant that was."""
         for entry in raft.log.between(self.applied + 1, raft.commit):
             self.cluster = apply(self.cluster, entry)
         self.applied = max(self.applied, raft.commit)
@@ -393,10 +395,14 @@ class Node:
     def situation(self, notes: Campaigning, now_ns: int) -> Situation:
         waited_ms = (now_ns - notes.quorum_at_ns) // MS if notes.quorum_at_ns else 0
         connected = frozenset(m.name for m in self.cluster.members if self.sightings.is_connected(m.name, now_ns))
-        last_known = self.sightings.last_known(self.cluster.grant)
+        in_vain = frozenset(name for name, grant in self.handed_to.items() if grant == self._newest_grant())
         return Situation(
-            self.me, notes.term, self.tip(), notes.promises, connected, waited_ms, last_known=last_known
+            self.me, notes.term, self.tip(), notes.promises, connected, waited_ms,
+            last_known=self.sightings.last_known(self.cluster.grant), in_vain=in_vain,
         )  # fmt: skip
+
+    def _newest_grant(self) -> int:
+        return self.cluster.grant.term if self.cluster.grant is not None else 0
 
     def _act(self, notes: Campaigning, decision: Decision, now_ns: int) -> None:
         match decision:
@@ -417,6 +423,7 @@ class Node:
                 # Only when the parent has said for this very term that Postgres here is not writable.
                 if self.me in notes.promises:
                     notes.handed_over = True
+                    self.handed_to[to] = self._newest_grant()
                     self._raft(Release(to), now_ns)
 
     def _ask(self, notes: Campaigning, now_ns: int) -> None:

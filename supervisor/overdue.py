@@ -1,7 +1,7 @@
 """Has the promotion of this node failed? Pure.
 
-A grant that does not become a primary in time has failed; so has a primary that hangs before it is open. One that
-answers and is not open waits for its standbys, for as long as it takes.
+A grant that does not become a primary in time has failed; so has a primary whose Postgres answers nothing for as long,
+open or not. One that answers and is not open waits for its standbys, for as long as it takes.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from fencing.lease import MS
 from supervisor.roles import Local, Server, View
 
 PRIMARY_START_TIMEOUT_MS = 30_000
-"""From a grant to a promoted Postgres; then it is given up and handed over (safety.md, promotion 5)."""
+"""From a grant to a promoted Postgres, and from one answer of it to the next; then it is given up and handed over
+(safety.md, promotion 5)."""
 
 
 class Overdue:
@@ -30,7 +31,7 @@ class Overdue:
         if term > 0 and local.server is Server.PRIMARY and local.epoch == term:
             self.promoted = term
         promoted = self.promoted == term
-        waiting = not promoted or (local.server is Server.PRIMARY and not local.gate_open)
+        waiting = not promoted or local.server is Server.PRIMARY
         began_ns = max(since_ns, answered_ns) if promoted else since_ns
         late = term > 0 and waiting and now_ns - began_ns > PRIMARY_START_TIMEOUT_MS * MS
         return term if late and view.alive and local.failed_promotion != term else 0

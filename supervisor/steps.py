@@ -324,7 +324,9 @@ class Steps:
             return
         start = switch_lsn(c, timeline)
         if start is not None and c.record.history and grant.term > c.record.history[-1].epoch:
-            yield from c.save_record((*c.record.history, EpochStart(grant.term, start, timeline)))
+            # As in `promote`: one that it attached to and never received from is not its ancestor.
+            older = (e for e in c.record.history if e.start_lsn < start)
+            yield from c.save_record((*older, EpochStart(grant.term, start, timeline)))
 
     # -- the log -------------------------------------------------------------------------------------------------
 

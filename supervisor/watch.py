@@ -1,6 +1,6 @@
 """Looking at the running Postgres: position, streaming, slots; and the checkpoint after a promotion.
 
-Informs, never decides.
+Decides nothing; others decide by what it saw, and by whether it saw anything (overdue.py).
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ EVERY_MS = 1_000
 SOON_MS = 50
 SLOTS_EVERY_MS = 5_000
 NOT_STREAMING_MS = 1_500
+CONNECT_EVERY_MS = 5_000
+"""Old sessions go on answering when the postmaster hangs: who can't be connected to counts as silent."""
 QUERY_MS = 2_000
 
 _PRIMARY = "SELECT pg_current_wal_flush_lsn(), pg_current_wal_flush_lsn(), 'f', 'f'"
@@ -28,7 +30,9 @@ _STANDBY = (
     " EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming'), pg_is_in_recovery()"
 )
 WAL_GONE = "has already been removed"
-OTHER_HISTORY = ("is not in this server's history", "is not a child of this server's history")
+OTHER_HISTORY = (
+    "is not in this server's history", "is not a child of this server's history", "forked off current database system",
+)  # fmt: skip
 
 
 class Watcher:
@@ -53,8 +57,13 @@ class Watcher:
     def _run(self) -> Task[None]:
         c = self.c
         session = yield from sql.connect(c.own_conninfo(), now_ns() + 5_000 * MS)
+        connected_ns = now_ns()
         try:
             while c.local.server in (Server.STANDBY, Server.PROMOTING, Server.PRIMARY):
+                if now_ns() - connected_ns > CONNECT_EVERY_MS * MS:
+                    session.close()
+                    session = yield from sql.connect(c.own_conninfo(), now_ns() + 5_000 * MS)
+                    connected_ns = now_ns()
                 yield from self._look(session)
                 if c.view.cluster is not None and (now_ns() >= self.slots_at_ns or c.slots() != self.slots):
                     self.slots_at_ns, self.slots = now_ns() + SLOTS_EVERY_MS * MS, c.slots()

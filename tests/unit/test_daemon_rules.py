@@ -76,7 +76,8 @@ def test_a_primary_that_hands_over_much_later_has_not_failed(server: Server) -> 
     node = Node()
     node.turn(server=Server.PROMOTING, epoch=7)
     node.turn(5_000 * MS, server=Server.PRIMARY, gate_open=True)
-    assert node.turn(10 * TIMEOUT) == 0, "as a primary neither"
+    node.c.facts = Facts(answered_ns=node.now + 10 * TIMEOUT)
+    assert node.turn(10 * TIMEOUT) == 0, "as a primary that answers neither"
     assert node.turn(1, server=server) == 0
     assert node.turn(10 * TIMEOUT) == 0
     assert node.logged == []
@@ -90,6 +91,15 @@ def test_a_primary_that_waits_for_its_standbys_has_not_failed_and_one_that_hangs
     for _ in range(100):
         node.c.facts = Facts(answered_ns=node.now)
         assert node.turn(1_000 * MS) == 0
+    node.c.facts = Facts(answered_ns=node.now)
+    assert node.turn(TIMEOUT) == 0
+    assert node.turn(1) == 7
+
+
+def test_an_open_primary_that_answers_nothing_for_as_long_has_failed() -> None:
+    """Its processes live and its lease goes on: nobody else would notice."""
+    node = Node()
+    node.turn(server=Server.PRIMARY, epoch=7, gate_open=True)
     node.c.facts = Facts(answered_ns=node.now)
     assert node.turn(TIMEOUT) == 0
     assert node.turn(1) == 7
@@ -158,7 +168,7 @@ def primary(*unread: wire.Frame, lease_until_ns: int) -> Daemon:
     local = Local("a", Data.READY, Server.PRIMARY, epoch=EPOCH, frozen=EPOCH, gate_open=True)
     daemon = Daemon.__new__(Daemon)
     c: Any = SimpleNamespace(
-        facts=Facts(),
+        facts=Facts(answered_ns=now_ns()),
         view=view, local=local, timings=PROFILES["default"], raft=Link(*unread), watchdog=Link(),
         process=ProcessId(9, 9),
     )  # fmt: skip
