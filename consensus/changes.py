@@ -85,7 +85,8 @@ def _reverted(state: ClusterState, facts: Facts) -> Proposal | None:
         return None
     silent = sorted({s.name for s in set(change.new.members) - set(change.old.members)} - facts.connected)
     if silent:
-        return turned_back(change, facts.me, f"{', '.join(silent)} not connected, {PATIENCE_MS // 1000} s after it began")
+        why = f"{', '.join(silent)} not connected, {PATIENCE_MS // 1000} s after it began"
+        return turned_back(change, facts.me, why)
     if is_better_turned_back(state, change, facts.copied):
         return turned_back(change, facts.me, "too few of the new group stream, and enough of the old one do")
     return None
