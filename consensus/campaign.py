@@ -18,6 +18,7 @@ class Campaigning:
     ask_at_ns: int = 0
     granted_index: int = 0
     """Index of this node's `Promoted`, once proposed."""
+    granted_at_ns: int = 0
     handing_over_to: str | None = None
     """Set while the parent is asked to stop Postgres for a switchover."""
     handed_over: bool = False

@@ -173,7 +173,7 @@ def admit(state: ClusterState, facts: Facts, greeting: Greeting) -> Proposal | R
     if greeting.adopts:
         hint = "move its data directory away: it gets a copy of the primary's"
         return Refusal(78, f"{name} brings a Postgres of its own, which can not become part of this cluster", hint)
-    if not settled(state):
+    if not _may_admit(state):
         return Refusal(75, "the cluster has something to finish first", "it is asked again", final=False)
     aim = greeting.aim if known is None or known.aim.startswith(GONE) else known.aim
     new = Member(name, greeting.incarnation, greeting.raft, greeting.postgres, greeting.http, LEARNER, aim)
@@ -186,6 +186,23 @@ def settled(state: ClusterState) -> bool:
     """May a change begin? Never before clients were let in for the first time: until then only the founder counts."""
     grant = state.grant
     return state.change is None and grant is not None and grant.opened and not grant.failed
+
+
+def _may_admit(state: ClusterState) -> bool:
+    """Also while the newest epoch is not open yet: it may be just this node's copy that it waits for."""
+    grant = state.grant
+    return state.was_opened and state.change is None and grant is not None and not grant.failed
+
+
+def unblocks(state: ClusterState, facts: Facts) -> Proposal | None:
+    """The newest epoch can't open, as too few of the sync group can flush: what lets the next one.
+
+    A group of two, one of them has lost its state, and the primary was started anew meanwhile: without this the copy
+    that could take the lost place has to wait for the opening, and the opening for the copy (found by tests/sim).
+    """
+    if not _may_admit(state) or len(_holders(state, facts, state.group)) >= state.group.k:
+        return None
+    return next_change(state, facts)
 
 
 def aim_at(state: ClusterState, facts: Facts, name: str, aim: str) -> Proposal | Refusal:

@@ -357,17 +357,29 @@ class Node:
             notes.change_seen = (tip.change.index, now_ns)
         facts = self.facts(now_ns)
         if grant is None or not grant.opened:
-            stuck = tip.change if facts.waited_ms >= changes.PATIENCE_MS else None
-            if stuck is not None and is_better_turned_back(tip, stuck, facts.copied):
-                # It will not open. Nobody may touch the names of an epoch that is not proven: the next one turns back.
-                notes.sentence = "makes way: the open change of the sync group can't be finished by those who are up"
-                self._raft(StepDown(), now_ns)
+            self._unblock(notes, facts, now_ns)
             return
         if self.raft.changed_at > self.raft.commit:
             return
         step = changes.next_change(tip, facts)
         if step is not None:
             self.propose_change(step, now_ns)
+
+    def _unblock(self, notes: Campaigning, facts: Facts, now_ns: int) -> None:
+        """The epoch may not be able to open, and nobody may touch the names of one that is not proven: the sync group
+        is changed (back) for the next one, and this one makes way."""
+        tip = self.tip()
+        change = tip.change
+        if change is None:
+            step = changes.unblocks(tip, facts) if now_ns - notes.granted_at_ns >= changes.PATIENCE_MS * MS else None
+            if step is not None:
+                self.propose_change(step, now_ns)
+            return
+        for_the_next = notes.granted_index < change.index <= self.raft.commit
+        late = facts.waited_ms >= changes.PATIENCE_MS
+        if for_the_next or (late and is_better_turned_back(tip, change, facts.copied)):
+            notes.sentence = "makes way: too few of the sync group can flush, and for the next primary it is another"
+            self._raft(StepDown(), now_ns)
 
     def propose_change(self, proposal: Proposal, now_ns: int) -> bool:
         """False: not now (the core has something to commit first)."""
@@ -415,6 +427,7 @@ class Node:
                     "at": self.wall_clock(),
                 }  # fmt: skip
                 notes.granted_index = self._raft(Propose("promoted/1", canonical(body)), now_ns)
+                notes.granted_at_ns = now_ns
             case TurnBack(change, reason):
                 notes.sentence = reason
                 self.propose_change(changes.turned_back(change, self.me, reason), now_ns)

@@ -34,6 +34,8 @@ from consensus.tally import PlainFile, Tally, sync_directory
 from consensus.write import Stored, Write
 
 SCHEMA_VERSION = 1
+_FAR_AHEAD = 1000
+"""Further ahead than any version of pgr will be: such a number is damage."""
 _APPLICATION_ID = 0x50475231
 _LOCK_WAIT_S = 0.2
 _PAGES_BYTES = 3 * 4096
@@ -229,6 +231,8 @@ class Store:
             return True
         if application != _APPLICATION_ID:
             raise self._corrupt("it is a database of some other program")
+        if version > SCHEMA_VERSION + _FAR_AHEAD:
+            raise self._corrupt(f"no pgr writes schema {version}")
         if version > SCHEMA_VERSION:
             raise StorageNewerError(
                 f"{self._path}: written by a newer pgr (schema {version}, this one knows {SCHEMA_VERSION}): "
@@ -412,7 +416,8 @@ class Store:
                 f"{self._path} is in use by another process: is a second pgr-supervise running on this data directory? "
                 "Stop one of them"
             )
-        if code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
+        if code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}:
+            # ERROR: our statements never change, so the tables are not those that were made.
             return self._corrupt(str(error))
         return StorageError(
             f"{self._path}: {error}: look for a failing disk, a quota, a file size limit or a read-only file system"

@@ -71,6 +71,8 @@ class GroupWorld(PromiseWorld):
 
     def _readmission(self, view: View, i: int, state: ClusterState) -> Iterator[Proposal]:
         me = view.hosts[i]
+        if not changes.settled(state) and not self.setup.blocked:
+            return
         facts = self.facts(view, i)
         for j, host in enumerate(view.hosts):
             member = state.member(self.names[j])
@@ -79,8 +81,8 @@ class GroupWorld(PromiseWorld):
                 answer = changes.admit(state, Facts(facts.me, frozenset(), frozenset(), frozenset()), greeting)
                 if isinstance(answer, Proposal) and me.committed == len(me.log):
                     yield answer
-        if me.committed == len(me.log) and changes.settled(state):
-            step = changes.next_change(state, facts)
+        if me.committed == len(me.log):
+            step = changes.next_change(state, facts) if changes.settled(state) else changes.unblocks(state, facts)
             if step is not None and (step.kind != "change/1" or self.budgets.values[view.budget][CHANGES]):
                 yield step
 

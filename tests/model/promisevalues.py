@@ -103,6 +103,9 @@ class Setup(NamedTuple):
     clones: int = 0
     """So many data directories are lost and cloned anew; the Raft state stays."""
 
+    blocked: bool = False
+    """Members and the sync group may also be changed while the newest epoch is not open."""
+
     def __str__(self) -> str:
         witness = f", {self.nodes - self.data} witness" if self.nodes > self.data else ""
         outside = f", {self.data - self.seated} outside S" if self.seated else ""
@@ -111,6 +114,7 @@ class Setup(NamedTuple):
             (self.changes, f"{self.changes} change{'s' * (self.changes > 1)} of S"),
             (self.wipes, f"{self.wipes} lost disk"),
             (self.wish, f"{self.wish} is wished for"),
+            (self.blocked, "before the opening too"),
             (self.clones, f"{self.clones} data director{'y' if self.clones == 1 else 'ies'} lost"),
         )  # fmt: skip
         more = "".join(f", {text}" for count, text in words if count)

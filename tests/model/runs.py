@@ -115,6 +115,7 @@ RUNS = (
     upper("S change x witness", Promises(2, 2, data=2, seated=1, k=1, changes=1, targets=(group("ab", 2),)),
           LiveGroupWorld, quick=True),
     upper("a lost incarnation on its way back into S", Promises(2, 2, wipes=1, changes=1), LiveGroupWorld),
+    upper("a lost place in a group of two", Promises(3, 1, data=2, wipes=1, changes=1, blocked=True), LiveGroupWorld),
     lease("elections", LeaseSetup(Bound(2)), quick=True),
     lease("elections, the leader's clock is fast", LeaseSetup(Bound(2), Clocks(rates=(3, 2, 2)))),
     lease("heartbeats", LeaseSetup(Bound(2), beats=2, settled=True)),

@@ -188,6 +188,13 @@ class Host:
     def make_room_for_pgdata(self) -> None:
         self.room = None
 
+    @property
+    def is_helpless(self) -> bool:
+        """The parent hangs, and both of the others hang or are gone: nobody is left to act (safety.md exempts it)."""
+        others = (self.raft_process, self.watchdog_process)
+        parent = self.parent_process
+        return parent.alive and parent.frozen and all(p.frozen or not p.alive for p in others)
+
     def lose_copy(self) -> None:
         """Its PGDATA is gone; what it had flushed may have been counted, and the word of that be under way."""
         if self.directory is not None:

@@ -25,7 +25,10 @@ def leave_out(world: Simulation) -> tuple[str, ...]:
     dice = random.Random(f"{world.seed} minority")
     if world.mutant or dice.random() >= SHARE:
         return ()
-    newest = max((h.raft.node for h in world.hosts.values() if h.boots and h.raft.node), key=lambda n: n.applied)
+    known = [h.raft.node for h in world.hosts.values() if h.boots and h.raft.node]
+    if not known:
+        return ()
+    newest = max(known, key=lambda n: n.applied)
     voters = [m.name for m in newest.cluster.members if m.votes]
     most = (len(voters) - 1) // 2
     if not most:

@@ -73,6 +73,10 @@ class Directory:
     def numbers(self) -> tuple[int, ...]:
         return timelines.history_numbers(self.histories)
 
+    def is_burned(self, number: int) -> bool:
+        """Its history has no parents."""
+        return not timelines.parse_history(self.histories[timelines.history_name(number)])
+
     def copy(self) -> Directory:
         """What a base backup brings: of the histories the newest alone."""
         newest = timelines.history_name(self.timeline)

@@ -134,7 +134,8 @@ class Postgres:
             return
         # Recovery begins by syncing the whole directory.
         directory.flushed = directory.end
-        burned = [n for n in directory.numbers() if n > max(directory.timeline, directory.control_timeline)]
+        mine = max(directory.timeline, directory.control_timeline)
+        burned = [n for n in directory.numbers() if n > mine and directory.is_burned(n)]
         if burned and burned[0] == directory.timeline + 1:
             return  # it waits for WAL of that timeline, for ever
         low = max(self.replayed, min(directory.consistent_at, directory.end))

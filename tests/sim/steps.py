@@ -201,7 +201,9 @@ class Steps(Promises):
         if not (yield from p.ask_watchdog(machine.Arm(grant.term, self.pid, 1, until_ns), 500)):
             raise StepFailed("the watchdog is not armed")
         p.change(unguarded_since_ns=0)
-        server.reload(Conf(None, p.primary_names(grant.term)))
+        names = p.primary_names(grant.term)
+        p.commits_wait = p.commits_wait and names.needed > 0
+        server.reload(Conf(None, names))
         yield from self._reloaded(server, p.now + QUERY_MS * MS)
         history = p.view.record.history
         own = max([e.timeline for e in history], default=1)

@@ -23,6 +23,7 @@ from consensus.changes import (
     next_change,
     remove,
     settled,
+    unblocks,
     wanted_seats,
 )
 from consensus.cluster import Change, ClusterState, Grant, Seat, SyncGroup, apply, canonical, seat_of, sync_group
@@ -332,6 +333,25 @@ def test_who_is_not_let_in() -> None:
     code, reason, final = refusal(admit(three(), facts(), greeting("d", adopts="77")))
     assert (code, final) == (78, True)
     assert "brings a Postgres of its own" in reason
+
+
+CLOSED = replace(three(), grants=(OPEN, OPEN._replace(term=2, opened=False)))
+"""It was open before, and the newest epoch is not yet."""
+
+
+def test_while_the_newest_epoch_waits_for_copies_a_node_is_let_in_and_nothing_else_begins() -> None:
+    assert isinstance(admit(CLOSED, facts("ab"), greeting("c", joins=False)), Proposal)
+    for answer in (aim_at(CLOSED, facts(), "b", LEARNER), remove(CLOSED, facts(), "b")):
+        assert refusal(answer) == (75, "the cluster has something to finish first", False)
+
+
+def test_the_sync_group_is_changed_for_the_next_epoch_only_if_this_one_can_not_open() -> None:
+    back = replace(CLOSED, members=three(c=member("c", life=2)).members)
+    assert told(unblocks(back, facts("ac"))) == "sync group a: is changed: c joins, c leaves"
+    assert unblocks(back, facts("abc", copied="ab")) is None, "a and b can open it"
+    assert unblocks(back, facts("ac", copied="a")) is None, "with c's copy unproven nothing is better"
+    assert unblocks(replace(back, grants=(OPEN._replace(opened=False),)), facts("ac")) is None, "the founding"
+    assert unblocks(replace(back, grants=(OPEN, OPEN._replace(term=2, failed="x"))), facts("ac")) is None
 
 
 UNSETTLED = [

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from consensus.cluster import ClusterState, Grant
+from consensus.cluster import ClusterState, Grant, Seat
 from consensus.promotion import LAST_PRIMARY_GRACE_MS, TakeGrant
 from consensus.record import EpochStart, NodeRecord, Position
 from supervisor import timelines
@@ -19,6 +19,35 @@ from supervisor.watch import OTHER_HISTORY, WAL_GONE
 from tests.unit.nodes import Cluster
 from tests.unit.test_node import opened
 from tests.unit.test_promotion import OPENED, ask, state
+
+
+def test_a_copy_that_takes_a_lost_place_does_not_wait_for_the_opening_that_waits_for_it() -> None:
+    """Two copies and a witness; b has lost everything, and before it is back a is started anew and can't open."""
+    cluster = opened("a", "b", "w", witnesses="w")
+    cluster.streams = False
+    cluster.members["b"].up = False
+    cluster.restart("a")
+    cluster.until(lambda: cluster.primary() == "a")
+    b = cluster.join("b")
+    cluster.until(lambda: b.running is not None)
+    first = cluster.members["a"].state["granted"]
+
+    def b_streams() -> bool:
+        primary = cluster.primary()
+        term = cluster.members[primary].state["granted"] if primary else 0
+        if primary == "a":
+            b.position = (term, 150)
+            seen = {"state": "streaming", "epoch_of_upstream": term, "proven": True, "incarnation": b.mine.incarnation}
+            cluster.tell("b", "node.observed", seen)
+        cluster.sleep(50)
+        change = cluster.members["a"].node.cluster.change
+        return change is not None and term > first
+
+    assert any(b_streams() for _ in range(1000))
+    change = cluster.members["a"].node.cluster.change
+    assert change is not None
+    assert [seat for seat in change.new.members if seat.name == "b"] == [Seat("b", b.mine.incarnation)]
+    assert cluster.primary(), "whose names are those of the new group now: it can open"
 
 
 @pytest.mark.parametrize("failed", ["", "the promotion failed"])

@@ -277,6 +277,17 @@ def test_second_opener_in_one_process(path: Path) -> None:
     assert load(path).identity == ME
 
 
+@pytest.mark.parametrize(
+    "statement", ["PRAGMA user_version = 65025", "ALTER TABLE log RENAME COLUMN data TO dat"]
+)  # fmt: skip
+def test_what_no_version_of_pgr_writes_is_damage(path: Path, statement: str) -> None:
+    """Flipped bits in the header or in the schema; found by tests/sim, seeds 10227 and 4788."""
+    save(path, Write(identity=ME))
+    change(path, statement)
+    with pytest.raises(StorageCorruptError, match="is damaged"):
+        load(path)
+
+
 def test_newer_and_foreign_files(path: Path) -> None:
     save(path, Write(identity=ME))
     change(path, "PRAGMA user_version = 2")
