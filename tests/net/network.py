@@ -16,7 +16,9 @@ import secrets
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from fencing.clock import now_ns
@@ -26,6 +28,7 @@ CLIENT = "client"
 """The test itself, wherever it runs: one more address on the bridge."""
 CONSENSUS, POSTGRES, HTTP = PORTS = (7400, 5432, 8008)
 """The same on every node: each has a namespace to itself."""
+ROOT = Path(__file__).resolve().parents[2]
 _PREFIX = "pgrnet"
 _TABLE = """
 table bridge faults {
@@ -93,6 +96,7 @@ class Network:
         }
         self._device = f"pn{number}c"
         self._made: list[str] = []
+        self._slow: dict[str, subprocess.Popen[str]] = {}
         try:
             self._make()
         except BaseException:
@@ -141,8 +145,27 @@ class Network:
         rules = [f"add rule bridge faults loss ip saddr {pair[0]} ip daddr {pair[1]} {what}\n" for pair in pairs]
         return self._nft("".join(rules))
 
+    def delay(self, name: str, delay_ms: float, jitter_ms: float = 0) -> None:
+        """From now on every frame from and to this node takes so much longer, each way."""
+        self._hasten(name)
+        words = [*self.enter("hub"), sys.executable, "-m", "tests.net.delay", f"to-{name}", f"slow-{name}"]
+        slow = subprocess.Popen(
+            [*words, str(delay_ms), str(jitter_ms)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+        )
+        self._slow[name] = slow
+        if slow.stdout is None or slow.stdout.readline() != "ready\n":
+            self._hasten(name)
+            raise RuntimeError(f"the frames of {name} cannot be delayed")
+
+    def _hasten(self, name: str) -> None:
+        if slow := self._slow.pop(name, None):
+            slow.communicate()  # the end of its standard input is its own
+            _batch(self.namespace("hub"), [f"link set to-{name} master bridge"])
+
     def heal(self) -> Instant:
-        """No packet is lost any more."""
+        """No packet is lost or late any more."""
+        for name in list(self._slow):
+            self._hasten(name)
         return self._nft(
             "flush set bridge faults cut\nflush set bridge faults cut_port\nflush chain bridge faults loss\n"
         )
@@ -159,6 +182,9 @@ class Network:
 
     def close(self) -> None:
         """Idempotent. A process that still runs in one keeps only its own, which is connected to nothing then."""
+        for slow in self._slow.values():
+            slow.communicate()
+        self._slow.clear()
         for name in reversed(self._made):  # the hub first: with it every cable is gone
             subprocess.run(["ip", "netns", "del", self.namespace(name)], capture_output=True, check=False)
         self._made.clear()

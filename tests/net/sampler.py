@@ -17,12 +17,11 @@ import psycopg
 from fencing.clock import now_ns
 from supervisor.localwriter import CANCELED_WAIT
 
-TABLE = "pgr_sampled"
 FRESH_PAUSE_S = 0.1
 OPEN_PAUSE_S = 0.02
 SESSION_ROWS = 1_000_000_000
 _OPTIONS = "-c default_transaction_read_only=off -c synchronous_commit={commit}"
-_TRY = f"insert into {TABLE} values (%s) returning substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8)"
+_TRY = "insert into {table} values (%s) returning substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8)"
 
 
 class Sample(NamedTuple):
@@ -53,9 +52,10 @@ class Double(NamedTuple):
 class Prober(threading.Thread):
     """One kind of session on one node, until `end` is set."""
 
-    def __init__(self, node: str, uri: str, number: int, *, fresh: bool, quorum: bool) -> None:
+    def __init__(self, node: str, uri: str, table: str, number: int, *, fresh: bool, quorum: bool) -> None:
         super().__init__(name=f"prober-{node}", daemon=True)
         self.node, self.uri, self.fresh, self.quorum = node, uri, fresh, quorum
+        self._statement = _TRY.format(table=table).encode()
         self.accepted: list[Sample] = []
         self.unknown: list[int] = []
         self.refused = 0
@@ -85,7 +85,7 @@ class Prober(threading.Thread):
         self._notices.clear()
         begin_ns = now_ns()
         try:
-            told = session.execute(_TRY, (row,)).fetchone()
+            told = session.execute(self._statement, (row,)).fetchone()
         except psycopg.Error as error:
             if session.broken or session.closed or (error.sqlstate or "").startswith(("57P", "08")):
                 self.unknown.append(row)
@@ -102,10 +102,11 @@ class Prober(threading.Thread):
 class Sampler:
     """Four sessions on each node: fresh and open, waiting for the sync group and not."""
 
-    def __init__(self, uris: Mapping[str, str]) -> None:
+    def __init__(self, uris: Mapping[str, str], table: str) -> None:
+        self.table = table
         kinds = itertools.product(uris.items(), (True, False), (True, False))
         self.probers = [
-            Prober(node, uri, number, fresh=fresh, quorum=quorum)
+            Prober(node, uri, table, number, fresh=fresh, quorum=quorum)
             for number, ((node, uri), fresh, quorum) in enumerate(kinds)
         ]
 

@@ -18,7 +18,7 @@ from supervisor.localcluster import LocalNode, processes
 from supervisor.localwriter import Writer
 from tests.cluster.world import World, node_names
 from tests.net.network import CLIENT, Instant, Link, Network, between
-from tests.net.sampler import TABLE, Double, Sampler, doubles, not_granted, shared_timelines
+from tests.net.sampler import Double, Sampler, doubles, not_granted, shared_timelines
 
 KEEPALIVES = "&keepalives_idle=1&keepalives_interval=1&keepalives_count=3&tcp_user_timeout=3000"
 """A host that vanished without a word must not hold a client for hours."""
@@ -66,7 +66,7 @@ class NetWorld(World):
         except BaseException:
             self.network.close()
             raise
-        self.samplers: list[Sampler] = []
+        self.loads: list[Workload] = []
         config = self.home / "pgr.toml"
         config.write_text(CONFIG, encoding="utf-8")
         config.chmod(0o644)
@@ -95,16 +95,17 @@ class NetWorld(World):
         """So many writers and the sampler, for as long as the block lasts; all of them ended after it."""
         primary = self.primary()
         assert primary is not None
+        number = len(self.loads)
+        sampler = Sampler({node.name: self.node_uri(node) for node in self.nodes}, f"pgr_sampled_{number}")
         with psycopg.connect(self.node_uri(primary), autocommit=True) as session:
-            session.execute(f"create table if not exists {TABLE} (id bigint primary key)")
-        sampler = Sampler({node.name: self.node_uri(node) for node in self.nodes})
+            session.execute(f"create table {sampler.table} (id bigint primary key)".encode())
         made = [
-            Writer(self.uri(first=n % len(self.nodes)), table=f"pgr_writes_{n}", pause_s=pause_s)
+            Writer(self.uri(first=n % len(self.nodes)), table=f"pgr_writes_{number}_{n}", pause_s=pause_s)
             for n in range(writers)
         ]
-        self.samplers.append(sampler)
         self.writers += made
         load = Workload(tuple(made), sampler)
+        self.loads.append(load)
         threads: list[Writer | Sampler] = [*made, sampler]
         for thread in threads:
             thread.start()
@@ -119,6 +120,14 @@ class NetWorld(World):
         for one in threads:
             one.stop(60)
 
+    def moves_on(self, load: Workload, timeline: int) -> None:
+        """Until a promised write was acknowledged on a newer timeline, and each client goes on."""
+        self.settles(
+            lambda: any(sample.timeline > timeline for sample in load.sampler.accepted(quorum=True)),
+            f"a write acknowledged on a timeline after {timeline}",
+        )
+        self.goes_on(load, now_ns())
+
     def goes_on(self, load: Workload, since_ns: int, seconds: float = 60) -> None:
         """Until every writer has had a row acknowledged that was sent after ``since_ns``."""
         self.settles(
@@ -130,11 +139,11 @@ class NetWorld(World):
 
     # -- the network -----------------------------------------------------------------------------------------------
 
-    def others(self, *nodes: LocalNode) -> list[LocalNode]:
-        return [node for node in self.nodes if node not in nodes]
-
     def cut(self, links: Iterable[Link]) -> Instant:
         return self.network.cut(links)
+
+    def others(self, *nodes: LocalNode) -> list[LocalNode]:
+        return [node for node in self.nodes if node not in nodes]
 
     def isolate(self, *nodes: LocalNode, port: int = 0, client: bool = False) -> Instant:
         """These nodes reach each other and nobody else; ``client``: nor does the test reach them."""
@@ -146,6 +155,12 @@ class NetWorld(World):
 
     # -- processes and machines ------------------------------------------------------------------------------------
 
+    def freeze_control(self, node: LocalNode) -> int:
+        """SIGSTOP for all of the control plane; Postgres runs on, and nobody is left who could fence it. ns."""
+        for role in CONTROL:
+            send(node.pid_of(role), signal.SIGSTOP)
+        return now_ns()
+
     def freeze(self, node: LocalNode) -> int:
         """SIGSTOP for every process of the node, as if its machine stood still. When all of them stood, ns."""
         frozen: set[int] = set()
@@ -155,13 +170,20 @@ class NetWorld(World):
                 send(pid, signal.SIGSTOP)
         return now_ns()
 
+    def power_cut(self, *nodes: LocalNode) -> int:
+        """Every process of these nodes is gone, as at one instant: all stand still before the first one dies. ns."""
+        for node in nodes:
+            self.freeze(node)
+        return max(node.kill_all()[0] for node in nodes)
+
     def thaw(self, node: LocalNode, *, control: bool = True) -> int:
         """SIGCONT, Postgres first. ``control``: the control plane too; without it no watchdog and no supervisor has a
         say. The instant before the first one, ns."""
         at_ns = now_ns()
         table = processes()
         pids = node.pids()
-        ours = {pid for pid in pids if is_control(node, pid, table[pid].comm if pid in table else "")}
+        names = {f"pgr-{role}" for role in CONTROL}
+        ours = {pid for pid in pids if pid == node.pid_of("parent") or (pid in table and table[pid].comm in names)}
         for pid in [pid for pid in pids if pid not in ours]:
             send(pid, signal.SIGCONT)
         for pid in ours if control else ():
@@ -169,8 +191,8 @@ class NetWorld(World):
         return at_ns
 
     def close(self, failed: bool = False) -> None:
-        for sampler in self.samplers:
-            sampler.stop_soon()
+        for load in self.loads:
+            load.sampler.stop_soon()
         with contextlib.suppress(RuntimeError):  # what matters is that the rest is ended
             self.heal()
         try:
@@ -180,6 +202,10 @@ class NetWorld(World):
 
     # -- the check -------------------------------------------------------------------------------------------------
 
+    def timeline(self, load: Workload) -> int:
+        """On which writes are accepted now."""
+        return max(sample.timeline for sample in load.sampler.accepted())
+
     def granted(self, name: str) -> list[int]:
         """Timelines on which this node was told to be primary, as its log says; it says so before the act."""
         return [int(event["fields"]["timeline"]) for event in self.logged(self[name], "postgres.promoting")]
@@ -187,7 +213,7 @@ class NetWorld(World):
     def tally(self, load: Workload, uri: str = "") -> Tally:
         """What the clients were told against what is there, on the primary or over ``uri``. After the block."""
         with psycopg.connect(uri or self.uri(), autocommit=True) as session:
-            there = {row[0] for row in session.execute(f"select id from {TABLE}")}
+            there = {row[0] for row in session.execute(f"select id from {load.sampler.table}".encode())}
         audits = [writer.audit(uri) for writer in load.writers]
         acknowledged = load.sampler.acknowledged()
         return Tally(
@@ -198,12 +224,15 @@ class NetWorld(World):
             doubles=doubles(load.sampler.accepted()),
         )
 
-    def check(self, load: Workload) -> Tally:
-        """The final check of safety.md's invariants 1, 2 and 4: on every node, once all of them stream."""
+    def check(self, load: Workload, *, promised_only: bool = False) -> Tally:
+        """The final check of safety.md's invariants 1, 2 and 4: on every node, once all of them stream.
+
+        ``promised_only``: where nobody was left who could fence, so only what waited for the sync group counts.
+        """
         self.wait_whole()
         found = self.tally(load)
-        assert not found.doubles, f"two nodes accepted writes: {found.doubles[:5]}"
-        accepted = load.sampler.accepted()
+        accepted = load.sampler.accepted(quorum=True if promised_only else None)
+        assert not doubles(accepted), f"two nodes accepted writes: {doubles(accepted)[:5]}"
         assert not shared_timelines(accepted), "one timeline, one node"
         assert not not_granted(accepted, self.granted), "a write on a node that was not to be primary"
         assert not found.lost, f"{found.lost} of {found.ok} acknowledged rows are lost"
@@ -222,9 +251,6 @@ class NetWorld(World):
 
 
 def send(pid: int, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, number)
-
-
-def is_control(node: LocalNode, pid: int, comm: str) -> bool:
-    return pid == node.pid_of("parent") or comm in {f"pgr-{role}" for role in CONTROL}
+    if pid:  # 0 would be ourselves
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
