@@ -157,9 +157,7 @@ def strike(world: NetWorld, kind: str, number: int, writers: int) -> Line:
         fault.begin()
         moved = primary in fault.nodes
         if moved:
-            world.settles(
-                lambda: any(s.timeline > timeline for s in load.sampler.accepted(quorum=True)), "another primary"
-            )
+            world.moves_on(load, timeline)
         world.settles(lambda: now_ns() - begun_ns > LONG_NS, "a while")
         fault.end()
         world.goes_on(load, now_ns())

@@ -1,8 +1,8 @@
 """Latency without netem, which not every kernel has: a process between one node's cable and the bridge.
 
 Run in the hub as ``python delay.py CABLE TAP DELAY_MS JITTER_MS``; every frame waits so long, each way, in order. It
-says ``ready`` once it is in between and ends with its standard input; then the cable leads nowhere until it is plugged back
-into the bridge. Frames keep what the kernel says of them (virtio header), as their checksums are not computed yet.
+says ``ready`` once it is in between and ends with its standard input; then the cable leads nowhere until it is plugged
+back into the bridge. Frames keep what the kernel says of them (virtio header), as their checksums are not computed yet.
 """
 
 from __future__ import annotations

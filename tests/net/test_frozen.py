@@ -40,6 +40,7 @@ def test_a_frozen_primary_that_thaws_without_its_control_plane_acknowledges_noth
         world.settles(lambda: now_ns() - thawed_ns > 3 * SECOND, "three seconds")
         world.thaw(old)
         world.wait_whole()
+        world.goes_on(load, now_ns())
     assert not on(load, old, timeline, thawed_ns, quorum=True)
     world.check(load, promised_only=True)
 
@@ -69,6 +70,7 @@ def test_a_frozen_control_plane_with_a_running_postgres_loses_nothing(net: NetWo
         )
         world.thaw(old)
         world.wait_whole()
+        world.goes_on(load, now_ns())
     assert not on(load, old, timeline, moved_ns, quorum=True)
     world.check(load, promised_only=True)
 

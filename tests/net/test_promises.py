@@ -13,7 +13,7 @@ from fencing.clock import now_ns
 from supervisor.localcluster import SECOND, LocalNode
 from tests.cluster.test_quorum_promises import mutate
 from tests.net.mutants import NO_FENCE, ONE_PROMISE_IS_ENOUGH, PROMISES_AND_GOES_ON
-from tests.net.network import CONSENSUS, POSTGRES, between
+from tests.net.network import CONSENSUS, POSTGRES, between, both
 from tests.net.test_partition import ends_within_the_lease, primary_of
 from tests.net.world import NetWorld, Workload
 
@@ -86,9 +86,7 @@ def test_control_a_promise_that_goes_on_receiving_loses_what_was_acknowledged(
     with world.working(writers=8, pause_s=0) as load:
         timeline = world.timeline(load)
         world.isolate(old, port=CONSENSUS)
-        world.settles(
-            lambda: any(s.timeline > timeline for s in load.sampler.accepted(quorum=True)), "another acknowledges"
-        )
+        world.moves_on(load, timeline)
         old.kill_all()
         world.heal()
     world.wait_whole()
@@ -146,3 +144,27 @@ def test_control_where_one_promise_is_enough_the_one_behind_is_promoted_and_rows
         only_one_has_all(world, load)
         world.settles(lambda: world.primary() is not None, "a primary", world.describe)
     assert world.tally(load).lost
+
+
+# --- 6: two promotions from one point ---------------------------------------------------------------------------------
+
+
+def test_two_promotions_from_one_point_do_not_share_a_timeline(net: NetWorld) -> None:
+    """The first one's WAL reaches nobody: the second begins where it began, and its Postgres knows of no other."""
+    world, old = net, primary_of(net)
+    left, right = world.others(old)
+    with world.working() as load:
+        timeline = world.timeline(load)
+        world.cut(both(left.name, right.name, POSTGRES))
+        world.power_cut(old)
+        world.settles(
+            lambda: any(s.timeline > timeline for s in load.sampler.accepted()), "writes that wait for nobody"
+        )
+        first = world[next(s.node for s in load.sampler.accepted() if s.timeline > timeline)]
+        world.isolate(first)
+        old.start()
+        world.settles(lambda: len({s.timeline for s in load.sampler.accepted()}) > 2, "the second promotion")
+        world.heal()
+        world.wait_whole()
+        world.goes_on(load, now_ns())
+    world.check(load)
