@@ -141,6 +141,13 @@ STORIES = (
     ),
     Story(10, "two data nodes and a witness", "cluster/members::a_witness_votes_and_is_never_primary"),
     Story(
+        10,
+        "every order of losing two of them (strict)",
+        "net/witness::every_order_of_losing_two_of_two_data_nodes_and_a_witness",
+        "",
+        NOTHING,
+    ),
+    Story(
         11, "power cut of one, of two, of all three", "net/processes::power_cuts_of_one_of_two_and_of_all", "", NOTHING
     ),
     Story(
@@ -221,7 +228,13 @@ STORIES = (
     Story(
         19, "the disk under the Raft log is full", "cluster/trouble::a_full_raft_disk_stops_that_node_and_nothing_else"
     ),
-    Story(20, "pg_rewind and pg_basebackup are killed half way"),
+    Story(
+        20,
+        "pg_rewind or pg_basebackup half way: its node, itself, its source dies",
+        "net/rejoin::a_copy_half_made",
+        "",
+        NOTHING,
+    ),
     Story(
         21, "an elected node never finishes its promotion", "cluster/killed_promotion::of_three_another_gets_its_turn"
     ),

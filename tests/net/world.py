@@ -16,7 +16,7 @@ import psycopg
 from fencing.clock import now_ns
 from supervisor.localcluster import LocalNode, processes
 from supervisor.localwriter import Writer
-from tests.cluster.world import World, node_names
+from tests.cluster.world import START_S, World, node_names
 from tests.net.network import CLIENT, Instant, Link, Network, between
 from tests.net.sampler import Double, Sampler, doubles, not_granted, shared_timelines
 
@@ -76,13 +76,21 @@ class NetWorld(World):
     def begin(self) -> LocalNode:
         """Started, writable, every standby streaming; the primary."""
         self.start()
-        return self.wait_writable(standbys=len(self.nodes) - 1)
+        return self.wait_whole()
+
+    @property
+    def data_nodes(self) -> list[LocalNode]:
+        """Those with a Postgres: all but a witness."""
+        return [node for node in self.nodes if "witness" not in node.flags]
+
+    def wait_whole(self, seconds: float = START_S) -> LocalNode:
+        return self.wait_writable(seconds, standbys=sum(node.alive() for node in self.data_nodes) - 1)
 
     # -- clients ---------------------------------------------------------------------------------------------------
 
     def uri(self, mode: str = "read-write", user: str = "postgres", *, hidden: bool = False, first: int = 0) -> str:
         """``first``: the node with this number is the first one that is tried."""
-        nodes = self.nodes[first:] + self.nodes[:first]
+        nodes = self.data_nodes[first:] + self.data_nodes[:first]
         hosts = ",".join(f"{node.host}:{node.pg_port}" for node in nodes)
         who = user if hidden else f"{user}:{self.password}"
         return f"postgresql://{who}@{hosts}/postgres?target_session_attrs={mode}&connect_timeout=2{KEEPALIVES}"
@@ -96,11 +104,11 @@ class NetWorld(World):
         primary = self.primary()
         assert primary is not None
         number = len(self.loads)
-        sampler = Sampler({node.name: self.node_uri(node) for node in self.nodes}, f"pgr_sampled_{number}")
+        sampler = Sampler({node.name: self.node_uri(node) for node in self.data_nodes}, f"pgr_sampled_{number}")
         with psycopg.connect(self.node_uri(primary), autocommit=True) as session:
             session.execute(f"create table {sampler.table} (id bigint primary key)".encode())
         made = [
-            Writer(self.uri(first=n % len(self.nodes)), table=f"pgr_writes_{number}_{n}", pause_s=pause_s)
+            Writer(self.uri(first=n % len(self.data_nodes)), table=f"pgr_writes_{number}_{n}", pause_s=pause_s)
             for n in range(writers)
         ]
         self.writers += made
@@ -237,7 +245,7 @@ class NetWorld(World):
         assert not found.lost, f"{found.lost} of {found.ok} acknowledged rows are lost"
         assert not found.phantoms, f"{found.phantoms} rows are there that were refused or never tried"
         there = self.rows(load, self.uri())
-        for node in self.nodes:
+        for node in self.data_nodes:
             self.settles(lambda node=node: self._same(load, node, there), f"the same rows on {node.name}")  # type: ignore[misc]  # bound now
         return found
 
