@@ -51,7 +51,7 @@ class Line:
     gap_ms: float = 0
     """The longest time without an acknowledgement for any client."""
     last_ms: float | None = None
-    """From the fault to the end of the last write that the old primary accepted."""
+    """Of partitions: from the cut to the answer to the last write that the old primary accepted."""
     load: float = 0
     error: str = ""
 
@@ -163,7 +163,7 @@ def strike(world: NetWorld, kind: str, number: int, writers: int) -> Line:
         world.goes_on(load, now_ns())
         world.wait_whole()
     names = ", ".join(f"{node.name}{' (primary)' if node is primary else ''}" for node in fault.nodes)
-    last = load.sampler.last(primary.name, timeline) if moved else None
+    last = load.sampler.last(primary.name, timeline) if moved and kind == "partitions" else None
     last_ms = None if last is None else (last.end_ns - begun_ns) / MS
     return judged(
         Line(commit(), kind, number, f"{fault.name}: {names}", last_ms=last_ms), world.tally(load), load, begun_ns
@@ -241,6 +241,6 @@ def summary(lines: list[Line]) -> str:
         *(f"{sum(getattr(line, what) for line in lines)} {what}" for what in COUNTED),
         f"{sum(bool(line.error) for line in lines)} errors",
         f"gap of faults of the primary: median {gaps[len(gaps) // 2]:.0f} ms, max {gaps[-1]:.0f} ms",
-        f"last write accepted by an old primary at most {last:.0f} ms after the fault",
     )
-    return "; ".join(parts)
+    cut = f"; last write accepted by an old primary {last:.0f} ms after its cut" if last else ""
+    return "; ".join(parts) + cut
