@@ -15,6 +15,7 @@ supervisor.roles.Situation.authority = property(lambda self: True)
 """The end of a lease ends nothing: neither watchdog, nor parent, nor Raft child acts."""
 
 PROMISES_AND_GOES_ON = """
+import supervisor.promote
 from supervisor.steps import Steps
 
 def keep(self):
@@ -23,8 +24,9 @@ def keep(self):
     yield
 
 Steps._detach = keep
+supervisor.promote.receivers = lambda context: []
 """
-"""A promise is given, and the WAL receiver is left alone."""
+"""A promise is given and the WAL receiver left alone; nor does the promotion look whether there is one."""
 
 ONE_PROMISE_IS_ENOUGH = """
 import consensus.promotion
