@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -11,18 +12,17 @@ from tests.conftest import FAILED
 from tests.net.network import missing
 from tests.net.world import NetWorld
 
-HERE = os.path.dirname(__file__)
+HERE = Path(__file__).resolve().parent
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    everything = os.environ.get("PGR_TEST_LEVEL", "quick") == "all"
-    for item in items:
-        if not str(item.path).startswith(HERE):
-            continue
-        if not everything and not item.get_closest_marker("quick"):
-            item.add_marker(pytest.mark.skip(reason="not of the quick part: make net"))
-        if not item.get_closest_marker("timeout"):
-            item.add_marker(pytest.mark.timeout(300))
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of these tests only the quick part, unless everything is asked for (make net)."""
+    if os.environ.get("PGR_TEST_LEVEL", "quick") == "all":
+        return
+    left_out = [item for item in items if HERE in item.path.parents and not item.get_closest_marker("quick")]
+    items[:] = [item for item in items if item not in left_out]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
 
 
 @pytest.fixture
