@@ -62,7 +62,7 @@ def test_power_cuts_of_one_of_two_and_of_all(net: NetWorld) -> None:
 @pytest.mark.parametrize("victim", ["target", "old primary"])
 def test_a_switchover_that_meets_a_death(net: NetWorld, victim: str) -> None:
     """At several moments: before, within and after the transfer."""
-    world = net
+    world, asked = net, list[threading.Thread]()
     with world.working() as load:
         for after_ms in (0, 60, 120, 250, 400):
             old, target = primary_of(world), world.standbys()[0]
@@ -75,9 +75,11 @@ def test_a_switchover_that_meets_a_death(net: NetWorld, victim: str) -> None:
             dies = target if victim == "target" else old
             dies.kill_all()
             dies.start()
-            asking.join(90)
+            asked.append(asking)
             world.wait_whole()
             world.goes_on(load, now_ns())
+    for asking in asked:  # whose node died is told so at the end of its patience
+        asking.join(90)
     world.check(load)
 
 
