@@ -164,8 +164,9 @@ class NetWorld(World):
 
     def freeze_control(self, node: LocalNode) -> int:
         """SIGSTOP for all of the control plane; Postgres runs on, and nobody is left who could fence it. ns."""
-        for role in CONTROL:
-            send(node.pid_of(role), signal.SIGSTOP)
+        # Found first, then stopped: one that runs on for a moment acts on the silence of the others.
+        for pid in [node.pid_of(role) for role in CONTROL]:
+            send(pid, signal.SIGSTOP)
         return now_ns()
 
     def freeze(self, node: LocalNode) -> int:
