@@ -1,5 +1,5 @@
 # Everything here is one line that can be typed as well: bin/test does the work.
-.PHONY: check test model sim ci demo bench wheel lock clean
+.PHONY: check test model sim net ci demo bench wheel lock clean
 
 check:  ## lint, types, import directions, house rules
 	bin/test tidy
@@ -9,6 +9,8 @@ model:  ## every exhaustive run and every mutant, under 10 minutes; MODEL=--writ
 	bin/model $(MODEL)
 sim:    ## SEED=17 replays one simulated run of a whole cluster; without it, all of tests/sim
 	$(if $(SEED),bin/sim $(SEED) $(if $(MUTANT),--mutant $(MUTANT)),bin/test sim)
+net:    ## real faults on real clusters in network namespaces: everything (root); bin/test has the quick part
+	bin/test --all net
 ci:     ## what CI runs
 	bash .ci/run
 demo:   ## three nodes, one killed, the gap measured

@@ -1,4 +1,4 @@
-"""Several real nodes as subprocesses on loopback, for `pgr demo`, the tests and the benchmarks.
+"""Several real nodes as subprocesses on loopback, or where a `Place` says, for `pgr demo`, tests and benchmarks.
 
 The nodes know nothing of this: they are started with the flags a person would type, asked over HTTP, and killed from
 outside. Everything lives below one directory: ``NAME/`` (--data), ``NAME.log`` (JSON events), ``cluster.key``,
@@ -35,6 +35,16 @@ ASK_S = 1.0
 _PORTS = (20_000, 32_000)
 """Below the range that the kernel gives to outgoing connections, which could take a port between two starts."""
 _held: dict[int, socket.socket] = {}
+
+
+class Place(NamedTuple):
+    """Where a node lives. The default: on loopback, among ourselves."""
+
+    host: str = "127.0.0.1"
+    ports: tuple[int, ...] = ()
+    """consensus, Postgres, HTTP; empty: free ones of ours."""
+    enter: tuple[str, ...] = ()
+    """Words before its command, a program that execs it there: in a network namespace, for instance."""
 
 
 class Process(NamedTuple):
@@ -160,26 +170,28 @@ def binaries() -> str:
 class LocalNode:
     """One `pgr-supervise`; ``start`` may be called again after it ended, with the same flags."""
 
-    def __init__(self, home: Path, name: str, ports: Sequence[int]) -> None:
-        self.name = name
+    def __init__(self, home: Path, name: str, ports: Sequence[int], place: Place = Place()) -> None:  # noqa: B008  (immutable)
+        self.name, self.host, self._enter = name, place.host, place.enter
         self.data = home / name
         self.log = home / f"{name}.log"
         self.listen_port, self.pg_port, self.http_port = ports
         self.flags: dict[str, str] = {
             "data": str(self.data),
             "name": name,
-            "listen": f"127.0.0.1:{self.listen_port}",
+            "listen": f"{self.host}:{self.listen_port}",
             "pg-port": str(self.pg_port),
-            "http": f"127.0.0.1:{self.http_port}",
+            "http": f"{self.host}:{self.http_port}",
             "log-format": "json",
         }
+        if place.host != Place().host:
+            self.flags["pg-listen"] = self.host
         self._mark = f"LOCALCLUSTER_NODE={self.data}"
         self.env: dict[str, str] = dict([self._mark.split("=", 1)])
         self.process: subprocess.Popen[bytes] | None = None
 
     def command(self) -> list[str]:
         flags = (word for name, value in self.flags.items() for word in (f"--{name}", value) if word)
-        return [sys.executable, "-P", "-m", "pgr_supervise", *flags]
+        return [*self._enter, sys.executable, "-P", "-m", "pgr_supervise", *flags]
 
     def start(self) -> None:
         if self.alive():
@@ -270,7 +282,7 @@ class LocalNode:
 
     def get(self, path: str, timeout_s: float = ASK_S) -> tuple[int, bytes]:
         """Status code and body of GET ``path``; 0: the node does not answer."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=timeout_s)
+        connection = http.client.HTTPConnection(self.host, self.http_port, timeout=timeout_s)
         try:
             connection.request("GET", path)
             response = connection.getresponse()
@@ -333,14 +345,22 @@ class LocalCluster:
     """Three (or so) nodes that found a cluster together. A context manager: nothing outlives it."""
 
     def __init__(
-        self, home: Path, names: Sequence[str] = ("a", "b", "c"), *, profile: str = "default", commit: str = "quorum"
+        self,
+        home: Path,
+        names: Sequence[str] = ("a", "b", "c"),
+        *,
+        profile: str = "default",
+        commit: str = "quorum",
+        places: Sequence[Place] = (),
     ) -> None:
-        """``home``: made by `private_home`."""
+        """``home``: made by `private_home`. ``places``: of the nodes, in the order of their names."""
         self.home = home
         self.password = secrets.token_hex(12)
-        self._ports = ports = free_ports(3 * len(names))
-        self.nodes = [LocalNode(home, name, ports[3 * i : 3 * i + 3]) for i, name in enumerate(names)]
-        peers = ",".join(f"{node.name}=127.0.0.1:{node.listen_port}" for node in self.nodes)
+        self._ports: list[int] = []
+        self.nodes = [
+            self._settle(name, place) for name, place in zip(names, places or [Place()] * len(names), strict=True)
+        ]
+        peers = ",".join(f"{node.name}={node.host}:{node.listen_port}" for node in self.nodes)
         key = write_secret(home / "cluster.key", new_key())
         password_file = write_secret(home / "password", self.password)
         for node in self.nodes:
@@ -350,6 +370,12 @@ class LocalCluster:
             if user := run_user():
                 node.flags["user"] = user.pw_name
             node.env["PGR_SUPERUSER_PASSWORD_FILE"] = str(password_file)
+
+    def _settle(self, name: str, place: Place) -> LocalNode:
+        ports = list(place.ports) or free_ports(3)
+        if not place.ports:
+            self._ports += ports
+        return LocalNode(self.home, name, ports, place)
 
     def __enter__(self) -> LocalCluster:
         return self
@@ -412,12 +438,12 @@ class LocalCluster:
 
     def uri(self, mode: str = "read-write", user: str = "postgres", *, hidden: bool = False) -> str:
         """A multi-host connection string over all nodes. ``hidden``: without the password."""
-        hosts = ",".join(f"127.0.0.1:{node.pg_port}" for node in self.nodes)
+        hosts = ",".join(f"{node.host}:{node.pg_port}" for node in self.nodes)
         who = user if hidden else f"{user}:{self.password}"
         return f"postgresql://{who}@{hosts}/postgres?target_session_attrs={mode}&connect_timeout=2"
 
     def node_uri(self, node: LocalNode) -> str:
-        return f"postgresql://postgres:{self.password}@127.0.0.1:{node.pg_port}/postgres?connect_timeout=2"
+        return f"postgresql://postgres:{self.password}@{node.host}:{node.pg_port}/postgres?connect_timeout=2"
 
     def pgr(
         self, *words: str, node: LocalNode | None = None, timeout_s: float = 60

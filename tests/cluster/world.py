@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,17 @@ from typing import Any
 import psycopg
 
 from fencing.clock import now_ns
-from supervisor.localcluster import LocalCluster, LocalNode, free_ports, node_environment, private_home, wait_for
+from supervisor.localcluster import LocalCluster, LocalNode, Place, free_ports, node_environment, private_home, wait_for
 from supervisor.localwriter import Audit, Writer
 
 START_S = 120.0
 """For anything that starts Postgres, on a machine that does other things as well."""
 SETTLE_S = 60.0
 TAIL_LINES = 60
+
+
+def node_names(count: int) -> list[str]:
+    return [chr(ord("a") + i) for i in range(count)]
 
 
 class Gone(threading.Thread):
@@ -64,10 +68,16 @@ class World(LocalCluster):
     """`LocalCluster` with what tests ask of it. Ends with `close`, which the fixture calls."""
 
     def __init__(
-        self, *, nodes: int = 3, profile: str = "default", commit: str = "quorum", home: Path | None = None
+        self,
+        *,
+        nodes: int = 3,
+        profile: str = "default",
+        commit: str = "quorum",
+        home: Path | None = None,
+        places: Sequence[Place] = (),
     ) -> None:
-        names = [chr(ord("a") + i) for i in range(nodes)]
-        super().__init__(home or private_home(f"pgr-w{os.getpid()}-"), names, profile=profile, commit=commit)
+        home = home or private_home(f"pgr-w{os.getpid()}-")
+        super().__init__(home, node_names(nodes), profile=profile, commit=commit, places=places)
         self.writers: list[Writer] = []
         self.extra: list[LocalNode] = []
         """Nodes beyond the founding members, ended along with them."""

@@ -1,0 +1,42 @@
+"""python -m tests.net batch --kind kills|freezes|partitions|double --count N --out FILE: many faults, a line for each.
+python -m tests.net table: writes TABLE.md anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from supervisor.errors import PgrError
+from tests.net import batch, catalogue
+from tests.net.network import missing
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser("python -m tests.net", description=__doc__)
+    asked = parser.add_subparsers(dest="what", required=True)
+    asked.add_parser("table")
+    many = asked.add_parser("batch")
+    many.add_argument("--kind", choices=batch.KINDS, required=True)
+    many.add_argument(
+        "--count", type=int, required=True, metavar="N", help="faults 0 to N-1; those in FILE are not repeated"
+    )
+    many.add_argument("--out", type=Path, required=True, metavar="FILE")
+    many.add_argument("--writers", type=int, default=8, metavar="N")
+    many.add_argument("--profile", default="default", choices=["fast", "default", "cloud"])
+    given = parser.parse_args()
+    if given.what == "table":
+        catalogue.TABLE.write_text(catalogue.table(), encoding="utf-8")
+        return 0
+    if why := missing():
+        print(f"error: {why}", file=sys.stderr)
+        return 69
+    try:
+        return batch.batch(given.kind, given.count, given.out, given.writers, given.profile)
+    except PgrError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        return int(error.exit_code)
+
+
+sys.exit(main())
