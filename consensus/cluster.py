@@ -302,7 +302,9 @@ def _wish(state: ClusterState, entry: Entry, body: dict[str, Any]) -> ClusterSta
     if body.get("after", newest) != newest:
         return state  # overtaken by a grant: it must not wait for the next loss of a primary
     state = replace(state, wish_to=str(body["to"]), wish_loss=bool(body["accept_data_loss"]))
-    text = f"was asked for{', accepting data loss' if state.wish_loss else ''}"
+    who, given_up = str(body.get("by", "")), str(body.get("given_up", ""))
+    text = "was asked for" + (f" by {who}" if who else "")
+    text += (", accepting data loss" if state.wish_loss else "") + (f"; given up: {given_up}" if given_up else "")
     return _remember(state, body, str(body["kind"]), entry.term, state.wish_to, text)
 
 
