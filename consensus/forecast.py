@@ -67,6 +67,7 @@ class Candidate:
     age_ms: int | None = None
     behind_bytes: int | None = None
     """WAL that somebody is known to have and this one lacks; None: one of the two positions is not known."""
+    up: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,8 +189,8 @@ def plain(f: Forecast) -> dict[str, Any]:
     """As JSON; positions as ``{"epoch", "lsn": "X/Y"}``."""
     rows = [
         {
-            "name": c.name, "wins": c.wins, "why": c.why, "age_ms": c.age_ms, "behind_bytes": c.behind_bytes,
-            "position": _position_json(c.position),
+            "name": c.name, "wins": c.wins, "why": c.why, "up": c.up, "age_ms": c.age_ms,
+            "behind_bytes": c.behind_bytes, "position": _position_json(c.position),
         }
         for c in f.candidates
     ]  # fmt: skip
@@ -236,7 +237,7 @@ def _candidate(
     if newest is not None and seen is not None:
         behind = bytes_lacking(newest, seen, s.state.grants)
     why = _why(s, member, known, wins, winners) if name not in lost else "is taken to be lost"
-    return Candidate(name, wins, why, known.seen, known.age_ms, behind)
+    return Candidate(name, wins, why, known.seen, known.age_ms, behind, known.connected and name not in lost)
 
 
 def _why(s: Situation, member: Member, known: Report, wins: bool, winners: list[str]) -> str:

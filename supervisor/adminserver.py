@@ -15,7 +15,7 @@ from consensus.membership import GONE, VOTER, Member
 from fencing import wire
 from fencing.lease import MS
 from fencing.logs import Log
-from supervisor import status
+from supervisor import explain, status
 from supervisor.admin import FORGET_MS, answer, progress
 from supervisor.config import Config
 from supervisor.errors import BugError, PgrError, RefusedError, TryAgainError, UsageError
@@ -91,6 +91,10 @@ class AdminServer:
         self.watchers: dict[str, tuple[bytes, bool, int]] = {}
         self.actions: dict[str, Action] = {}
         self.snapshot = status.Snapshot(node=c.local.me)
+        self.known: dict[str, Any] = {}
+        """The newest `raft.members`."""
+        self.led_ns = 0
+        """When a leader was last known, or (of nobody yet) since when there is a snapshot."""
 
     # -- what comes in -------------------------------------------------------------------------------------------
 
@@ -120,6 +124,8 @@ class AdminServer:
                 self._send(client, answer(frame.id, {"history": events}), remote)
             case "uri":
                 self._send(client, self._uri(frame), remote)
+            case "explain":
+                self._send(client, answer(frame.id, self._explain(now_ns)), remote)
             case name if name in ACTIONS:
                 self._act(client, frame, now_ns, remote)
             case _:
@@ -133,6 +139,13 @@ class AdminServer:
         except ValueError as error:
             return answer(frame.id, error=TryAgainError(str(error), "see `pgr status`"))
         return answer(frame.id, uris)
+
+    def _explain(self, now_ns: int) -> dict[str, Any]:
+        leaderless_ms = (now_ns - self.led_ns) // MS if self.led_ns and not self.snapshot.leader else 0
+        told = explain.Heard(
+            self.known.get("members", {}), self.known.get("heard", {}), leaderless_ms, self.snapshot.timings.election_ms
+        )  # fmt: skip
+        return explain.to_json(explain.findings(self.c.view.cluster, self.snapshot, told))
 
     def _act(self, client: bytes, frame: wire.Frame, now_ns: int, remote: bool) -> None:
         grant = self.c.view.cluster.grant if self.c.view.cluster is not None else None
@@ -159,6 +172,9 @@ class AdminServer:
             kind = _ERRORS.get(int(frame.body.get("code", 75)), TryAgainError)
             self._end(frame.id, error=kind(str(frame.body.get("error")), str(frame.body.get("hint"))))
             return True
+        if frame.body.get("dry_run") is True:
+            self._end(frame.id, result={k: frame.body.get(k) for k in ("from", "to", "refusal", "forecast")})
+            return True
         if action.name in MEMBER_ACTIONS:
             action.accepted = {"name": frame.body.get("name")}
             text = f"{action.name} accepted: {action.accepted['name']}"
@@ -174,6 +190,8 @@ class AdminServer:
     def publish(self, snapshot: status.Snapshot, now_ns: int) -> None:
         """A new snapshot: watchers see it, actions move on."""
         self.snapshot = snapshot
+        if snapshot.leader or not self.led_ns:
+            self.led_ns = now_ns
         for request_id, (client, remote, asked_ns) in list(self.watchers.items()):
             if now_ns - asked_ns > FORGET_MS * MS:
                 del self.watchers[request_id]

@@ -58,6 +58,7 @@ def test_if_the_primary_were_lost_the_furthest_of_a_read_quorum_wins() -> None:
         "c": "may lack commits that were acknowledged",
     }
     assert [c.behind_bytes for c in found.candidates] == [0, 10, 20]
+    assert [c.up for c in found.candidates] == [False, True, True]
     assert found.lost_bytes == 10
     assert not found.acknowledged, "only what nobody was told to be committed"
     assert (found.voters_up, found.voters_needed) == (2, 2)
@@ -87,8 +88,10 @@ def test_it_says_what_the_promotion_would() -> None:
                         assert found.winners == ("b",)
                     case HandOver(to):
                         assert found.winners == (to,)
-                    case Wait(reason, missing):
-                        assert (found.winners, found.reason, found.missing) == ((), reason, missing)
+                    case decision:
+                        assert isinstance(decision, Wait)
+                        assert (found.winners, found.reason) == ((), decision.reason)
+                        assert found.missing == decision.missing
                 assert {c.name for c in found.candidates if c.wins} == set(found.winners)
 
 
@@ -236,7 +239,7 @@ def test_as_json() -> None:
     assert found["winners"] == ["a"]
     assert found["candidates"][0] == {
         "name": "a", "wins": True, "why": "holds all that was acknowledged (2 of 3 of the sync group decide that)",
-        "age_ms": 100, "behind_bytes": 0, "position": {"epoch": 3, "lsn": "1/100"},
+        "up": True, "age_ms": 100, "behind_bytes": 0, "position": {"epoch": 3, "lsn": "1/100"},
     }  # fmt: skip
     assert plain(foretell({}, "b"))["candidates"][1]["position"] is None
 

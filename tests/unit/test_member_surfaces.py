@@ -309,3 +309,42 @@ def test_a_refusal_of_the_leader_is_passed_on(asked: Asked) -> None:
     asked.server.answered(wire.Frame("admin.answer", "r1", refusal))
     body = ended(asked.said())
     assert (body["code"], body["error"], body["hint"]) == (75, refusal["error"], refusal["hint"])
+
+
+# -- the node's side of `pgr explain` and of dry runs ------------------------------------------------------------------
+
+
+def test_explain_is_answered_at_once_by_what_is_known_here(asked: Asked) -> None:
+    asked.c.view = replace(asked.c.view, term=5)
+    asked.log(FOUR)
+    asked.server.known = {"members": {"a": {"seen": {}, "age_ms": 40}}, "heard": {"a": 40, "w": 200}}
+    asked.ask("explain")
+    found = ended(asked.said())["result"]
+    assert (found["state"], found["leader"]) == ("open", "a")
+    assert [c["name"] for c in found["election"]["candidates"] if c["up"]] == ["w"]
+    assert found["assumed_lost"] == "a"
+
+
+def test_explain_says_for_how_long_there_was_no_leader(asked: Asked) -> None:
+    asked.log(FOUR)
+    alone = replace(picture(FOUR, "b"), leader="")
+    for later_ms in (1_000, 4_000, 3_000):
+        asked.now += later_ms * MS
+        asked.server.publish(alone, asked.now)
+    asked.ask("explain")
+    headline = ended(asked.said())["result"]["headline"]
+    assert headline == "this node has known of no leader for 8 s; the last primary it knows of was a of term 5"
+    asked.server.publish(replace(alone, leader="a"), asked.now)
+    asked.now += 2_000 * MS
+    asked.server.publish(alone, asked.now)
+    asked.ask("explain")
+    assert "for 2 s" in ended(asked.said())["result"]["headline"]
+
+
+def test_a_dry_run_ends_with_the_leaders_word(asked: Asked) -> None:
+    asked.ask("failover", dry_run=True)
+    refusal = {"code": 78, "error": "no", "hint": "wait"}
+    asked.agrees(**{"dry_run": True, "from": "", "to": "c", "refusal": refusal, "forecast": {"winners": []}})
+    body = ended(asked.said())
+    assert body["result"] == {"from": "", "to": "c", "refusal": refusal, "forecast": {"winners": []}}
+    assert not asked.server.actions

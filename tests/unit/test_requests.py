@@ -177,7 +177,8 @@ def test_a_dry_failover_of_a_stuck_cluster_says_what_is_missing_and_what_it_woul
 
 
 def wish(cluster: Cluster) -> str:
-    return next(e[4] for e in reversed(cluster.members[cluster.leader()].cluster["history"]) if "asked for" in e[4])
+    told = cluster.members[cluster.leader()].cluster["history"]
+    return next(str(e[4]) for e in reversed(told) if "asked for" in e[4])
 
 
 def test_the_history_says_who_asked() -> None:
