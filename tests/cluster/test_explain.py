@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from supervisor import admin
 from supervisor.localcluster import LocalNode
 from tests.cluster.world import World
 
@@ -94,14 +93,3 @@ def test_explain_and_dry_runs_from_health_to_the_last_copy(world: World) -> None
     code, found = dry(world, other, "failover", "--accept-data-loss")
     assert (code, found["forecast"]["winners"]) == (0, [last.name])
     assert world.primary() is None
-
-    world.pgr("failover", "--to", last.name, "--accept-data-loss", node=last, timeout_s=120)
-    world.settles(lambda: world.primary() is last, "the last copy is primary")
-    history = world.asked_status(last)["history"]
-    (wish,) = [e for e in history if e["kind"] == "failover"]
-    assert wish["reason"].startswith(f"was asked for by {admin.who()}, accepting data loss; given up: what only ")
-    assert primary.name in wish["reason"]
-    promoted = [e for e in history if e["kind"] == "promoted"][-1]
-    assert "data loss was accepted: without the promise of " in promoted["reason"]
-    found = explained(world, last)
-    assert f"failover: {last.name} was asked for by {admin.who()}" in found["reign"]["before"][-1]
