@@ -271,6 +271,7 @@ def _event(event: Any, cluster: ClusterState) -> HistoryEvent:
         lsn=start,
         gap_ms=fields.get("gap_ms"),
         bytes_salvaged=int(fields.get("bytes_salvaged", 0)),
+        details={name: value for name, value in fields.items() if name not in ("gap_ms", "bytes_salvaged")},
     )
 
 

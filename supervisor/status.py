@@ -107,6 +107,8 @@ class HistoryEvent:
     """From the last moment writes were possible to the first they were again, as far as it was measured."""
     bytes_salvaged: int = 0
     """WAL that the old primary had and the new one had not, kept in DIR/salvage."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """What else the log has of it: of a salvage ``first``, ``last``, ``timelines``, ``place`` and ``command``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -358,6 +358,7 @@ class Steps:
             return
         match divergence(grant.ancestry, c.record.history, end):
             case Diverged(lsn, lost, reason):
+                c.facts = replace(c.facts, lsn=end)  # how far what is to be saved goes
                 c.log.warning("follow.diverged", at=timelines.format_lsn(lsn), lost_bytes=lost, reason=reason)
                 c.change(diverged=plan.term)
             case Attach(history):
