@@ -271,8 +271,9 @@ class Node:
         for entry in ready.committed:
             self.cluster = apply(self.cluster, entry)
             self.applied = entry.index
-            if entry.kind == "promoted/1":
-                # A restarted process may resume only on a grant that its own disk shows as committed.
+            if entry.kind in ("promoted/1", "fence/1"):
+                # A restarted process may resume only on a grant that its own disk shows as committed; and a Postgres
+                # that is to stay down must not start before a leader is met.
                 self.effects.append(Save(Write(hard=self.raft.hard_state)))
         if ready.restored or ready.committed:
             self.book.list_members(self.cluster.members, self.applied)

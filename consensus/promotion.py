@@ -270,6 +270,7 @@ class Obstacle(StrEnum):
     WITNESS = "is a witness: it has no Postgres"
     LEARNER = "is a learner: it has no vote, and a primary has to lead"
     NO_SEAT = "has no seat in the sync group that counts"
+    FENCED = "is fenced: a person keeps its Postgres down"
     TOO_EARLY = "counts only once the cluster was open for the first time"
     SILENT = "has not answered"
     NO_POSITION = "has no position"
@@ -291,6 +292,8 @@ def obstacles(s: Situation) -> dict[str, Obstacle | None]:
             return Obstacle.WITNESS if member.role == WITNESS else Obstacle.LEARNER
         if member.name not in seats:
             return Obstacle.NO_SEAT
+        if member.name in s.state.fenced:
+            return Obstacle.FENCED
         position = positions.get(member.name)
         if position is None:
             promise = s.promises.get(member.name)

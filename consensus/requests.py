@@ -49,6 +49,12 @@ def carry_out(node: Node, name: str, body: dict[str, Any], now_ns: int) -> Answe
             return _dry(node, name, body, now_ns) if body.get("dry_run") else _move(node, name, body, now_ns, act=True)
         case "member.add" | "member.remove" | "member.replace":
             return _member(node, name, body, now_ns)
+        case "fence":
+            return _fence(node, body, now_ns)
+        case "unfence":
+            return _unfence(node, body, now_ns)
+        case "reinit":
+            return _reinit(node, body, now_ns)
         case _:
             return refused(64, f"unknown request {name}", "use a pgr of the same version")
 
@@ -85,7 +91,7 @@ def _outcome(node: Node, name: str, body: dict[str, Any], now_ns: int) -> Foreca
     leaders = [node.me] if node.notes is not None and node.granted() is None else []
     primary = node.granted()
     if primary is not None:
-        target = to or node.sightings.furthest((m for m in state.members if m.role == VOTER), now_ns)
+        target, _ = _successor(node, to, now_ns)
         state, leaders = replace(state, wish_to=target, wish_loss=False), []
         reports = after_a_clean_stop(reports, primary.node)
     return forecast(
@@ -119,14 +125,22 @@ def _move(node: Node, name: str, body: dict[str, Any], now_ns: int, *, act: bool
         return _failover(node, to, body, now_ns, act=act, accept_loss=accept_loss)
     if to == node.me:
         return refused(64, f"{to} is the primary already", "name another member")
-    target = to or node.sightings.furthest((m for m in node.cluster.members if m.role == VOTER), now_ns)
-    problem = node.sightings.unfit(target, node.raft.term, now_ns)
+    if to in node.cluster.fenced:
+        return refused(78, f"{to} is fenced: a person keeps its Postgres down", f"first `pgr unfence {to}`")
+    target, problem = _successor(node, to, now_ns)
     if problem:
         return refused(75, problem, "see `pgr status`; wait until the standby streams again")
     if act:
         node.wish(name, target, now_ns, accept_loss=False, by=_who(body))
         notes.handing_over_to = target
     return True, {"from": node.me, "to": target, "term": node.raft.term}
+
+
+def _successor(node: Node, to: str, now_ns: int) -> tuple[str, str]:
+    """Who is to take over from this primary, and what speaks against it; an empty string: nothing."""
+    able = (m for m in node.cluster.members if m.role == VOTER and m.name not in node.cluster.fenced)
+    target = to or node.sightings.furthest(able, now_ns)
+    return target, node.sightings.unfit(target, node.raft.term, now_ns)
 
 
 def _failover(node: Node, to: str, body: dict[str, Any], now_ns: int, *, act: bool, accept_loss: bool) -> Answer:
@@ -183,3 +197,53 @@ def _member(node: Node, name: str, body: dict[str, Any], now_ns: int) -> Answer:
     if not node.propose_change(answer, now_ns):
         return refused(75, "another change is under way", "ask again in a moment")
     return True, {"name": who, "term": node.raft.term}
+
+
+# -- a node's Postgres kept down, a copy made anew ---------------------------------------------------------------------
+
+
+def _fence(node: Node, body: dict[str, Any], now_ns: int) -> Answer:
+    """The primary is moved first; a standby that is needed is fenced by force only."""
+    name, force, notes = str(body["name"]), bool(body.get("force")), node.notes
+    tip = node.tip()
+    if name in tip.fenced:
+        return True, {"name": name, "term": node.raft.term}
+    grant, target, problem = node.granted(), "", ""
+    if notes is None or grant is None or not grant.opened:
+        problem = "there is no primary at the moment, and without this node there may be none to come"
+    elif name == node.me:
+        target, problem = _successor(node, "", now_ns)
+        problem = problem and f"{name} is the primary, and nobody can take over: {problem}"
+    if problem and not force:
+        return refused(78, problem, "bring another one up first; `--force` does it nevertheless: no node may be left")
+    answer = changes.fence(tip, node.facts(now_ns), name, force=force)
+    if isinstance(answer, Refusal):
+        return refused(answer.code, answer.reason, answer.hint)
+    _propose(node, answer, body, now_ns)
+    if notes is not None and target and not problem:
+        node.wish("switchover", target, now_ns, accept_loss=False, by=_who(body))
+        notes.handing_over_to = target
+    return True, {"name": name, "term": node.raft.term}
+
+
+def _unfence(node: Node, body: dict[str, Any], now_ns: int) -> Answer:
+    name = str(body["name"])
+    if node.tip().member(name) is None:
+        return refused(64, f"no member is named {name}", f"fenced: {', '.join(node.tip().fenced) or 'nobody'}")
+    _propose(node, changes.Proposal("fence/1", {"node": name, "down": False}), body, now_ns)
+    return True, {"name": name, "term": node.raft.term}
+
+
+def _reinit(node: Node, body: dict[str, Any], now_ns: int) -> Answer:
+    name, grant = str(body["name"]), node.granted()
+    if grant is None or not grant.opened:
+        return refused(75, "there is no primary to copy from at the moment", "see `pgr explain`; ask again then")
+    answer = changes.reinit(node.tip(), node.facts(now_ns), name)
+    if isinstance(answer, Refusal):
+        return refused(answer.code, answer.reason, answer.hint)
+    _propose(node, answer, body, now_ns)
+    return True, {"name": name, "term": node.raft.term}
+
+
+def _propose(node: Node, proposal: changes.Proposal, body: dict[str, Any], now_ns: int) -> None:
+    node.propose_or_forward(proposal.kind, proposal.body | {"by": _who(body), "at": node.wall_clock()}, now_ns)

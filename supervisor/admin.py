@@ -17,6 +17,9 @@ answers repeat.
 | ``member.add`` | ``{"name": str, "role": str, "timeout_ms": int}`` | ``{"name", "role"}`` once it has that role and, a voter, its seat in the sync group |
 | ``member.remove`` | ``{"name": str, "timeout_ms": int}`` | the same, role ``gone`` |
 | ``member.replace`` | ``{"name": str, "by": str, "timeout_ms": int}`` | the same, role ``gone`` |
+| ``fence`` | ``{"name": str, "force": bool, "by": str, "timeout_ms": int}`` | ``{"name"}`` once the log has it and its Postgres is down |
+| ``unfence`` | ``{"name": str, "by": str}`` | ``{"name"}`` once the log has it |
+| ``reinit`` | ``{"name": str, "by": str, "timeout_ms": int}`` | ``{"name"}`` once its new copy is made, proven and streams |
 
 Answers: any number of ``admin.progress {event, text, fields}``, then one ``admin.answer {ok, code, error, hint,
 result}`` with ``code`` an exit code of interfaces.md.

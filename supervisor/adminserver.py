@@ -24,7 +24,8 @@ from supervisor.roles import Local, View
 ACTION_TIMEOUT_MS = 60_000
 SAY_SOMETHING_MS = 5_000
 MEMBER_ACTIONS = ("member.add", "member.remove", "member.replace")
-ACTIONS = ("switchover", "failover", *MEMBER_ACTIONS)
+NODE_ACTIONS = ("fence", "unfence", "reinit")
+ACTIONS = ("switchover", "failover", *MEMBER_ACTIONS, *NODE_ACTIONS)
 
 _ERRORS: dict[int, type[PgrError]] = {64: UsageError, 70: BugError, 75: TryAgainError, 78: RefusedError}
 
@@ -175,7 +176,7 @@ class AdminServer:
         if frame.body.get("dry_run") is True:
             self._end(frame.id, result={k: frame.body.get(k) for k in ("from", "to", "refusal", "forecast")})
             return True
-        if action.name in MEMBER_ACTIONS:
+        if action.name in (*MEMBER_ACTIONS, *NODE_ACTIONS):
             action.accepted = {"name": frame.body.get("name")}
             text = f"{action.name} accepted: {action.accepted['name']}"
         else:
@@ -208,6 +209,8 @@ class AdminServer:
         action.events_seen = len(self.snapshot.history)
         if action.name in MEMBER_ACTIONS:
             self._advance_member(request_id, action)
+        elif action.name in NODE_ACTIONS:
+            self._advance_node(request_id, action)
         else:
             self._advance_move(request_id, action, now_ns)
         if request_id not in self.actions:
@@ -217,7 +220,31 @@ class AdminServer:
             self._end(request_id, error=TryAgainError(text, "see `pgr status`; it goes on by itself if it can"))
         elif now_ns - action.said_ns > SAY_SOMETHING_MS * MS:
             action.said_ns = now_ns
-            self._send(action.client, progress(request_id, "waiting", self.snapshot.explanation), action.remote)
+            row = self.snapshot.member(str(action.body.get("name")))
+            text = f"{row.name}: {row.reason}" if row is not None and row.reason else self.snapshot.explanation
+            self._send(action.client, progress(request_id, "waiting", text), action.remote)
+
+    def _advance_node(self, request_id: str, action: Action) -> None:
+        """Done when the log says so and, of a fence, when Postgres there is seen to be down."""
+        cluster = self.c.view.cluster
+        if action.accepted is None or cluster is None:
+            return
+        name = str(action.body["name"])
+        row = self.snapshot.member(name)
+        if cluster.member(name) is None or row is None:
+            self._end(request_id, error=TryAgainError(f"{name} is no member any more", "see `pgr history`"))
+            return
+        wanted = name in cluster.fenced if action.name == "fence" else cluster.reinit_of(name) is not None
+        action.aimed = action.aimed or wanted
+        match action.name:
+            case "fence":
+                done = wanted and row.state not in ("running", "streaming", "starting", "stopping")
+            case "unfence":
+                done = name not in cluster.fenced
+            case _:
+                done = action.aimed and not wanted
+        if done:
+            self._end(request_id, result={"name": name})
 
     def _advance_member(self, request_id: str, action: Action) -> None:
         """Done when the log says so: the role and, for a voter, the seat; or that it is gone."""

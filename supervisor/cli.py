@@ -322,9 +322,62 @@ def _change_member(admin: Admin, name: str, body: dict[str, Any], timeout_s: flo
     def say(step: Progress) -> None:
         _talk(step.text or step.event)
 
-    body |= {"timeout_ms": int(timeout_s * 1000)}
+    body |= {"by": who(), "timeout_ms": int(timeout_s * 1000)}
     result = admin.request(name, body, idle_ms=ACTION_IDLE_MS, on_progress=say)
-    _out(json.dumps(result, indent=2) + "\n" if as_json else render.member_changed(result))
+    _out(json.dumps(result, indent=2) + "\n" if as_json else render.member_changed(name, result))
+
+
+# -- one node --------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def reinit(
+    ctx: typer.Context,
+    name: NameArgument,
+    *,
+    timeout: TimeoutOption = MEMBER_TIMEOUT_S,
+    as_json: JsonOption = False,
+    data: DataOption = None,
+    node: NodeOption = "",
+    key: KeyOption = None,
+) -> None:
+    """Rebuild one standby: a new copy of the primary, swapped in when complete; the old one is moved to DIR/salvage."""
+    with _admin(ctx, data, node, key) as admin:
+        _change_member(admin, "reinit", {"name": name}, timeout, as_json)
+
+
+@app.command()
+def fence(
+    ctx: typer.Context,
+    name: NameArgument,
+    *,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also if nobody can take over, or writes then wait for the others.")
+    ] = False,
+    timeout: TimeoutOption = 60.0,
+    as_json: JsonOption = False,
+    data: DataOption = None,
+    node: NodeOption = "",
+    key: KeyOption = None,
+) -> None:
+    """Keep a node's Postgres down until told otherwise, over restarts; a primary hands over first. It still votes."""
+    with _admin(ctx, data, node, key) as admin:
+        _change_member(admin, "fence", {"name": name, "force": force}, timeout, as_json)
+
+
+@app.command()
+def unfence(
+    ctx: typer.Context,
+    name: NameArgument,
+    *,
+    as_json: JsonOption = False,
+    data: DataOption = None,
+    node: NodeOption = "",
+    key: KeyOption = None,
+) -> None:
+    """Let a fenced node's Postgres run again."""
+    with _admin(ctx, data, node, key) as admin:
+        _change_member(admin, "unfence", {"name": name}, 60.0, as_json)
 
 
 @key_app.command("new")

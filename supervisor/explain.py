@@ -100,7 +100,7 @@ def findings(cluster: ClusterState | None, seen: Snapshot, told: Heard) -> Findi
         overruled=overruled,
         trouble=tuple(_trouble(seen)),
         warnings=seen.warnings,
-        hints=tuple(_hints(state, election, overruled, primary)),
+        hints=tuple(_hints(state, election, overruled, primary, cluster.fenced if cluster is not None else ())),
     )
 
 
@@ -198,9 +198,13 @@ def _trouble(seen: Snapshot) -> list[str]:
     return [f"{m.name} is {m.state or 'silent'}: {m.reason or 'no reason is known'}" for m in odd]
 
 
-def _hints(state: str, election: Forecast | None, overruled: Forecast | None, primary: str) -> list[str]:
+def _hints(
+    state: str, election: Forecast | None, overruled: Forecast | None, primary: str, fenced: tuple[str, ...]
+) -> list[str]:  # fmt: skip
     if election is None or election.winners:
         return []
+    if fenced and state in (NO_PRIMARY, OPEN, OPENING):
+        return [f"`pgr unfence {name}`: a person keeps its Postgres down" for name in fenced]
     others = [name for name in election.missing if name != primary]
     if election.voters_up < election.voters_needed:
         names = " or ".join(others) or "another voter"

@@ -20,7 +20,7 @@ from fencing.logs import utc_now
 from supervisor import controldata, files, jobs, preflight, salvage, sql, tablespaces, timelines
 from supervisor.context import CLONE, Context, StepFailed
 from supervisor.errors import RefusedError
-from supervisor.roles import Data, Plan, Server
+from supervisor.roles import Data, Plan, Server, copy_asked_for
 from supervisor.steps import Steps
 from supervisor.tasks import Task, sleep
 
@@ -32,7 +32,7 @@ NEW_SUFFIX = ".new"
 
 
 def read_mark(pgdata: Path) -> dict[str, Any]:
-    """{incarnation, nonce}; empty if this directory was never a node's of pgr."""
+    """{incarnation, nonce, rebuilt}; empty if this directory was never a node's of pgr."""
     data = files.read_optional(pgdata / MARK)
     if data is None:
         return {}
@@ -44,8 +44,10 @@ def read_mark(pgdata: Path) -> dict[str, Any]:
     return body
 
 
-def write_mark(pgdata: Path, incarnation: int, nonce: str) -> None:
-    files.write_atomically(pgdata / MARK, json.dumps({"incarnation": incarnation, "nonce": nonce}).encode())
+def write_mark(pgdata: Path, incarnation: int, nonce: str, rebuilt: int = 0) -> None:
+    """``rebuilt``: index of the `reinit/1` that this copy was made for."""
+    body = {"incarnation": incarnation, "nonce": nonce, "rebuilt": rebuilt}
+    files.write_atomically(pgdata / MARK, json.dumps(body).encode())
 
 
 class Rebuild:
@@ -121,7 +123,7 @@ class Rebuild:
     def clone(self, plan: Plan) -> Task[None]:
         """A copy of the primary, made beside, swapped in when complete, believed only once it has passed its proof."""
         c = self.c
-        grant = self._followed(plan.term)
+        grant, asked = self._followed(plan.term), copy_asked_for(c.view, c.local)
         if c.local.server is not Server.DOWN:
             yield from self.steps.stop(plan)
         places = yield from self._tablespaces(grant)
@@ -145,7 +147,7 @@ class Rebuild:
         control = yield from controldata.read(c.binaries, self.new, c.children)
         if str(control.system_identifier) != c.cluster.system_identifier:
             raise StepFailed(f"{grant.node} has the foreign system identifier {control.system_identifier}")
-        write_mark(self.new, c.view.incarnation, c.cluster.nonce)
+        write_mark(self.new, c.view.incarnation, c.cluster.nonce, asked or c.local.rebuilt)
         self._install_histories(self.new, grant)
         # From here until the history is written the directory is not what the record says.
         yield from c.save_record(marker="clone")
@@ -157,7 +159,7 @@ class Rebuild:
         yield from c.save_record(grant.ancestry, proof=proof, marker="")
         c.clone_progress = (0, 0)
         c.started()
-        c.change(data=Data.READY, needs_clone=0, diverged=0)
+        c.change(data=Data.READY, needs_clone=0, diverged=0, rebuilt=asked or c.local.rebuilt)
         c.log.info("clone.end", took_ms=result.took_ms, source=grant.node)
         self._tell_of_salvage()
         kept = f"; the directory before is {replaced}" if replaced is not None else ""

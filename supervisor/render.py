@@ -53,6 +53,7 @@ def _lease(snapshot: Snapshot, member: Member, left_ms: int) -> str:
 
 def _notes(member: Member) -> str:
     notes = [aim_text(member.member, member.aim)] if member.aim else []
+    notes += ["fenced"] * member.fenced
     notes += ["pending restart"] * member.pending_restart
     notes += ["not heard of"] * (not member.connected)
     notes += [name if value is True else f"{name}={value}" for name, value in member.tags.items() if value is not False]
@@ -137,10 +138,11 @@ def members(rows: Sequence[Mapping[str, object]]) -> str:
     return "\n".join(table(header, shown)) + "\n"
 
 
-def member_changed(result: Mapping[str, object]) -> str:
-    """The last line of a change of the members, from the result of the node's answer."""
+def member_changed(request: str, result: Mapping[str, object]) -> str:
+    """The last line of a change of the members or of one node, from the result of the node's answer."""
     role = result.get("role")
-    return f"{result.get('name')}: {'no member any more' if role == 'gone' else role}\n"
+    done = {"fence": "fenced, its Postgres is down", "unfence": "fenced no more", "reinit": "has its new copy"}
+    return f"{result.get('name')}: {done.get(request) or ('no member any more' if role == 'gone' else role)}\n"
 
 
 def explanation(body: Mapping[str, Any]) -> str:

@@ -86,6 +86,8 @@ class Member:
     """What it is to become, if that is something else: a role, ``gone``, or ``gone:NAME`` once NAME has replaced it."""
     raft: str = ""
     """``HOST:PORT`` of its consensus port."""
+    fenced: bool = False
+    """A person keeps its Postgres down."""
 
 
 @dataclass(frozen=True, slots=True)

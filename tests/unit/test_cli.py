@@ -334,10 +334,30 @@ def test_members_are_changed(pgr: Run, data: Path, argv: list[str], asked: dict[
         role = "learner" if "learner" in argv else "voter" if argv[0] == "add" else "gone"
         said = f"member: b is to be {role}\n"
         assert pgr("member", *argv, "--data", str(data), "--timeout", "5") == (0, out, said)
-        assert (node.requests[0].name, node.requests[0].body) == (f"member.{argv[0]}", asked | {"timeout_ms": 5000})
+        sent = asked | {"timeout_ms": 5000, "by": admin.who()}
+        assert (node.requests[0].name, node.requests[0].body) == (f"member.{argv[0]}", sent)
         code, shown, _ = pgr("member", *argv, "--json", "--data", str(data))
         assert (code, json.loads(shown)) == (0, {"name": "b", "role": role})
         assert node.requests[1].body["timeout_ms"] == 600_000
+    finally:
+        node.close()
+
+
+@pytest.mark.parametrize(
+    ("argv", "asked", "out"),
+    [
+        (["reinit", "b"], {"name": "b", "timeout_ms": 600_000}, "b: has its new copy\n"),
+        (["fence", "b"], {"name": "b", "force": False, "timeout_ms": 60_000}, "b: fenced, its Postgres is down\n"),
+        (["fence", "b", "--force"], {"name": "b", "force": True, "timeout_ms": 60_000}, "b: fenced, its Postgres is down\n"),
+        (["unfence", "b"], {"name": "b", "timeout_ms": 60_000}, "b: fenced no more\n"),
+    ],
+)  # fmt: skip
+def test_one_node_is_asked_for(pgr: Run, data: Path, argv: list[str], asked: dict[str, Any], out: str) -> None:
+    node = Node(data, lambda frame: [admin.answer(frame.id, {"name": frame.body["name"]})])
+    try:
+        assert pgr(*argv, "--data", str(data)) == (0, out, "")
+        assert (node.requests[0].name, node.requests[0].body) == (argv[0], asked | {"by": admin.who()})
+        assert json.loads(pgr(*argv, "--json", "--data", str(data))[1]) == {"name": "b"}
     finally:
         node.close()
 

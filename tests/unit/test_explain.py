@@ -145,6 +145,15 @@ def test_a_primary_that_would_have_no_successor_is_a_reason_to_act() -> None:
     assert alone.overruled is None, "without a majority nobody can accept anything"
 
 
+def test_one_that_is_fenced_is_named_and_so_is_the_way_back() -> None:
+    kept_down = agreed(history=EVENTS, fenced=("c",))
+    found = ask(kept_down, seen={"c": {"state": "stopped"}})
+    assert found.election is not None
+    assert {c.name: c.why for c in found.election.candidates}["c"] == "is fenced: a person keeps its Postgres down"
+    assert found.hints == ("`pgr unfence c`: a person keeps its Postgres down",)
+    assert ask(kept_down).hints == (), "b can do without"
+
+
 def test_without_a_leader_it_says_what_it_knows_and_since_when() -> None:
     found = ask(me="b", leader="", silent="ac", leaderless_ms=12_300)
     assert found.state == NO_LEADER

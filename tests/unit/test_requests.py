@@ -173,6 +173,86 @@ def test_a_dry_failover_of_a_stuck_cluster_says_what_is_missing_and_what_it_woul
     assert cluster.ask("b", "switchover", dry_run="yes")["refusal"]["code"] == 75
 
 
+# -- one node: kept down, copied anew
+
+
+def fenced(cluster: Cluster, at: str = "b") -> list[str]:
+    return list(cluster.members[at].cluster["fenced"])
+
+
+def test_a_standby_is_fenced_and_let_go() -> None:
+    cluster = opened("a", "b", "c", "d", "e")
+    assert cluster.ask("b", "fence", name="d", by="ann@db1") == {"ok": True, "name": "d", "term": 1}
+    cluster.until(lambda: fenced(cluster) == ["d"])
+    assert cluster.ask("b", "fence", name="d")["ok"], "it is already"
+    disk = cluster.members["d"].disk
+    index = next(e.index for e in disk.entries if e.kind == "fence/1")
+    cluster.until(lambda: disk.hard.commit >= index), "it starts nothing before it meets a leader again"
+    code, error = refusal(cluster.ask("b", "switchover", to="d"))
+    assert (code, error) == (78, "d is fenced: a person keeps its Postgres down")
+    assert cluster.ask("c", "unfence", name="d")["ok"]
+    cluster.until(lambda: fenced(cluster) == [])
+    assert refusal(cluster.ask("c", "unfence", name="x")) == (64, "no member is named x")
+
+
+def test_the_primary_is_moved_before_it_is_fenced() -> None:
+    cluster = opened("a", "b", "c")
+    assert cluster.ask("b", "fence", name="a")["ok"]
+    assert cluster.members["a"].state["hand_over"] == "c"
+    cluster.until(lambda: fenced(cluster) == ["a"])
+
+
+def test_a_fence_never_leaves_nobody_unless_by_force() -> None:
+    cluster = opened("a", "b", "w", witnesses="w")
+    code, error = refusal(cluster.ask("a", "fence", name="b"))
+    assert (code, "b holds a copy that is needed" in error) == (78, True)
+    cluster.members["b"].up = False
+    cluster.sleep(T.election_ms)
+    code, error = refusal(cluster.ask("w", "fence", name="a"))
+    assert (code, error) == (78, "a is the primary, and nobody can take over: no other data node is connected")
+    assert cluster.ask("w", "fence", name="a", force="yes")["ok"]
+    cluster.until(lambda: fenced(cluster, "w") == ["a"])
+    assert cluster.members["a"].state["hand_over"] is None
+    for name in ("w", "x"):
+        assert refusal(cluster.ask("a", "fence", name=name, force="yes"))[0] == 64
+
+
+def test_without_a_primary_a_fence_takes_force() -> None:
+    cluster = stuck()
+    code, error = refusal(cluster.ask("b", "fence", name="c"))
+    assert (code, error.startswith("there is no primary at the moment")) == (78, True)
+    assert cluster.ask("b", "fence", name="c", force="yes")["ok"]
+    cluster.until(lambda: fenced(cluster) == ["c"])
+    assert refusal(cluster.ask("b", "reinit", name="c"))[0] == 75, "there is nobody to copy from"
+
+
+def test_a_copy_is_made_anew_of_a_standby_that_can_be_spared() -> None:
+    cluster = opened("a", "b", "c")
+    assert refusal(cluster.ask("b", "reinit", name="a"))[0] == 78
+    assert refusal(cluster.ask("b", "reinit", name="x")) == (64, "no member is named x")
+    assert cluster.ask("b", "reinit", name="c") == {"ok": True, "name": "c", "term": 1}
+    cluster.until(lambda: bool(cluster.members["b"].cluster["reinits"]))
+    assert refusal(cluster.ask("b", "reinit", name="c")) == (75, "c is being copied anew already")
+    [(_, index)] = cluster.members["c"].cluster["reinits"]
+    cluster.tell("c", "node.propose", {"kind": "rebuilt/1", "body": {"node": "c", "index": index}})
+    cluster.until(lambda: not cluster.members["b"].cluster["reinits"])
+    cluster.members["c"].up = False
+    cluster.sleep(T.election_ms)
+    code, error = refusal(cluster.ask("a", "reinit", name="b"))
+    assert (code, error.startswith("b holds a copy that is needed: without it 1 are left, and 2 must")) == (78, True)
+    assert cluster.ask("a", "fence", name="b", force="yes")["ok"]
+    cluster.until(lambda: fenced(cluster) == ["b"])
+    assert refusal(cluster.ask("a", "reinit", name="b"))[0] == 75
+
+
+def test_one_that_has_no_seat_is_always_spared() -> None:
+    cluster = opened("a", "b")
+    cluster.join("d", by="a", role="learner")
+    cluster.until(lambda: cluster.roles("a") == "a b d:learner")
+    assert cluster.ask("a", "reinit", name="d")["ok"]
+    assert cluster.ask("a", "fence", name="d")["ok"]
+
+
 # -- who asked, and what was given up
 
 
