@@ -348,7 +348,8 @@ def test_members_are_changed(pgr: Run, data: Path, argv: list[str], asked: dict[
     [
         (["reinit", "b"], {"name": "b", "timeout_ms": 600_000}, "b: has its new copy\n"),
         (["fence", "b"], {"name": "b", "force": False, "timeout_ms": 60_000}, "b: fenced, its Postgres is down\n"),
-        (["fence", "b", "--force"], {"name": "b", "force": True, "timeout_ms": 60_000}, "b: fenced, its Postgres is down\n"),
+        (["fence", "b", "--force"], {"name": "b", "force": True, "timeout_ms": 60_000},
+         "b: fenced, its Postgres is down\n"),
         (["unfence", "b"], {"name": "b", "timeout_ms": 60_000}, "b: fenced no more\n"),
     ],
 )  # fmt: skip
