@@ -253,6 +253,20 @@ def test_one_that_has_no_seat_is_always_spared() -> None:
     assert cluster.ask("a", "fence", name="d")["ok"]
 
 
+def test_every_node_knows_the_promises_while_nobody_is_chosen() -> None:
+    """For `pgr explain`: of the leader's notes, and of them no more once there is a primary."""
+    cluster = stuck()
+    follower = next(n for n in "bc" if n != cluster.leader())
+    cluster.sleep(1_000)
+    for name in "bc":
+        known = cluster.members[name].node.sightings.all(cluster.now)
+        assert known["c"]["promise"][1:] == [-1, 0, "down"], name
+    cluster.members["c"].position = (1, 150)
+    cluster.until(lambda: cluster.primary() != "")
+    cluster.sleep(1_000)
+    assert "promise" not in cluster.members[follower].node.sightings.all(cluster.now)["c"]
+
+
 # -- who asked, and what was given up
 
 
