@@ -174,6 +174,13 @@ def test_without_a_leader_it_says_what_it_knows_and_since_when() -> None:
 
 def test_a_follower_believes_its_leader_about_the_rest() -> None:
     assert ask(me="b").election == ask().election
+    late = {n: told(n, age_ms=1_400) for n in "abc"}
+    for leader in ("a", ""):
+        shot = picture(primary(), agreed(), late, leader=leader, term=5)
+        found = findings(agreed(), shot, Heard(late, {"b": 1_400, "c": 100}))
+        assert found.election is not None
+        up = {row.name for row in found.election.candidates if row.up}
+        assert up == ({"c"} if leader else {"a", "c"}), "a leader, or one without, goes by what it hears itself"
     old = {n: told(n, age_ms=TOLD_LATELY_MS if n == "c" else 0) for n in "abc"}
     shot = picture(standby(), agreed(), old, leader="a", term=5)
     found = findings(agreed(), shot, Heard(old, {"a": 10}))

@@ -167,7 +167,7 @@ def test_a_dry_failover_of_a_stuck_cluster_says_what_is_missing_and_what_it_woul
     dry = cluster.ask("b", "failover", dry_run="yes", accept_data_loss="yes")
     assert dry["refusal"] is None
     assert (dry["forecast"]["winners"], dry["forecast"]["acknowledged"]) == (["b"], True)
-    assert not cluster.members[leader].node.cluster.wish_loss, "nobody was asked for anything"
+    assert not cluster.members[leader].node.tip().wish_loss, "nobody was asked for anything"
     reasons = {c["name"]: c["why"] for c in dry["forecast"]["candidates"]}
     assert reasons["c"] == "has no position (down)", "as it has told the leader"
     assert cluster.ask("b", "switchover", dry_run="yes")["refusal"]["code"] == 75

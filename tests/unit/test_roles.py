@@ -132,6 +132,7 @@ DECIDES: tuple[tuple[str, int, Situation], ...] = (
     ("clone", 5, streaming(local={"needs_clone": 5})),
     ("clone", 5, streaming(view={"cluster": ASKED})),
     ("clone", 5, streaming(view={"cluster": ASKED}, local={**DOWN, "rebuilt": 8})),
+    ("waiting", 0, streaming(view={"cluster": ASKED}, local={**DOWN, "data": Data.UNKNOWN})),
     ("streaming", 0, streaming(view={"cluster": ASKED}, local={"rebuilt": 9})),
     ("streaming", 0, streaming(view={"cluster": ASKED, "incarnation": 6})),
     ("start", 0, streaming(view={"cluster": ASKED, "met": False}, local=DOWN)),
