@@ -44,7 +44,9 @@ RUN_BY = {
     "pgr status": BY_HAND, "pgr uri": BY_HAND, "kill": BY_HAND,
     "pgr key": HOSTS, "pgr-supervise": HOSTS,
     "bin/pgr member": MEMBERS, "pgr member": MEMBERS,
-    "pgr failover": "test_refusals.py",
+    "pgr failover": "test_explain.py", "pgr explain": "test_explain.py", "pgr switchover": "test_explain.py",
+    "pgr history": "test_switchover.py", "pgr fence": "test_node_commands.py", "pgr unfence": "test_node_commands.py",
+    "pgr reinit": "test_node_commands.py",
     "make": "test_what_is_made",
     "uv tool": "test_wheel.py", "uv build": "test_packaging.py",
 }  # fmt: skip
