@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -24,13 +25,18 @@ def why(election: dict[str, Any], name: str) -> str:
     return next(str(row["why"]) for row in election["candidates"] if row["name"] == name)
 
 
-def wait_foretold(world: World, node: LocalNode, *winners: str) -> None:
-    """Until this node knows positions by which these would win."""
+def wait_explained(
+    world: World, node: LocalNode, condition: Callable[[dict[str, Any]], bool], what: str, seconds: float = 60
+) -> dict[str, Any]:
+    """What `pgr explain` says there, once it is that."""
+    found: list[dict[str, Any]] = []
 
-    def known() -> bool:
-        return bool(explained(world, node)["election"]["winners"] == sorted(winners))
+    def reached() -> bool:
+        found.append(explained(world, node))
+        return condition(found[-1])
 
-    world.settles(known, f"{winners} would win", lambda: str(explained(world, node)), seconds=20)
+    world.settles(reached, f"{node.name}: {what}", lambda: str(found[-1]), seconds)
+    return found[-1]
 
 
 def dry(world: World, node: LocalNode, *words: str) -> tuple[int, dict[str, Any]]:
@@ -41,15 +47,20 @@ def dry(world: World, node: LocalNode, *words: str) -> tuple[int, dict[str, Any]
     return done.returncode, found
 
 
+def _stuck(found: dict[str, Any]) -> bool:
+    missing = found["election"] and len(found["election"]["missing"]) == 2
+    return found["state"] == "no primary" and bool(missing and found["overruled"])
+
+
 def test_explain_and_dry_runs_from_health_to_the_last_copy(world: World) -> None:
     """All is well; then two of three are lost, in an order that leaves a majority without a read quorum."""
     primary = world.primary()
     assert primary is not None
     last, other = world.standbys()
+    both = sorted((last.name, other.name))
     for node in world.nodes:
-        world.settles(lambda node=node: explained(world, node)["state"] == "open", f"{node.name} knows it")  # type: ignore[misc]  # bound now
-        wait_foretold(world, node, last.name, other.name)
-        found = explained(world, node)
+        found = wait_explained(world, node, lambda f: bool(f["election"]["winners"] == both), f"{both} would win")
+        assert found["state"] == "open"
         assert found["assumed_lost"] == primary.name
         assert found["election"]["acknowledged"] is False
         assert found["reign"]["why"].endswith("needed promises")
@@ -65,9 +76,9 @@ def test_explain_and_dry_runs_from_health_to_the_last_copy(world: World) -> None
 
     other.kill_all()
     primary.kill_all()
-    world.settles(lambda: explained(world, last)["state"] == "no leader", "the last one is alone")
-    found = explained(world, last)
-    assert found["election"]["voters_up"] == 1
+    alone = wait_explained(world, last, lambda f: f["state"] == "no leader", "it is alone")
+    assert alone["source"].startswith(f"as {last.name} last knew; ")
+    found = wait_explained(world, last, lambda f: f["election"]["voters_up"] == 1, "and knows it")
     assert {primary.name, other.name} == set(found["election"]["missing"])
     assert "start " in found["hints"][0]
     code, told = dry(world, last, "failover", "--accept-data-loss")
@@ -78,11 +89,9 @@ def test_explain_and_dry_runs_from_health_to_the_last_copy(world: World) -> None
 
     (other.data / "pgdata").rename(other.data / "pgdata.lost")  # a voter without data: a majority, no read quorum
     other.start()
-    world.settles(lambda: explained(world, last)["state"] == "no primary", "there is a leader", seconds=90)
-    world.settles(lambda: "no position" in why(explained(world, last)["election"], other.name), "it has told")
     for node in (last, other):
-        world.settles(lambda node=node: bool(explained(world, node)["overruled"]), f"{node.name} knows")  # type: ignore[misc]  # bound now
-        found = explained(world, node)
+        found = wait_explained(world, node, _stuck, "it is stuck", seconds=90)
+        assert "no position" in why(found["election"], other.name)
         assert found["election"]["winners"] == []
         assert set(found["election"]["missing"]) == {primary.name, other.name}
         assert found["overruled"]["winners"] == [last.name]
