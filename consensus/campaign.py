@@ -26,3 +26,10 @@ class Campaigning:
     change_seen: tuple[int, int] = (0, 0)
     """Index of the open change of the sync group, and since when this leader knows of it."""
     sentence: str = ""
+
+    def told(self) -> dict[str, tuple[int, int, int, str]]:
+        """The promises, for people: ``(term, epoch, lsn, reason)``; epoch -1: no position."""
+        return {
+            name: (self.term, *p, "") if isinstance(p, Position) else (self.term, -1, 0, p.reason)
+            for name, p in sorted(self.promises.items())
+        }

@@ -260,11 +260,55 @@ def _may_lose(state: ClusterState, facts: Facts, member: Member) -> Refusal | No
         return Refusal(78, reason, hint)
     if seat_of(member) in state.group.members:
         rest = sync_group((s for s in state.group.members if s != seat_of(member)), state.commit_mode)
-        left = len(_holders(state, facts, rest))
-        if left < rest.k:
-            reason = f"{member.name} holds a copy that is needed: without it {left} are left, and {rest.k} must"
-            return Refusal(78, f"{reason} have every commit", "bring the others back first")
+        return _needed(member, len(_holders(state, facts, rest)), rest.k)
     return None
+
+
+def _needed(member: Member, left: int, k: int) -> Refusal | None:
+    if left >= k:
+        return None
+    reason = f"{member.name} holds a copy that is needed: without it {left} are left, and {k} must"
+    return Refusal(78, f"{reason} have every commit", "bring the others back first")
+
+
+def spare(state: ClusterState, facts: Facts, member: Member) -> Refusal | None:
+    """Why writes would wait while this copy is away for a time, its seat kept; None: they would not."""
+    if seat_of(member) not in state.group.members:
+        return None
+    return _needed(member, len(_holders(state, facts, state.group) - {member.name}), state.group.k)
+
+
+def reinit(state: ClusterState, facts: Facts, name: str) -> Proposal | Refusal:
+    """`pgr reinit`: a standby's copy is made anew."""
+    member = state.member(name)
+    if member is None or not member.has_data:
+        return _without_postgres(state, name)
+    if name == facts.me:
+        return Refusal(78, f"{name} is the primary: its copy is the one that counts", "first move it: `pgr switchover`")
+    if name in state.fenced:
+        return Refusal(75, f"{name} is fenced: it would not start its new copy", f"first `pgr unfence {name}`")
+    if state.reinit_of(name) is not None:
+        return Refusal(75, f"{name} is being copied anew already", "see `pgr status`")
+    if refusal := spare(state, facts, member):
+        return refusal
+    return Proposal("reinit/1", {"node": name, "incarnation": member.incarnation})
+
+
+def fence(state: ClusterState, facts: Facts, name: str, *, force: bool) -> Proposal | Refusal:
+    """`pgr fence` of a standby, or (``force``) of whatever it is."""
+    member = state.member(name)
+    if member is None or not member.has_data:
+        return _without_postgres(state, name)
+    refusal = None if force else spare(state, facts, member)
+    if refusal is not None:
+        hint = f"{refusal.hint}; `--force` does it nevertheless, and writes then wait for the others"
+        return Refusal(refusal.code, refusal.reason, hint)
+    return Proposal("fence/1", {"node": name, "down": True})
+
+
+def _without_postgres(state: ClusterState, name: str) -> Refusal:
+    what = f"no member is named {name}" if state.member(name) is None else f"{name} has no Postgres"
+    return Refusal(64, what, f"those with a Postgres: {', '.join(m.name for m in state.members if m.has_data)}")
 
 
 def _holders(state: ClusterState, facts: Facts, group: SyncGroup) -> frozenset[str]:

@@ -14,6 +14,9 @@
 | `change/1` | the sync group is to become another: from now on an election needs a read quorum of both; the reverse of an open change reverts it | the leader |
 | `done/1` | the names of the new group are in force on the primary and everything acknowledged meets its rule: it alone counts | the primary |
 | `wish/1` | a person asked for a switchover or failover: to whom, and whether data loss is accepted; void with the next grant | the leader |
+| `fence/1` | a person keeps this node's Postgres down, or no longer does: it is not electable, and it still votes | the leader |
+| `reinit/1` | a person wants this node's copy made anew | the leader |
+| `rebuilt/1` | the copy that this `reinit/1` asked for is made and proven | that node, through the leader |
 | `event/1` | something worth remembering (salvage, clone, ...) | any node, through the leader |
 
 An entry of an unknown kind stops the node: it was written by a newer version.
@@ -83,6 +86,15 @@ class Grant(NamedTuple):
     """Why the grant ended before another one; empty while it holds."""
 
 
+class Reinit(NamedTuple):
+    """A copy that is to be made anew."""
+
+    seat: Seat
+    """Of that life only: a lost one gets a new copy anyway."""
+    index: int  # type: ignore[assignment]  # shadows tuple.index, which nobody calls
+    """Of the entry that asked for it; `rebuilt/1` names it."""
+
+
 class HistoryEvent(NamedTuple):
     """One line of `pgr history`. ``at``: ISO 8601 UTC by the proposer's clock, for people only."""
 
@@ -117,6 +129,9 @@ class ClusterState:
     """Whom a person wants as the next primary."""
     wish_loss: bool = False
     """A person accepts that the next primary may lack acknowledged commits."""
+    fenced: tuple[str, ...] = ()
+    """Whose Postgres a person keeps down; sorted."""
+    reinits: tuple[Reinit, ...] = ()
     history: tuple[HistoryEvent, ...] = ()
     settings: str = "{}"
     """Canonical JSON of the founding settings (parameters, client rules)."""
@@ -148,6 +163,12 @@ class ClusterState:
         """Names of those who fill their seat of ``group`` with the incarnation that it is for."""
         here = {(m.name, m.incarnation) for m in self.members}
         return frozenset(seat.name for seat in group.members if seat in here)
+
+    def reinit_of(self, name: str) -> Reinit | None:
+        """The newest that is not done yet, of the life that is a member now."""
+        member = self.member(name)
+        found = (r for r in reversed(self.reinits) if member is not None and r.seat == seat_of(member))
+        return next(found, None)
 
     def next_timeline(self) -> int:
         """A number no promotion has ever been given."""
@@ -262,7 +283,11 @@ def _members(state: ClusterState, entry: Entry, body: dict[str, Any]) -> Cluster
     """Without conditions: Raft goes by the newest list of the log, and so must everybody else."""
     members = tuple(sorted(Member(*m) for m in body["members"]))
     left = {seat_of(m) for m in state.members} - {seat_of(m) for m in members}
-    state = replace(state, members=members, removed=(*state.removed, *sorted(left))[-REMOVED_KEPT_MAX:])
+    state = replace(
+        state, members=members, removed=(*state.removed, *sorted(left))[-REMOVED_KEPT_MAX:],
+        fenced=tuple(n for n in state.fenced if any(m.name == n for m in members)),
+        reinits=tuple(r for r in state.reinits if r.seat not in left),
+    )  # fmt: skip
     return _remember(state, body, str(body["kind"]), entry.term, str(body["node"]), str(body["text"]))
 
 
@@ -302,8 +327,39 @@ def _wish(state: ClusterState, entry: Entry, body: dict[str, Any]) -> ClusterSta
     if body.get("after", newest) != newest:
         return state  # overtaken by a grant: it must not wait for the next loss of a primary
     state = replace(state, wish_to=str(body["to"]), wish_loss=bool(body["accept_data_loss"]))
-    text = f"was asked for{', accepting data loss' if state.wish_loss else ''}"
+    who, given_up = str(body.get("by", "")), str(body.get("given_up", ""))
+    text = "was asked for" + (f" by {who}" if who else "")
+    text += (", accepting data loss" if state.wish_loss else "") + (f"; given up: {given_up}" if given_up else "")
     return _remember(state, body, str(body["kind"]), entry.term, state.wish_to, text)
+
+
+def _fence(state: ClusterState, entry: Entry, body: dict[str, Any]) -> ClusterState:
+    name, down = str(body["node"]), bool(body["down"])
+    if state.member(name) is None or (name in state.fenced) == down:
+        return state
+    state = replace(state, fenced=tuple(sorted({*state.fenced, name} if down else {*state.fenced} - {name})))
+    text = "is fenced: its Postgres is kept down" if down else "is fenced no more"
+    return _remember(state, body, "fenced" if down else "unfenced", entry.term, name, text + _asked_by(body))
+
+
+def _reinit(state: ClusterState, entry: Entry, body: dict[str, Any]) -> ClusterState:
+    seat = Seat(str(body["node"]), int(body["incarnation"]))
+    if state.reinit_of(seat.name) is not None or seat not in {seat_of(m) for m in state.members}:
+        return state
+    state = replace(state, reinits=(*state.reinits, Reinit(seat, entry.index)))
+    text = "is to get a new copy" + _asked_by(body)
+    return _remember(state, body, "reinit", entry.term, seat.name, text)
+
+
+def _rebuilt(state: ClusterState, entry: Entry, body: dict[str, Any]) -> ClusterState:
+    left = tuple(r for r in state.reinits if r.index != body["index"])
+    if left == state.reinits:
+        return state
+    return _remember(replace(state, reinits=left), body, "reinit", entry.term, str(body["node"]), "has its new copy")
+
+
+def _asked_by(body: dict[str, Any]) -> str:
+    return f" (asked for by {body['by']})" if body.get("by") else ""
 
 
 def _change_grant(state: ClusterState, body: dict[str, Any], **change: Any) -> ClusterState:
@@ -331,6 +387,9 @@ _KINDS: dict[str, Callable[[ClusterState, Entry, dict[str, Any]], ClusterState]]
     "change/1": _change,
     "done/1": _done,
     "wish/1": _wish,
+    "fence/1": _fence,
+    "reinit/1": _reinit,
+    "rebuilt/1": _rebuilt,
     "event/1": _event,
 }
 
@@ -350,6 +409,8 @@ def load(data: str) -> ClusterState:
     change = body["change"]
     body["change"] = Change(change[0], _group(change[1]), _group(change[2])) if change is not None else None
     body["removed"] = tuple(Seat(*seat) for seat in body["removed"])
+    body["fenced"] = tuple(body.get("fenced", ()))
+    body["reinits"] = tuple(Reinit(Seat(*seat), index) for seat, index in body.get("reinits", ()))
     body["grants"] = tuple(
         Grant(g[0], g[1], Position(*g[2]), g[3], tuple(EpochStart(*e) for e in g[4]), g[5], g[6])
         for g in body["grants"]

@@ -271,8 +271,9 @@ class Node:
         for entry in ready.committed:
             self.cluster = apply(self.cluster, entry)
             self.applied = entry.index
-            if entry.kind == "promoted/1":
-                # A restarted process may resume only on a grant that its own disk shows as committed.
+            if entry.kind in ("promoted/1", "fence/1"):
+                # A restarted process may resume only on a grant that its own disk shows as committed; and a Postgres
+                # that is to stay down must not start before a leader is met.
                 self.effects.append(Save(Write(hard=self.raft.hard_state)))
         if ready.restored or ready.committed:
             self.book.list_members(self.cluster.members, self.applied)
@@ -519,15 +520,14 @@ class Node:
             message = Forward(self.raft.term, request_id, name, canonical(body))
             self.effects.append(Send(self.raft.leader, message))
         else:
-            error = "the cluster has no leader at the moment"
-            hint = "see `pgr status`; a majority of the nodes must be up and reach each other"
-            self._tell("admin.answer", {"ok": False, "code": 75, "error": error, "hint": hint}, request_id)
+            ok, answer = requests.without_leader(self, name, body, now_ns)
+            self._tell("admin.answer", {"ok": ok, **answer}, request_id)
 
-    def wish(self, kind: str, to: str, now_ns: int, *, accept_loss: bool) -> None:
-        """In the log, so that whoever leads next knows it too."""
+    def wish(self, kind: str, to: str, now_ns: int, *, accept_loss: bool, **more: Any) -> None:
+        """In the log, so that whoever leads next knows it too. ``more``: who asked, and what is given up."""
         after = self.cluster.grant.term if self.cluster.grant is not None else 0
         body = {"kind": kind, "to": to, "accept_data_loss": accept_loss, "after": after, "at": self.wall_clock()}
-        self._raft(Propose("wish/1", canonical(body)), now_ns)
+        self._raft(Propose("wish/1", canonical(body | more)), now_ns)
 
     # -- observations --------------------------------------------------------------------------------------------
 
@@ -551,13 +551,15 @@ class Node:
     def _observe(self, now_ns: int) -> None:
         self.observe_at_ns = now_ns + OBSERVE_EVERY_MS * MS
         self._introduce(now_ns)
+        if self.notes is not None:
+            self.sightings.promised = self.notes.told() if self._undecided(self.notes) else {}
         seen = self.sightings.all(now_ns)
         if self.raft.role is Role.LEADER:
             message = Observation(self.raft.term, canonical(seen))
             self.effects.extend(Send(m.name, message) for m in self.cluster.members if m.name != self.me)
         elif self.raft.leader and self.sightings.own():
             self.effects.append(Send(self.raft.leader, Observation(self.raft.term, self.sightings.own())))
-        self._tell("raft.members", {"members": seen})
+        self._tell("raft.members", {"members": seen, "heard": self.sightings.heard(now_ns)})
 
     def _introduce(self, now_ns: int) -> None:
         """To those who are silent, perhaps for not knowing this node (any more): as leader, or for want of one."""

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from enum import StrEnum
 
 from consensus.cluster import Change, ClusterState, Grant, SyncGroup, seat_of
-from consensus.membership import VOTER, WITNESS
+from consensus.membership import VOTER, WITNESS, Member
 from consensus.positions import NoPosition
 from consensus.quorum import majority, read_quorum
 from consensus.record import Position
@@ -177,7 +178,8 @@ def decide(s: Situation) -> Decision:
         return Wait(late)
     why = f"holds epoch {positions[winner].epoch} up to {positions[winner].lsn:X}, {_promised(s, quorums)}"
     if s.state.wish_loss:
-        why += "; data loss was accepted"
+        without = sorted({seat.name for q in quorums for seat in q.group.members} - positions.keys())
+        why += "; data loss was accepted" + (f": without the promise of {', '.join(without)}" if without else "")
     if winner != s.me:
         return HandOver(winner, f"{winner} {why}")
     return TakeGrant(max(positions.values()), s.state.next_timeline(), why)
@@ -262,18 +264,52 @@ def _not_enough(s: Situation, quorums: tuple[Quorum, ...]) -> Wait:
     )
 
 
-def _choose(s: Situation) -> str | None:
-    """A node whose position is not behind any in some read quorum of each group; better ones outside may be ignored.
+class Obstacle(StrEnum):
+    """What keeps a member from being primary."""
+
+    WITNESS = "is a witness: it has no Postgres"
+    LEARNER = "is a learner: it has no vote, and a primary has to lead"
+    NO_SEAT = "has no seat in the sync group that counts"
+    FENCED = "is fenced: a person keeps its Postgres down"
+    TOO_EARLY = "counts only once the cluster was open for the first time"
+    SILENT = "has not answered"
+    NO_POSITION = "has no position"
+    BEHIND = "may lack commits that were acknowledged"
+
+
+def obstacles(s: Situation) -> dict[str, Obstacle | None]:
+    """Of every member: why it can't be primary now; None: it can.
 
     Only a voter, because it has to lead, and only one with a seat in the group whose names it would put in force: a
-    primary is always in S.
+    primary is always in S. Its position must not be behind any in some read quorum of each group; better ones outside
+    may be ignored.
     """
     quorums = required(s.state)
-    positions = _held(s, quorums)
-    seats = s.state.seated(s.state.wanted_group)
-    electable = {m.name for m in s.state.members if m.role == VOTER and m.name in seats and m.name in positions}
-    able = {name: positions[name] for name in electable if _holds_all(s, quorums, positions[name])}
-    failed = _failed_lately(s.state.grants)
+    positions, seats = _held(s, quorums), s.state.seated(s.state.wanted_group)
+
+    def of(member: Member) -> Obstacle | None:
+        if member.role != VOTER:
+            return Obstacle.WITNESS if member.role == WITNESS else Obstacle.LEARNER
+        if member.name not in seats:
+            return Obstacle.NO_SEAT
+        if member.name in s.state.fenced:
+            return Obstacle.FENCED
+        position = positions.get(member.name)
+        if position is None:
+            promise = s.promises.get(member.name)
+            if promise is None:
+                return Obstacle.SILENT
+            return Obstacle.TOO_EARLY if isinstance(promise, Position) else Obstacle.NO_POSITION
+        return None if _holds_all(s, quorums, position) else Obstacle.BEHIND
+
+    return {member.name: of(member) for member in s.state.members}
+
+
+def _choose(s: Situation) -> str | None:
+    """Of those that nothing keeps from it (`obstacles`) the one with the newest WAL."""
+    positions = _held(s, required(s.state))
+    able = {name: positions[name] for name, obstacle in obstacles(s).items() if obstacle is None}
+    failed = failed_lately(s.state.grants)
     fit = [n for n in able if n not in failed] or list(able)
     if s.state.commit_mode != "async":
         fit = [n for n in fit if n not in s.in_vain] or fit
@@ -296,7 +332,7 @@ def _holds_all(s: Situation, quorums: tuple[Quorum, ...], position: Position) ->
     return all(n >= q.needed for n, q in zip(behind, quorums, strict=True))
 
 
-def _failed_lately(grants: tuple[Grant, ...]) -> frozenset[str]:
+def failed_lately(grants: tuple[Grant, ...]) -> frozenset[str]:
     """Nodes that were granted and did not come to open, since a grant was last opened."""
     failed: set[str] = set()
     for grant in reversed(grants):

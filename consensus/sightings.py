@@ -21,6 +21,8 @@ class Sightings:
         self._said: dict[str, tuple[str, int]] = {}
         self._reached: dict[str, tuple[int, int]] = {}
         """The newest epoch in which a node was primary, and how far its WAL was then known to go."""
+        self.promised: dict[str, tuple[int, int, int, str]] = {}
+        """To the leader, while it has not decided: ``(term, epoch, lsn, reason)``; epoch -1: no position."""
 
     def hear(self, name: str, now_ns: int) -> None:
         self._heard[name] = now_ns
@@ -57,16 +59,23 @@ class Sightings:
 
     def take_in_all(self, data: str, now_ns: int) -> None:
         """What the leader tells of everybody."""
-        for name, one in json.loads(data).items():
+        told = json.loads(data)
+        self.promised = {name: tuple(one["promise"]) for name, one in told.items() if "promise" in one}
+        for name, one in told.items():
             if name != self.me:
                 self._keep(name, canonical(one["seen"]), now_ns - int(one["age_ms"]) * MS)
 
     def all(self, now_ns: int) -> dict[str, Any]:
-        """``{name: {seen, age_ms}}``."""
+        """``{name: {seen, age_ms}}``, with ``promise`` if there is one (`promised`)."""
         return {
             name: {"seen": json.loads(data), "age_ms": 0 if name == self.me else (now_ns - at) // MS}
+            | ({"promise": list(self.promised[name])} if name in self.promised else {})
             for name, (data, at) in sorted(self._said.items())
         }
+
+    def heard(self, now_ns: int) -> dict[str, int]:
+        """How long ago, in ms, by name."""
+        return {name: (now_ns - at) // MS for name, at in sorted(self._heard.items())}
 
     def last_known(self, grant: Grant | None) -> Position | None:
         """The newest position heard of the primary of ``grant`` as such (asynchronous mode's bound on loss)."""

@@ -10,11 +10,16 @@ answers repeat.
 | ``status`` | ``{"watch": true}`` | none; a progress ``status.changed`` with status.to_json as ``fields`` at once and upon each change. Asked again under the same id (every 5 s): the same at once. Who has not asked for 15 s is forgotten |
 | ``history`` | ``{}`` | ``{"history": [status.event_json, ...]}`` oldest first |
 | ``uri`` | ``{"dbname": str, "user": str}`` | status.uris |
-| ``switchover`` | ``{"to": str or null}`` | ``{"from", "to", "term", "timeline", "gap_ms"}`` |
-| ``failover`` | ``{"to": str or null, "accept_data_loss": bool}`` | the same |
+| ``explain`` | ``{}`` | explain.to_json: why the cluster is in this state, and what would come of an election |
+| ``switchover`` | ``{"to": str or null, "by": str}`` | ``{"from", "to", "term", "timeline", "gap_ms"}`` |
+| ``failover`` | ``{"to": str or null, "by": str, "accept_data_loss": bool}`` | the same |
+| either | with ``{"dry_run": true}`` | ``{"from", "to", "refusal": null or {"code", "error", "hint"}, "forecast"}`` |
 | ``member.add`` | ``{"name": str, "role": str, "timeout_ms": int}`` | ``{"name", "role"}`` once it has that role and, a voter, its seat in the sync group |
 | ``member.remove`` | ``{"name": str, "timeout_ms": int}`` | the same, role ``gone`` |
 | ``member.replace`` | ``{"name": str, "by": str, "timeout_ms": int}`` | the same, role ``gone`` |
+| ``fence`` | ``{"name": str, "force": bool, "by": str, "timeout_ms": int}`` | ``{"name"}`` once the log has it and its Postgres is down |
+| ``unfence`` | ``{"name": str, "by": str}`` | ``{"name"}`` once the log has it |
+| ``reinit`` | ``{"name": str, "by": str, "timeout_ms": int}`` | ``{"name"}`` once its new copy is made, proven and streams |
 
 Answers: any number of ``admin.progress {event, text, fields}``, then one ``admin.answer {ok, code, error, hint,
 result}`` with ``code`` an exit code of interfaces.md.
@@ -23,6 +28,7 @@ result}`` with ``code`` an exit code of interfaces.md.
 from __future__ import annotations
 
 import os
+import pwd
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -214,7 +220,7 @@ class Admin:
                 on_progress(_progress(frame))
         except SilenceError as error:
             hint = "try again; its log may tell why"
-            if name not in ("status", "history", "uri"):
+            if name not in ("status", "history", "uri", "explain") and not body.get("dry_run"):
                 hint = "look at `pgr status` before trying again: the request may have been carried out"
             raise TryAgainError(str(error), hint) from error
         raise AssertionError("a channel ends only by an error")
@@ -271,6 +277,21 @@ def _result(frame: Frame) -> dict[str, Any]:
             raise _ERRORS.get(code, BugError)(error, hint)
         case _:
             raise BugError("the node sent an answer of an unknown form", _SAME)
+
+
+def error_of(refusal: dict[str, Any]) -> PgrError:
+    """What a request would have been refused with."""
+    return _ERRORS.get(int(refusal["code"]), BugError)(str(refusal["error"]), str(refusal["hint"]))
+
+
+def who() -> str:
+    """``user@host`` of this process, for the history: the best this machine knows, proven by nothing."""
+    try:
+        name = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        name = str(os.getuid())
+    behind = os.environ.get("SUDO_USER", "")
+    return f"{behind or name}@{socket.gethostname()}"
 
 
 def write_private(path: Path, text: str) -> None:

@@ -15,7 +15,7 @@ from consensus.membership import GONE, VOTER, Member
 from fencing import wire
 from fencing.lease import MS
 from fencing.logs import Log
-from supervisor import status
+from supervisor import explain, status
 from supervisor.admin import FORGET_MS, answer, progress
 from supervisor.config import Config
 from supervisor.errors import BugError, PgrError, RefusedError, TryAgainError, UsageError
@@ -24,7 +24,8 @@ from supervisor.roles import Local, View
 ACTION_TIMEOUT_MS = 60_000
 SAY_SOMETHING_MS = 5_000
 MEMBER_ACTIONS = ("member.add", "member.remove", "member.replace")
-ACTIONS = ("switchover", "failover", *MEMBER_ACTIONS)
+NODE_ACTIONS = ("fence", "unfence", "reinit")
+ACTIONS = ("switchover", "failover", *MEMBER_ACTIONS, *NODE_ACTIONS)
 
 _ERRORS: dict[int, type[PgrError]] = {64: UsageError, 70: BugError, 75: TryAgainError, 78: RefusedError}
 
@@ -91,6 +92,10 @@ class AdminServer:
         self.watchers: dict[str, tuple[bytes, bool, int]] = {}
         self.actions: dict[str, Action] = {}
         self.snapshot = status.Snapshot(node=c.local.me)
+        self.known: dict[str, Any] = {}
+        """The newest `raft.members`."""
+        self.led_ns = 0
+        """When a leader was last known, or (of nobody yet) since when there is a snapshot."""
 
     # -- what comes in -------------------------------------------------------------------------------------------
 
@@ -120,6 +125,8 @@ class AdminServer:
                 self._send(client, answer(frame.id, {"history": events}), remote)
             case "uri":
                 self._send(client, self._uri(frame), remote)
+            case "explain":
+                self._send(client, answer(frame.id, self._explain(now_ns)), remote)
             case name if name in ACTIONS:
                 self._act(client, frame, now_ns, remote)
             case _:
@@ -133,6 +140,13 @@ class AdminServer:
         except ValueError as error:
             return answer(frame.id, error=TryAgainError(str(error), "see `pgr status`"))
         return answer(frame.id, uris)
+
+    def _explain(self, now_ns: int) -> dict[str, Any]:
+        leaderless_ms = (now_ns - self.led_ns) // MS if self.led_ns and not self.snapshot.leader else 0
+        told = explain.Heard(
+            self.known.get("members", {}), self.known.get("heard", {}), leaderless_ms, self.snapshot.timings.election_ms
+        )  # fmt: skip
+        return explain.to_json(explain.findings(self.c.view.cluster, self.snapshot, told))
 
     def _act(self, client: bytes, frame: wire.Frame, now_ns: int, remote: bool) -> None:
         grant = self.c.view.cluster.grant if self.c.view.cluster is not None else None
@@ -159,7 +173,10 @@ class AdminServer:
             kind = _ERRORS.get(int(frame.body.get("code", 75)), TryAgainError)
             self._end(frame.id, error=kind(str(frame.body.get("error")), str(frame.body.get("hint"))))
             return True
-        if action.name in MEMBER_ACTIONS:
+        if frame.body.get("dry_run") is True:
+            self._end(frame.id, result={k: frame.body.get(k) for k in ("from", "to", "refusal", "forecast")})
+            return True
+        if action.name in (*MEMBER_ACTIONS, *NODE_ACTIONS):
             action.accepted = {"name": frame.body.get("name")}
             text = f"{action.name} accepted: {action.accepted['name']}"
         else:
@@ -174,6 +191,8 @@ class AdminServer:
     def publish(self, snapshot: status.Snapshot, now_ns: int) -> None:
         """A new snapshot: watchers see it, actions move on."""
         self.snapshot = snapshot
+        if snapshot.leader or not self.led_ns:
+            self.led_ns = now_ns
         for request_id, (client, remote, asked_ns) in list(self.watchers.items()):
             if now_ns - asked_ns > FORGET_MS * MS:
                 del self.watchers[request_id]
@@ -190,6 +209,8 @@ class AdminServer:
         action.events_seen = len(self.snapshot.history)
         if action.name in MEMBER_ACTIONS:
             self._advance_member(request_id, action)
+        elif action.name in NODE_ACTIONS:
+            self._advance_node(request_id, action)
         else:
             self._advance_move(request_id, action, now_ns)
         if request_id not in self.actions:
@@ -199,7 +220,31 @@ class AdminServer:
             self._end(request_id, error=TryAgainError(text, "see `pgr status`; it goes on by itself if it can"))
         elif now_ns - action.said_ns > SAY_SOMETHING_MS * MS:
             action.said_ns = now_ns
-            self._send(action.client, progress(request_id, "waiting", self.snapshot.explanation), action.remote)
+            row = self.snapshot.member(str(action.body.get("name")))
+            text = f"{row.name}: {row.reason}" if row is not None and row.reason else self.snapshot.explanation
+            self._send(action.client, progress(request_id, "waiting", text), action.remote)
+
+    def _advance_node(self, request_id: str, action: Action) -> None:
+        """Done when the log says so and, of a fence, when Postgres there is seen to be down."""
+        cluster = self.c.view.cluster
+        if action.accepted is None or cluster is None:
+            return
+        name = str(action.body["name"])
+        row = self.snapshot.member(name)
+        if cluster.member(name) is None or row is None:
+            self._end(request_id, error=TryAgainError(f"{name} is no member any more", "see `pgr history`"))
+            return
+        wanted = name in cluster.fenced if action.name == "fence" else cluster.reinit_of(name) is not None
+        action.aimed = action.aimed or wanted
+        match action.name:
+            case "fence":
+                done = wanted and row.state not in ("running", "streaming", "starting", "stopping")
+            case "unfence":
+                done = name not in cluster.fenced
+            case _:
+                done = action.aimed and not wanted
+        if done:
+            self._end(request_id, result={"name": name})
 
     def _advance_member(self, request_id: str, action: Action) -> None:
         """Done when the log says so: the role and, for a voter, the seat; or that it is gone."""

@@ -19,8 +19,9 @@ import typer
 
 from fencing.clock import now_ns
 from supervisor import render
-from supervisor.admin import ACTION_IDLE_MS, Admin, Progress, open_channel, write_private
-from supervisor.errors import PgrError, TryAgainError, UsageError, exit_for, explain
+from supervisor.admin import ACTION_IDLE_MS, Admin, Progress, error_of, open_channel, who, write_private
+from supervisor.errors import PgrError, TryAgainError, UsageError, exit_for
+from supervisor.errors import explain as error_text
 from supervisor.status import Snapshot, event_from_json, from_json, lease_left_ms, member_rows
 
 app = typer.Typer(
@@ -58,6 +59,9 @@ KeyOption = Annotated[
     typer.Option("--cluster-key", envvar="PGR_CLUSTER_KEY_FILE", metavar="FILE", help="Cluster key, for `--node`."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Say who would win and what would be lost; change nothing.")
+]
 ToOption = Annotated[str | None, typer.Option("--to", metavar="NAME", help="The next primary; default: the best.")]
 
 
@@ -120,6 +124,7 @@ def switchover(
     ctx: typer.Context,
     *,
     to: ToOption = None,
+    dry_run: DryRunOption = False,
     as_json: JsonOption = False,
     data: DataOption = None,
     node: NodeOption = "",
@@ -127,7 +132,7 @@ def switchover(
 ) -> None:
     """Hand the primary role over in an orderly way; no acknowledged write is lost."""
     with _admin(ctx, data, node, key) as admin:
-        _change(admin, "switchover", {"to": to}, as_json)
+        _change(admin, "switchover", {"to": to}, as_json, dry_run)
 
 
 @app.command()
@@ -138,6 +143,7 @@ def failover(
     accept_data_loss: Annotated[
         bool, typer.Option("--accept-data-loss", help="Go on even if acknowledged writes may be lost.")
     ] = False,
+    dry_run: DryRunOption = False,
     as_json: JsonOption = False,
     data: DataOption = None,
     node: NodeOption = "",
@@ -145,13 +151,20 @@ def failover(
 ) -> None:
     """Make another member primary although the present one does not help, as far as safety allows."""
     with _admin(ctx, data, node, key) as admin:
-        _change(admin, "failover", {"to": to, "accept_data_loss": accept_data_loss}, as_json)
+        _change(admin, "failover", {"to": to, "accept_data_loss": accept_data_loss}, as_json, dry_run)
 
 
-def _change(admin: Admin, name: str, body: dict[str, Any], as_json: bool) -> None:
+def _change(admin: Admin, name: str, body: dict[str, Any], as_json: bool, dry_run: bool) -> None:
     def say(step: Progress) -> None:
         _talk(step.text or step.event)
 
+    body |= {"by": who()}
+    if dry_run:
+        found = admin.request(name, body | {"dry_run": True})
+        _out(json.dumps(found, indent=2) + "\n" if as_json else render.dry_run(name, found))
+        if found["refusal"] is not None:
+            raise error_of(found["refusal"])
+        return
     result = admin.request(name, body, idle_ms=ACTION_IDLE_MS, on_progress=say)
     _out(json.dumps(result, indent=2) + "\n" if as_json else render.change(result))
 
@@ -172,6 +185,24 @@ def history(
         _out(json.dumps(events, indent=2) + "\n")
     else:
         _out(render.history([event_from_json(event) for event in events]))
+
+
+@app.command()
+def explain(
+    ctx: typer.Context,
+    *,
+    as_json: JsonOption = False,
+    data: DataOption = None,
+    node: NodeOption = "",
+    key: KeyOption = None,
+) -> None:
+    """Why the cluster is as it is; who would win an election now, why not the others, what would be lost, what to do.
+
+    Any node answers by what it knows, also without a leader or a primary.
+    """
+    with _admin(ctx, data, node, key) as admin:
+        found = admin.request("explain", {})
+    _out(json.dumps(found, indent=2) + "\n" if as_json else render.explanation(found))
 
 
 @app.command()
@@ -291,9 +322,62 @@ def _change_member(admin: Admin, name: str, body: dict[str, Any], timeout_s: flo
     def say(step: Progress) -> None:
         _talk(step.text or step.event)
 
-    body |= {"timeout_ms": int(timeout_s * 1000)}
+    body |= {"by": who(), "timeout_ms": int(timeout_s * 1000)}
     result = admin.request(name, body, idle_ms=ACTION_IDLE_MS, on_progress=say)
-    _out(json.dumps(result, indent=2) + "\n" if as_json else render.member_changed(result))
+    _out(json.dumps(result, indent=2) + "\n" if as_json else render.member_changed(name, result))
+
+
+# -- one node --------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def reinit(
+    ctx: typer.Context,
+    name: NameArgument,
+    *,
+    timeout: TimeoutOption = MEMBER_TIMEOUT_S,
+    as_json: JsonOption = False,
+    data: DataOption = None,
+    node: NodeOption = "",
+    key: KeyOption = None,
+) -> None:
+    """Rebuild one standby: a new copy of the primary, swapped in when complete; the old one is moved to DIR/salvage."""
+    with _admin(ctx, data, node, key) as admin:
+        _change_member(admin, "reinit", {"name": name}, timeout, as_json)
+
+
+@app.command()
+def fence(
+    ctx: typer.Context,
+    name: NameArgument,
+    *,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also if nobody can take over, or writes then wait for the others.")
+    ] = False,
+    timeout: TimeoutOption = 60.0,
+    as_json: JsonOption = False,
+    data: DataOption = None,
+    node: NodeOption = "",
+    key: KeyOption = None,
+) -> None:
+    """Keep a node's Postgres down until told otherwise, over restarts; a primary hands over first. It still votes."""
+    with _admin(ctx, data, node, key) as admin:
+        _change_member(admin, "fence", {"name": name, "force": force}, timeout, as_json)
+
+
+@app.command()
+def unfence(
+    ctx: typer.Context,
+    name: NameArgument,
+    *,
+    as_json: JsonOption = False,
+    data: DataOption = None,
+    node: NodeOption = "",
+    key: KeyOption = None,
+) -> None:
+    """Let a fenced node's Postgres run again."""
+    with _admin(ctx, data, node, key) as admin:
+        _change_member(admin, "unfence", {"name": name}, 60.0, as_json)
 
 
 @key_app.command("new")
@@ -387,12 +471,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "help" not in type(error).__name__.lower():
             found = getattr(error, "ctx", None)
             command = found.command_path if found else "pgr"
-            sys.stderr.write(explain(text.rstrip("."), f"`{command} --help` shows what it takes"))
+            sys.stderr.write(error_text(text.rstrip("."), f"`{command} --help` shows what it takes"))
         else:
             sys.stderr.write(f"{text}\n")
         return UsageError.exit_code
     except PgrError as error:
-        sys.stderr.write(explain(error.message, error.hint))
+        sys.stderr.write(error_text(error.message, error.hint))
         return error.exit_code
     except Exception as error:  # the last resort: explained, with its traceback for our bugs only
         code, message, hint = exit_for(error)
@@ -400,7 +484,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             import traceback
 
             traceback.print_exc()
-        sys.stderr.write(explain(message, hint))
+        sys.stderr.write(error_text(message, hint))
         return code
 
 

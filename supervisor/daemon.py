@@ -338,7 +338,7 @@ class Daemon:
             case "lease.changed":
                 c.view = replace(c.view, lease_term=body["term"], lease_until_ns=body["until_ns"], renewed=True)
             case "raft.members":
-                self.members = body["members"]
+                self.members, self.admin.known = body["members"], body
                 self.snapshot_at_ns = 0
             case "raft.removed":
                 self._removed(str(body["reason"]), str(body["hint"]))

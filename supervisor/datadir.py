@@ -80,7 +80,7 @@ def look(c: Context) -> None:
         # Created or brought in, and accepted by the log; only the history was not written yet: create() goes on.
         c.change(data=Data.BROKEN if c.cluster.grants else Data.ABSENT)
         return
-    c.change(data=Data.READY if c.record.history else Data.BROKEN)
+    c.change(data=Data.READY if c.record.history else Data.BROKEN, rebuilt=int(mark.get("rebuilt", 0)))
 
 
 def look_again(c: Context) -> None:

@@ -149,7 +149,10 @@ def snapshot(
     primary = Primary(grant.node, grant.term, grant.timeline, grant.opened) if grant is not None and holds else None
     group = SyncGroup(cluster.group.names, cluster.group.k)
     newest = max((int(m["seen"].get("lsn", 0)) for m in members.values()), default=0)
-    rows = tuple(_member(m, members.get(m.name), group, primary, newest, local.me) for m in cluster.members)
+    rows = tuple(
+        _member(m, members.get(m.name), group, primary, newest, local.me, fenced=m.name in cluster.fenced)
+        for m in cluster.members
+    )
     change = SyncGroup(cluster.change.new.names, cluster.change.new.k) if cluster.change is not None else None
     own = cluster.member(local.me)
     role = role_of(local)
@@ -189,6 +192,8 @@ def _member(
     primary: Primary | None,
     newest: int,
     me: str,
+    *,
+    fenced: bool,
 ) -> Member:
     host, _, port = member.postgres.rpartition(":")
     seen = known["seen"] if known is not None else {}
@@ -226,6 +231,7 @@ def _member(
         connected=fresh,
         member=member.role,
         aim=member.aim if member.aim != member.role else "",
+        fenced=fenced,
     )
 
 
@@ -242,6 +248,8 @@ def _warnings(cluster: ClusterState, rows: tuple[Member, ...], primary: Primary 
     missing = [r.name for r in rows if r.state == "unreachable"]
     if missing:
         found.append(f"unreachable: {', '.join(missing)}")
+    if cluster.fenced:
+        found.append(f"fenced, Postgres is kept down until `pgr unfence`: {', '.join(cluster.fenced)}")
     leaving = [m.name for m in cluster.members if m.aim.startswith(GONE) and primary and m.name == primary.name]
     if leaving:
         found.append(f"{leaving[0]} is to be removed and has become the primary since: it goes after `pgr switchover`")
@@ -271,6 +279,7 @@ def _event(event: Any, cluster: ClusterState) -> HistoryEvent:
         lsn=start,
         gap_ms=fields.get("gap_ms"),
         bytes_salvaged=int(fields.get("bytes_salvaged", 0)),
+        details={name: value for name, value in fields.items() if name not in ("gap_ms", "bytes_salvaged")},
     )
 
 

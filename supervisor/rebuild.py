@@ -17,22 +17,22 @@ from consensus.record import EpochStart, Position
 from fencing.clock import now_ns
 from fencing.lease import MS
 from fencing.logs import utc_now
-from supervisor import controldata, files, jobs, preflight, sql, tablespaces, timelines
+from supervisor import controldata, files, jobs, preflight, salvage, sql, tablespaces, timelines
 from supervisor.context import CLONE, Context, StepFailed
 from supervisor.errors import RefusedError
-from supervisor.roles import Data, Plan, Server
+from supervisor.roles import Data, Plan, Server, copy_asked_for
 from supervisor.steps import Steps
-from supervisor.tasks import Task, Wait, sleep
+from supervisor.tasks import Task, sleep
 
 MARK = "pgr_node.json"
 """In PGDATA: whose copy this is. Both tools copy the source's, so it is written again before the copy is used."""
 SALVAGE_MANY = 4
-"""From so many copies in DIR/salvage on, each further one is warned of."""
+"""From so many data directories in DIR/salvage on, each further one is warned of."""
 NEW_SUFFIX = ".new"
 
 
 def read_mark(pgdata: Path) -> dict[str, Any]:
-    """{incarnation, nonce}; empty if this directory was never a node's of pgr."""
+    """{incarnation, nonce, rebuilt}; empty if this directory was never a node's of pgr."""
     data = files.read_optional(pgdata / MARK)
     if data is None:
         return {}
@@ -44,8 +44,10 @@ def read_mark(pgdata: Path) -> dict[str, Any]:
     return body
 
 
-def write_mark(pgdata: Path, incarnation: int, nonce: str) -> None:
-    files.write_atomically(pgdata / MARK, json.dumps({"incarnation": incarnation, "nonce": nonce}).encode())
+def write_mark(pgdata: Path, incarnation: int, nonce: str, rebuilt: int = 0) -> None:
+    """``rebuilt``: index of the `reinit/1` that this copy was made for."""
+    body = {"incarnation": incarnation, "nonce": nonce, "rebuilt": rebuilt}
+    files.write_atomically(pgdata / MARK, json.dumps(body).encode())
 
 
 class Rebuild:
@@ -121,7 +123,7 @@ class Rebuild:
     def clone(self, plan: Plan) -> Task[None]:
         """A copy of the primary, made beside, swapped in when complete, believed only once it has passed its proof."""
         c = self.c
-        grant = self._followed(plan.term)
+        grant, asked = self._followed(plan.term), copy_asked_for(c.view, c.local)
         if c.local.server is not Server.DOWN:
             yield from self.steps.stop(plan)
         places = yield from self._tablespaces(grant)
@@ -145,22 +147,23 @@ class Rebuild:
         control = yield from controldata.read(c.binaries, self.new, c.children)
         if str(control.system_identifier) != c.cluster.system_identifier:
             raise StepFailed(f"{grant.node} has the foreign system identifier {control.system_identifier}")
-        write_mark(self.new, c.view.incarnation, c.cluster.nonce)
+        write_mark(self.new, c.view.incarnation, c.cluster.nonce, asked or c.local.rebuilt)
         self._install_histories(self.new, grant)
         # From here until the history is written the directory is not what the record says.
         yield from c.save_record(marker="clone")
         c.change(data=Data.BROKEN)
         replaced = self._aside(c.config.pgdata, "replaced")
-        tablespaces.put_in_place(self.new, places, replaced, _stamp())
+        tablespaces.put_in_place(self.new, places, replaced, salvage.stamp())
         self.new.rename(c.config.pgdata)
         files.sync_directory(c.config.pgdata.parent)
         yield from c.save_record(grant.ancestry, proof=proof, marker="")
         c.clone_progress = (0, 0)
         c.started()
-        c.change(data=Data.READY, needs_clone=0, diverged=0)
+        c.change(data=Data.READY, needs_clone=0, diverged=0, rebuilt=asked or c.local.rebuilt)
         c.log.info("clone.end", took_ms=result.took_ms, source=grant.node)
         self._tell_of_salvage()
-        self._remember("cloned", f"was cloned from {grant.node}", {})
+        kept = f"; the directory before is {replaced}" if replaced is not None else ""
+        self._remember("cloned", f"was cloned from {grant.node}{kept}", {"moved_to": str(replaced or "")})
 
     def _tablespaces(self, grant: Grant) -> Task[dict[str, str]]:
         """Place by OID; what an earlier copy has left half done there is nobody's data."""
@@ -212,16 +215,11 @@ class Rebuild:
         if not any(directory.iterdir()):
             directory.rmdir()
             return None
-        target = self._salvage_place(f"{directory.name}-{why}")
+        target = salvage.place(self.c, f"{directory.name}-{why}")
         directory.rename(target)
         files.sync_directory(directory.parent)
         self.c.log.info("data.moved_aside", source=str(directory), target=str(target))
         return target
-
-    def _salvage_place(self, what: str) -> Path:
-        salvage = self.c.config.salvage_dir
-        salvage.mkdir(mode=0o700, exist_ok=True)
-        return salvage / f"{_stamp()}-{what}"
 
     # -- rewind --------------------------------------------------------------------------------------------------
 
@@ -232,11 +230,12 @@ class Rebuild:
         yield from self._until_checkpointed(grant)
         if c.local.server is not Server.DOWN:
             yield from self.steps.stop(plan)
-        saved = yield from self._save_wal(grant)
+        saved = yield from salvage.save_wal(c, grant.ancestry, grant.node)
+        yield from salvage.tell(c, saved)
         yield from c.save_record(marker="rewind")
         c.change(rebuilding=plan.term)
         began = now_ns()
-        c.log.info("rewind.begin", source=grant.node, saved_bytes=saved)
+        c.log.info("rewind.begin", source=grant.node, saved_bytes=saved.bytes_salvaged)
         done = False
         try:
             result = yield from jobs.rewind(
@@ -255,7 +254,7 @@ class Rebuild:
             c.change(data=Data.READY if done else Data.BROKEN, diverged=0, rebuilding=0)
         c.log.info("rewind.end", took_ms=(now_ns() - began) // MS, said=list(result.tail[-2:]))
         self._tell_of_salvage()
-        self._remember("rewound", f"was rewound to {grant.node}, {saved} bytes of WAL saved", {"bytes_salvaged": saved})
+        self._remember("rewound", f"was rewound to {grant.node}", {"saved_in": saved.place})
 
     def _until_checkpointed(self, grant: Grant) -> Task[None]:
         """pg_rewind reads the source's timeline from pg_control: before a checkpoint it is the old one (hazard 56)."""
@@ -275,53 +274,16 @@ class Rebuild:
                 raise StepFailed(f"{grant.node} has not checkpointed since its promotion")
             yield from sleep(20 * MS)
 
-    def _save_wal(self, grant: Grant) -> Task[int]:
-        """Copy the segments that hold WAL beyond the point where the primary's history left ours. Returns bytes."""
-        c = self.c
-        history = c.record.history
-        common = [e for e in history if e in grant.ancestry]
-        if not common:
-            first, timeline = 0, history[-1].timeline if history else 0
-        else:
-            at = grant.ancestry.index(common[-1])
-            later = grant.ancestry[at + 1 :]
-            first, timeline = min((e.start_lsn for e in later), default=0), common[-1].timeline
-        target = self._salvage_place("wal")
-        saved = 0
-        size = c.wal_segment_bytes
-        for name in sorted(os.listdir(c.postgres.wal_dir)):
-            if len(name) != 24 or not all(ch in "0123456789ABCDEF" for ch in name):
-                continue
-            if int(name[:8], 16) < timeline or timelines.segment_start(name, size) + size <= first:
-                continue
-            target.mkdir(mode=0o700, exist_ok=True)
-            _copy_durably(c.postgres.wal_dir / name, target / name)
-            saved += size
-            yield Wait(until_ns=now_ns())  # the loop has other things to do between two files
-        if saved:
-            files.sync_directory(target)
-        return saved
-
     def _tell_of_salvage(self) -> None:
-        """Nothing is ever removed there: a person has to, before the disk is full."""
-        salvage = self.c.config.salvage_dir
-        kept = len(os.listdir(salvage)) if salvage.exists() else 0
+        """Data directories are never removed there: a person has to, before the disk is full."""
+        place = self.c.config.salvage_dir
+        kept = sum(not name.endswith(salvage.WAL) for name in os.listdir(place)) if place.exists() else 0
         if kept >= SALVAGE_MANY:
-            free_mb = shutil.disk_usage(salvage).free >> 20
-            hint = f"look through {salvage} and remove what nobody needs any more"
+            free_mb = shutil.disk_usage(place).free >> 20
+            hint = f"look through {place} and remove what nobody needs any more"
             self.c.log.warning("salvage.grows", kept=kept, free_mb=free_mb, hint=hint)
 
     def _remember(self, kind: str, text: str, fields: dict[str, Any]) -> None:
         c = self.c
         body = {"kind": kind, "term": c.view.term, "node": c.local.me, "text": text, "fields": fields, "at": utc_now()}
         c.raft.tell("node.propose", {"kind": "event/1", "body": body})
-
-
-def _stamp() -> str:
-    return utc_now().replace(":", "").replace("-", "").replace(".", "")
-
-
-def _copy_durably(source: Path, target: Path) -> None:
-    shutil.copy2(source, target)
-    with target.open("rb") as file:
-        os.fsync(file.fileno())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from supervisor.status import HistoryEvent, Member, Snapshot, lsn_text
 
@@ -52,6 +53,7 @@ def _lease(snapshot: Snapshot, member: Member, left_ms: int) -> str:
 
 def _notes(member: Member) -> str:
     notes = [aim_text(member.member, member.aim)] if member.aim else []
+    notes += ["fenced"] * member.fenced
     notes += ["pending restart"] * member.pending_restart
     notes += ["not heard of"] * (not member.connected)
     notes += [name if value is True else f"{name}={value}" for name, value in member.tags.items() if value is not False]
@@ -136,10 +138,64 @@ def members(rows: Sequence[Mapping[str, object]]) -> str:
     return "\n".join(table(header, shown)) + "\n"
 
 
-def member_changed(result: Mapping[str, object]) -> str:
-    """The last line of a change of the members, from the result of the node's answer."""
+def member_changed(request: str, result: Mapping[str, object]) -> str:
+    """The last line of a change of the members or of one node, from the result of the node's answer."""
     role = result.get("role")
-    return f"{result.get('name')}: {'no member any more' if role == 'gone' else role}\n"
+    done = {"fence": "fenced, its Postgres is down", "unfence": "fenced no more", "reinit": "has its new copy"}
+    return f"{result.get('name')}: {done.get(request) or ('no member any more' if role == 'gone' else role)}\n"
+
+
+def explanation(body: Mapping[str, Any]) -> str:
+    """The page of ``pgr explain``, from explain.to_json."""
+    reign, election, overruled = body["reign"], body["election"], body["overruled"]
+    blocks = [[body["headline"], f"({body['source']})"]]
+    if reign is not None:
+        blocks[0].insert(1, f"since {reign['since']}: {reign['name']} {reign['why']}")
+        blocks[0][2:2] = [f"before: {line}" for line in reign["before"]]
+        blocks[0][2:2] = [f"it ended: {reign['ended']}"] * bool(reign["ended"])
+    blocks.append([body["explanation"]] * bool(body["explanation"]))
+    if election is not None:
+        blocks.append(_election(election, body["assumed_lost"]))
+    if overruled is not None and overruled["winners"]:
+        blocks.append([f"with data loss accepted {' or '.join(overruled['winners'])} would win; {_loss(overruled)}"])
+    blocks.append(list(body["trouble"]))
+    blocks.append([f"warning: {text}" for text in body["warnings"]])
+    blocks.append([f"hint: {text}" for text in body["hints"]])
+    return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
+
+
+def dry_run(name: str, body: Mapping[str, Any]) -> str:
+    """The page of ``pgr switchover --dry-run`` and ``pgr failover --dry-run``."""
+    if body["refusal"] is not None:
+        said = f"{name} would be refused"
+    else:
+        said = f"{name} would move the primary from {body['from'] or 'nobody'} to {body['to'] or 'the best'}"
+    lines = [f"{said}; nothing was changed", "", *_election(body["forecast"], "")]
+    return "\n".join(lines) + "\n"
+
+
+def _election(election: Mapping[str, Any], lost: str) -> list[str]:
+    """Who would win and why each other would not, and what is lost."""
+    when = f"if {lost} were lost now" if lost else "as things are"
+    winners = " or ".join(election["winners"])
+    verdict = f"{winners} would win an election" if winners else "nobody would win an election"
+    rows = []
+    for row in election["candidates"]:
+        at = f"{row['position']['epoch']}:{row['position']['lsn']}" if row["position"] else ""
+        heard = "" if row["age_ms"] is None or row["up"] else f"{duration(row['age_ms'])} ago"
+        rows.append([row["name"], at, size(row["behind_bytes"]), heard, row["why"]])
+    header = ["NAME", "EPOCH:LSN", "BEHIND", "HEARD", "VERDICT"]
+    lines = [f"{when} {verdict}: {election['reason']}", *table(header, rows, right=(2,))]
+    return [*lines, _loss(election)] if winners else lines
+
+
+def _loss(election: Mapping[str, Any]) -> str:
+    known = size(election["lost_bytes"])
+    if election["acknowledged"]:
+        return f"acknowledged commits may be lost: {known} of WAL that is known of, and whatever nobody here knows of"
+    if not election["lost_bytes"]:
+        return "nothing is lost that is known of, and no acknowledged commit"
+    return f"no acknowledged commit is lost; {known} of WAL that nobody was told to be committed is"
 
 
 def change(result: dict[str, object]) -> str:

@@ -98,6 +98,8 @@ class Local:
     """The grant that this node cannot follow without a rewind."""
     needs_clone: int = 0
     """The grant that this node can only follow after a clone."""
+    rebuilt: int = 0
+    """Index of the newest `reinit/1` that the copy here was made for."""
     gate_open: bool = False
     witness: bool = False
     """It votes and has no Postgres."""
@@ -253,6 +255,22 @@ def is_founder(view: View, local: Local) -> bool:
     return member is not None and member.incarnation == view.incarnation
 
 
+def _fenced(s: Situation) -> bool:
+    """Does a person keep this node's Postgres down?"""
+    return s.view.cluster is not None and s.local.me in s.view.cluster.fenced
+
+
+def copy_asked_for(view: View, local: Local) -> int:
+    """Index of the `reinit/1` that asks this node for a new copy, while it has none made for it; else 0."""
+    asked = view.cluster.reinit_of(local.me) if view.cluster is not None else None
+    mine = asked is not None and asked.seat.incarnation == view.incarnation
+    return asked.index if asked is not None and mine and asked.index > local.rebuilt else 0
+
+
+def _wants_copy(s: Situation) -> bool:
+    return s.local.data is Data.READY and copy_asked_for(s.view, s.local) > 0
+
+
 def _change_index(s: Situation) -> int:
     change = s.view.cluster.change if s.view.cluster is not None else None
     return change.index if change is not None else 0
@@ -271,7 +289,8 @@ RULES: tuple[Rule, ...] = (
         "grant-unused", Step.REPORT_FENCED,
         "this node holds the grant but Postgres is down, verified: give the lease up",
         lambda s: s.view.alive and s.local.server is Server.DOWN and s.view.granted > 0
-        and ((bool(s.local.crashed) and s.view.granted == s.local.epoch) or s.view.granted == s.local.failed_promotion),
+        and ((bool(s.local.crashed) and s.view.granted == s.local.epoch) or s.view.granted == s.local.failed_promotion
+             or _fenced(s)),
         lambda s: s.view.granted,
     ),
     Rule(
@@ -283,6 +302,11 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "hand-over", Step.HAND_OVER, "a switchover was asked for: checkpoint, stop Postgres cleanly, give the lease up",
         lambda s: s.writable and s.view.alive and s.view.hand_over is not None, lambda s: s.local.epoch,
+    ),
+    Rule(
+        "fenced-primary", Step.HAND_OVER,
+        "a person keeps this node's Postgres down: checkpoint, stop it cleanly, give the lease up",
+        lambda s: s.writable and s.view.alive and _fenced(s), lambda s: s.local.epoch,
     ),
     Rule(
         "stopping-primary", Step.WAIT, "this node is stopping: another member is asked to take over first",
@@ -299,6 +323,14 @@ RULES: tuple[Rule, ...] = (
         lambda s: not s.view.alive or s.view.cluster is None,
     ),
     Rule("witness", Step.WAIT, "witness: it votes and has no Postgres", lambda s: s.local.witness),
+    Rule(
+        "fenced", Step.STOP, "a person keeps this node's Postgres down: fast stop",
+        lambda s: _fenced(s) and s.local.server is not Server.DOWN,
+    ),
+    Rule(
+        "kept-down", Step.WAIT, "a person keeps this node's Postgres down, until `pgr unfence`",
+        lambda s: _fenced(s) and not s.local.rebuilding,
+    ),
     Rule(
         "create", Step.CREATE, "this node is to create the cluster's data directory",
         lambda s: s.view.cluster is not None and is_founder(s.view, s.local) and not s.view.cluster.grants
@@ -335,13 +367,13 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "clone",
         Step.CLONE,
-        "there is no usable data directory: copy the primary's",
+        "there is no usable data directory, or a person wants a new one: copy the primary's",
         lambda s: (
             source(s.view, s.local) is not None
             and s.local.data in (Data.ABSENT, Data.BROKEN)
             and not s.local.rebuilding
         )
-        or (s.follows is not None and s.local.needs_clone == _grant_term(s) > 0),
+        or (s.follows is not None and (s.local.needs_clone == _grant_term(s) > 0 or _wants_copy(s))),
         _grant_term,
     ),
     Rule(

@@ -86,6 +86,8 @@ class Member:
     """What it is to become, if that is something else: a role, ``gone``, or ``gone:NAME`` once NAME has replaced it."""
     raft: str = ""
     """``HOST:PORT`` of its consensus port."""
+    fenced: bool = False
+    """A person keeps its Postgres down."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,8 @@ class HistoryEvent:
     """From the last moment writes were possible to the first they were again, as far as it was measured."""
     bytes_salvaged: int = 0
     """WAL that the old primary had and the new one had not, kept in DIR/salvage."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """What else the log has of it: of a salvage ``first``, ``last``, ``timelines``, ``place`` and ``command``."""
 
 
 @dataclass(frozen=True, slots=True)

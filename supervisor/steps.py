@@ -149,11 +149,13 @@ class Steps:
         if c.local.clean:
             # `crashed` stays: reported like any other end until the Raft child has taken it in. Until then the grant
             # looks as if it could still be used, and a standby that is up by then would be promoted once more.
-            c.raft.tell("node.fenced", {"term": plan.term, "reason": "switchover", "clean": clean, "at": utc_now()})
+            why = "switchover" if c.view.hand_over is not None else "a person keeps its Postgres down"
+            c.raft.tell("node.fenced", {"term": plan.term, "reason": why, "clean": clean, "at": utc_now()})
 
     def report_fenced(self, plan: Plan) -> Task[None]:
         c = self.c
-        reason = c.local.crashed or "the promotion failed"
+        kept_down = c.local.me in c.cluster.fenced and not c.local.failed_promotion
+        reason = "a person keeps its Postgres down" if kept_down else c.local.crashed or "the promotion failed"
         c.raft.tell("node.fenced", {"term": plan.term, "reason": reason, "clean": False, "at": utc_now()})
         until_ns = now_ns() + 100 * MS
         yield Wait(until_ns=until_ns, ready=lambda: c.view.granted != plan.term)
@@ -358,6 +360,7 @@ class Steps:
             return
         match divergence(grant.ancestry, c.record.history, end):
             case Diverged(lsn, lost, reason):
+                c.facts = replace(c.facts, lsn=end)  # how far what is to be saved goes
                 c.log.warning("follow.diverged", at=timelines.format_lsn(lsn), lost_bytes=lost, reason=reason)
                 c.change(diverged=plan.term)
             case Attach(history):

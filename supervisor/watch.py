@@ -10,6 +10,7 @@ from dataclasses import replace
 from consensus.membership import Member
 from fencing.clock import now_ns
 from fencing.lease import MS
+from fencing.logs import utc_now
 from supervisor import files, sql, timelines
 from supervisor.context import Context
 from supervisor.observe import proven
@@ -97,6 +98,16 @@ class Watcher:
             answered_ns=now_ns(),
         )
         self._notice_dead_end()
+        self._tell_of_new_copy()
+
+    def _tell_of_new_copy(self) -> None:
+        """That a person asked for: done once it is proven. Told until the log has it."""
+        c = self.c
+        asked = c.cluster.reinit_of(c.local.me) if c.view.cluster is not None else None
+        if asked is None or asked.index > c.local.rebuilt or not c.facts.streaming or not proven(c.record, c.facts):
+            return
+        body = {"node": c.local.me, "index": asked.index, "at": utc_now()}
+        c.raft.tell("node.propose", {"kind": "rebuilt/1", "body": body})
 
     def _notice_dead_end(self) -> None:
         """A standby that can't stream because the primary lacks the WAL it needs says so only in its log."""

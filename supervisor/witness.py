@@ -167,7 +167,7 @@ class Witness(Host):
                     member.refuse_another_role(c.view, c.local)
                     self.founding_sentence = ""
                 case "raft.members":
-                    self.members = body["members"]
+                    self.members, self.admin.known = body["members"], body
                     self.snapshot_at_ns = 0
                 case "raft.founding":
                     self.founding_sentence = str(body["sentence"])

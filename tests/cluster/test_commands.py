@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from fencing.clock import now_ns
+from supervisor import admin
 from tests.cluster.world import World
 
 pytestmark = pytest.mark.cluster
@@ -33,8 +34,14 @@ def test_without_a_read_quorum_there_is_no_primary_until_loss_is_accepted(world:
     assert done.returncode in (0, 75), done.stderr
     world.settles(lambda: world.primary() is last, "the last copy is primary")
     world.wait_streaming(other)
-    kinds = [e["kind"] for e in world.asked_status(last)["history"]]
-    assert "failover" in kinds
+    history = world.asked_status(last)["history"]
+    (wish,) = [e for e in history if e["kind"] == "failover"]
+    assert wish["reason"].startswith(f"was asked for by {admin.who()}, accepting data loss; given up: what only ")
+    assert f"what only {primary.name} has" in wish["reason"], "and how much, if the leader ever heard of it"
+    promoted = [e for e in history if e["kind"] == "promoted"][-1]
+    assert "data loss was accepted: without the promise of " in promoted["reason"]
+    page = world.pgr("explain", node=last).stdout
+    assert f"before: failover: {last.name} was asked for by {admin.who()}" in page
 
 
 def _explanation(world: World, name: str) -> str:

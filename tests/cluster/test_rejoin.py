@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+
 import psycopg
 import pytest
 
 from supervisor.localcluster import LocalNode
+from supervisor.timelines import parse_lsn as lsn_int
 from tests.cluster.world import World
+from tests.pgbare import pg_bin
 
 pytestmark = pytest.mark.cluster
 
@@ -69,10 +74,19 @@ def test_a_primary_with_wal_of_its_own_is_rewound_and_that_wal_is_kept(world: Wo
         world.settles(lambda: "rewind.end" in kinds(world, primary.name), "it is rewound")
         world.wait_streaming(primary)
     assert any(p.name.endswith("-wal") for p in (primary.data / "salvage").iterdir())
-    world.settles(
-        lambda: any(e["kind"] == "rewound" and e["bytes_salvaged"] > 0 for e in world.asked_status()["history"]),
-        "the history tells of the WAL that was saved",
-    )
+    history = world.asked_status()["history"]
+    (saved,) = [e for e in history if e["kind"] == "salvaged"]
+    told = saved["details"]
+    assert saved["bytes_salvaged"] == lsn_int(told["last"]) - lsn_int(told["first"]) > 0
+    assert saved["node"] == primary.name
+    assert history.index(saved) < next(i for i, e in enumerate(history) if e["kind"] == "rewound"), "first saved"
+    assert told["command"] in saved["reason"], "a person sees it in `pgr history`"
+    path = {"PATH": f"{pg_bin()}:{os.environ['PATH']}"}
+    shown = subprocess.run(told["command"], shell=True, capture_output=True, text=True, check=False, env=path)
+    assert shown.returncode == 0, shown.stderr
+    records = shown.stdout.splitlines()
+    assert any("LogicalMessage" in line and 'prefix "alone"' in line for line in records), shown.stdout
+    assert "desc: COMMIT" in records[-1], "to its very end"
     world.check_no_loss(writer, everywhere=True)
 
 

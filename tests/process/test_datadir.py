@@ -18,7 +18,7 @@ from typing import Any, cast
 import pytest
 import zmq
 
-from consensus.cluster import ClusterState
+from consensus.cluster import ClusterState, Reinit, Seat
 from consensus.membership import Member
 from consensus.record import EpochStart, NodeRecord
 from fencing.clock import now_ns
@@ -35,7 +35,7 @@ from supervisor.errors import RefusedError
 from supervisor.links import Link
 from supervisor.postgres import OccupiedError, Postgres
 from supervisor.rebuild import MARK, write_mark
-from supervisor.roles import Data, Local, View
+from supervisor.roles import Data, Local, View, copy_asked_for
 from supervisor.tasks import sleep
 from tests.pgbare import BarePostgres, own_directory, pg_bin, run, template
 
@@ -353,6 +353,18 @@ def test_a_data_directory_of_ours_tells_whose_it_is_and_one_of_a_stranger_is_ado
     write_mark(found.pgdata, INCARNATION, NONCE)
     told = datadir.raft_arguments(found.c)
     assert (told["data_incarnation"], told["adopts"]) == (INCARNATION, "")
+
+
+def test_a_copy_that_was_asked_for_is_not_made_twice(found: Found, ours: str) -> None:
+    """The node went down between the end of the copy and the log's word that it is done."""
+    found.initdb()
+    write_mark(found.pgdata, INCARNATION, NONCE, rebuilt=9)
+    found.knows(system=ours)
+    cluster = found.c.cluster
+    asked = tuple(Reinit(Seat("a", INCARNATION), index) for index in (9, 12))
+    assert found.looks() is Data.READY
+    views = [replace(found.c.view, cluster=replace(cluster, reinits=(one,))) for one in asked]
+    assert [copy_asked_for(view, found.c.local) for view in views] == [0, 12]
 
 
 @pytest.mark.parametrize("how", DAMAGE)

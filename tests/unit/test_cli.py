@@ -213,19 +213,89 @@ def test_switchover_streams_its_steps(pgr: Run, node: Node, data: Path) -> None:
         "primary: a -> b, write gap: 212 ms\n",
         "a: stopping Postgres\nb: promoting\n",
     )
-    assert node.requests[0].body == {"to": "b"}
+    assert node.requests[0].body == {"to": "b", "by": admin.who()}
     code, out, err = pgr("switchover", "--json", "--data", str(data))
     assert (code, json.loads(out)["gap_ms"], err) == (0, 212, "a: stopping Postgres\nb: promoting\n")
-    assert node.requests[1].body == {"to": None}
+    assert node.requests[1].body == {"to": None, "by": admin.who()}
 
 
 def test_failover_says_whether_loss_is_accepted(pgr: Run, node: Node, data: Path) -> None:
     pgr("failover", "--data", str(data))
     pgr("failover", "--to", "b", "--accept-data-loss", "--data", str(data))
     assert [frame.body for frame in node.requests] == [
-        {"to": None, "accept_data_loss": False},
-        {"to": "b", "accept_data_loss": True},
+        {"to": None, "accept_data_loss": False, "by": admin.who()},
+        {"to": "b", "accept_data_loss": True, "by": admin.who()},
     ]
+
+
+DRY = """\
+failover would be refused; nothing was changed
+
+as things are nobody would win an election: no primary: 1 more is needed
+NAME  EPOCH:LSN  BEHIND  HEARD       VERDICT
+b     3:0/5A       10 B  -           may lack commits that were acknowledged
+c     -               -  12.0 s ago  is not heard of
+"""
+
+
+def dry_handler(frame: Frame) -> list[bytes]:
+    """`switchover` would go well, `failover` would be refused."""
+    rows = [
+        {"name": "b", "wins": frame.name == "switchover", "why": "may lack commits that were acknowledged", "up": True,
+         "age_ms": 10, "behind_bytes": 10, "position": {"epoch": 3, "lsn": "0/5A"}},
+        {"name": "c", "wins": False, "why": "is not heard of", "up": False, "age_ms": 12_000, "behind_bytes": None,
+         "position": None},
+    ]  # fmt: skip
+    found = {
+        "winners": ["b"] if frame.name == "switchover" else [], "reason": "no primary: 1 more is needed", "missing": [],
+        "candidates": rows, "lost_bytes": 0, "acknowledged": False, "voters_up": 2, "voters_needed": 2,
+    }  # fmt: skip
+    refusal = None if frame.name == "switchover" else {"code": 78, "error": "c is needed", "hint": "start c"}
+    return [admin.answer(frame.id, {"from": "a", "to": "b", "refusal": refusal, "forecast": found})]
+
+
+def test_a_dry_run_shows_what_would_come_and_ends_as_the_real_one_would(pgr: Run, data: Path) -> None:
+    node = Node(data, dry_handler)
+    try:
+        code, out, err = pgr("switchover", "--dry-run", "--data", str(data))
+        assert (code, err) == (0, "")
+        assert out.startswith("switchover would move the primary from a to b; nothing was changed\n")
+        code, out, err = pgr("failover", "--dry-run", "--accept-data-loss", "--data", str(data))
+        assert (code, out, err) == (78, DRY, "error: c is needed\n\nhint: start c\n")
+        code, out, err = pgr("failover", "--dry-run", "--json", "--data", str(data))
+        assert (code, json.loads(out)["refusal"]["code"]) == (78, 78)
+        assert [frame.body["dry_run"] for frame in node.requests] == [True] * 3
+    finally:
+        node.close()
+
+
+EXPLAINED = {
+    "node": "b", "leader": "", "term": 7, "state": "no leader", "headline": "no leader is known", "source": "as b knew",
+    "explanation": "", "reign": None, "assumed_lost": "", "election": None, "overruled": None, "trouble": [],
+    "warnings": ["a single node"], "hints": ["start a"],
+}  # fmt: skip
+
+
+def test_explain(pgr: Run, data: Path) -> None:
+    node = Node(data, lambda frame: [admin.answer(frame.id, EXPLAINED)])
+    try:
+        page = "no leader is known\n(as b knew)\n\nwarning: a single node\n\nhint: start a\n"
+        assert pgr("explain", "--data", str(data)) == (0, page, "")
+        assert json.loads(pgr("explain", "--json", "--data", str(data))[1]) == EXPLAINED
+        assert node.requests[0].name == "explain"
+    finally:
+        node.close()
+
+
+def test_who_asks_is_told_as_well_as_this_machine_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SUDO_USER", raising=False)
+    host = os.uname().nodename
+    assert admin.who() == f"{pwd.getpwuid(os.getuid()).pw_name}@{host}"
+    monkeypatch.setenv("SUDO_USER", "ann")
+    assert admin.who() == f"ann@{host}"
+    monkeypatch.delenv("SUDO_USER")
+    monkeypatch.setattr(os, "getuid", lambda: 54_321)
+    assert admin.who() == f"54321@{host}"
 
 
 def test_a_refusal_says_why_and_what_to_do(pgr: Run, node: Node, data: Path) -> None:
@@ -264,10 +334,31 @@ def test_members_are_changed(pgr: Run, data: Path, argv: list[str], asked: dict[
         role = "learner" if "learner" in argv else "voter" if argv[0] == "add" else "gone"
         said = f"member: b is to be {role}\n"
         assert pgr("member", *argv, "--data", str(data), "--timeout", "5") == (0, out, said)
-        assert (node.requests[0].name, node.requests[0].body) == (f"member.{argv[0]}", asked | {"timeout_ms": 5000})
+        sent = asked | {"timeout_ms": 5000, "by": admin.who()}
+        assert (node.requests[0].name, node.requests[0].body) == (f"member.{argv[0]}", sent)
         code, shown, _ = pgr("member", *argv, "--json", "--data", str(data))
         assert (code, json.loads(shown)) == (0, {"name": "b", "role": role})
         assert node.requests[1].body["timeout_ms"] == 600_000
+    finally:
+        node.close()
+
+
+@pytest.mark.parametrize(
+    ("argv", "asked", "out"),
+    [
+        (["reinit", "b"], {"name": "b", "timeout_ms": 600_000}, "b: has its new copy\n"),
+        (["fence", "b"], {"name": "b", "force": False, "timeout_ms": 60_000}, "b: fenced, its Postgres is down\n"),
+        (["fence", "b", "--force"], {"name": "b", "force": True, "timeout_ms": 60_000},
+         "b: fenced, its Postgres is down\n"),
+        (["unfence", "b"], {"name": "b", "timeout_ms": 60_000}, "b: fenced no more\n"),
+    ],
+)  # fmt: skip
+def test_one_node_is_asked_for(pgr: Run, data: Path, argv: list[str], asked: dict[str, Any], out: str) -> None:
+    node = Node(data, lambda frame: [admin.answer(frame.id, {"name": frame.body["name"]})])
+    try:
+        assert pgr(*argv, "--data", str(data)) == (0, out, "")
+        assert (node.requests[0].name, node.requests[0].body) == (argv[0], asked | {"by": admin.who()})
+        assert json.loads(pgr(*argv, "--json", "--data", str(data))[1]) == {"name": "b"}
     finally:
         node.close()
 

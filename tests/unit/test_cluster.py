@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from consensus.cluster import (
     REMOVED_KEPT_MAX,
     Change,
     ClusterState,
+    Reinit,
     Seat,
     SyncGroup,
     UnknownEntryError,
@@ -70,6 +72,9 @@ def story() -> list[Entry]:
         members(A, B, Member("c", 4, "c:9", "c:2", "c:3", LEARNER, VOTER)),
         change(ABC, AB),
         entry("done/1", {"index": 13, "node": "b"}, 4, 14),
+        entry("fence/1", {"node": "c", "down": True, "by": "ann@db1"}, 4, 15),
+        entry("reinit/1", {"node": "a", "incarnation": 1}, 4, 16),
+        entry("rebuilt/1", {"node": "a", "index": 16}, 4, 17),
     ]  # fmt: skip
 
 
@@ -115,7 +120,7 @@ def test_grants() -> None:
     assert state.burned_timelines(old.ancestry) == (3,)
 
 
-@pytest.mark.parametrize("n", range(14))
+@pytest.mark.parametrize("n", range(17))
 def test_every_entry_twice_is_every_entry_once(n: int) -> None:
     """Except for a line of history that somebody asked for twice."""
     entries = story()
@@ -243,3 +248,50 @@ def test_a_newer_version_stops_the_node() -> None:
 )
 def test_the_default_group(n: int, mode: str, k: int) -> None:
     assert sync_group((Seat(name, 1) for name in "abcde"[:n]), mode).k == k
+
+
+# -- kept down, copied anew
+
+
+def fence(node: str, down: bool) -> Entry:
+    return entry("fence/1", {"node": node, "down": down, "by": "ann@db1"}, 4, 20)
+
+
+def test_who_is_fenced_is_so_until_told_otherwise_or_no_member() -> None:
+    state = after([*story(), fence("b", True), fence("x", True)])
+    assert state.fenced == ("b", "c"), "sorted, and members only"
+    assert state.history[-1][1:5] == ("fenced", 4, "b", "is fenced: its Postgres is kept down (asked for by ann@db1)")
+    assert apply(state, promoted(5, "a", 4)).fenced == ("b", "c"), "a new primary changes nothing"
+    lifted = apply(state, fence("b", False))
+    assert (lifted.fenced, lifted.history[-1].text) == (("c",), "is fenced no more (asked for by ann@db1)")
+    assert apply(lifted, fence("b", False)) == lifted
+    assert apply(state, members(A, B)).fenced == ("b",)
+    assert load(dump(state)) == state
+
+
+def test_a_copy_is_asked_for_once_and_done_once() -> None:
+    asked = apply(after(story()), entry("reinit/1", {"node": "b", "incarnation": 2, "by": "ann@db1"}, 4, 21))
+    again = entry("reinit/1", {"node": "b", "incarnation": 2}, 4, 22)
+    assert asked.reinit_of("b") == Reinit(Seat("b", 2), 21)
+    assert asked.history[-1].text == "is to get a new copy (asked for by ann@db1)"
+    assert apply(asked, again) == asked, "it is not made twice"
+    assert load(dump(asked)) == asked
+    assert apply(asked, entry("rebuilt/1", {"node": "b", "index": 20}, 4, 23)) == asked, "another request's"
+    done = apply(asked, entry("rebuilt/1", {"node": "b", "index": 21}, 4, 23))
+    assert (done.reinit_of("b"), done.history[-1].text) == (None, "has its new copy")
+    assert apply(done, again).reinit_of("b") == Reinit(Seat("b", 2), 22)
+    assert asked.reinit_of("a") is None
+    assert asked.reinit_of("x") is None
+
+
+def test_a_copy_is_that_of_a_life() -> None:
+    state = after(story())
+    assert apply(state, entry("reinit/1", {"node": "b", "incarnation": 9}, 4, 21)) == state
+    asked = apply(state, entry("reinit/1", {"node": "b", "incarnation": 2}, 4, 21))
+    assert apply(asked, members(A)).reinits == ()
+
+
+def test_a_snapshot_from_before_there_was_any_of_it_is_read() -> None:
+    body = json.loads(dump(after(story()[:14])))
+    del body["fenced"], body["reinits"]
+    assert load(canonical(body)) == after(story()[:14])

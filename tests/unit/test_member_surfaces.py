@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import zmq
 
-from consensus.cluster import Change, ClusterState, Grant, HistoryEvent, seat_of, sync_group
+from consensus.cluster import Change, ClusterState, Grant, HistoryEvent, Reinit, seat_of, sync_group
 from consensus.membership import GONE, LEARNER, VOTER, WITNESS, Member
 from consensus.record import EpochStart, Position
 from fencing import wire
@@ -309,3 +309,101 @@ def test_a_refusal_of_the_leader_is_passed_on(asked: Asked) -> None:
     asked.server.answered(wire.Frame("admin.answer", "r1", refusal))
     body = ended(asked.said())
     assert (body["code"], body["error"], body["hint"]) == (75, refusal["error"], refusal["hint"])
+
+
+# -- the node's side of `pgr explain` and of dry runs ------------------------------------------------------------------
+
+
+def test_explain_is_answered_at_once_by_what_is_known_here(asked: Asked) -> None:
+    asked.c.view = replace(asked.c.view, term=5)
+    asked.log(FOUR)
+    asked.server.known = {"members": {"a": {"seen": {}, "age_ms": 40}}, "heard": {"a": 40, "w": 200}}
+    asked.ask("explain")
+    found = ended(asked.said())["result"]
+    assert (found["state"], found["leader"]) == ("open", "a")
+    assert [c["name"] for c in found["election"]["candidates"] if c["up"]] == ["w"]
+    assert found["assumed_lost"] == "a"
+
+
+def test_explain_says_for_how_long_there_was_no_leader(asked: Asked) -> None:
+    asked.log(FOUR)
+    alone = replace(picture(FOUR, "b"), leader="")
+    for later_ms in (1_000, 4_000, 3_000):
+        asked.now += later_ms * MS
+        asked.server.publish(alone, asked.now)
+    asked.ask("explain")
+    headline = ended(asked.said())["result"]["headline"]
+    assert headline == "this node has known of no leader for 8 s; the last primary it knows of was a of term 5"
+    asked.server.publish(replace(alone, leader="a"), asked.now)
+    asked.now += 2_000 * MS
+    asked.server.publish(alone, asked.now)
+    asked.ask("explain")
+    assert "for 2 s" in ended(asked.said())["result"]["headline"]
+
+
+def test_a_dry_run_ends_with_the_leaders_word(asked: Asked) -> None:
+    asked.ask("failover", dry_run=True)
+    refusal = {"code": 78, "error": "no", "hint": "wait"}
+    asked.agrees(**{"dry_run": True, "from": "", "to": "c", "refusal": refusal, "forecast": {"winners": []}})
+    body = ended(asked.said())
+    assert body["result"] == {"from": "", "to": "c", "refusal": refusal, "forecast": {"winners": []}}
+    assert not asked.server.actions
+
+
+# -- one node: kept down, copied anew ----------------------------------------------------------------------------------
+
+
+def test_a_fence_is_done_when_the_log_has_it_and_postgres_is_down(asked: Asked) -> None:
+    asked.ask("fence", name="b", force=False)
+    asked.agrees(name="b", term=5)
+    asked.log(FOUR)
+    kept_down = replace(FOUR, fenced=("b",))
+    asked.log(kept_down)
+    assert "answer" not in dict(asked.said()), "it still streams"
+    down = replace(picture(kept_down).member("b") or picture(kept_down).own, state="stopped")
+    rows = tuple(down if m.name == "b" else m for m in picture(kept_down).members)
+    asked.server.publish(replace(picture(kept_down), members=rows), asked.now)
+    assert ended(asked.said())["result"] == {"name": "b"}
+
+
+def test_who_is_fenced_is_shown_and_warned_of() -> None:
+    made = picture(replace(FOUR, fenced=("b",)))
+    assert [m.name for m in made.members if m.fenced] == ["b"]
+    assert "fenced, Postgres is kept down until `pgr unfence`: b" in made.warnings
+    page = render.status(made, 0)
+    assert next(line for line in page.splitlines() if line.startswith("b ")).endswith("fenced")
+    back = status.from_json(json.loads(json.dumps(status.to_json(made, NOW))), NOW)
+    assert [m.fenced for m in back.members] == [m.fenced for m in made.members]
+
+
+def test_an_unfence_is_done_when_the_log_says_so(asked: Asked) -> None:
+    asked.ask("unfence", name="b")
+    asked.agrees(name="b", term=5)
+    asked.log(replace(FOUR, fenced=("b",)))
+    assert "answer" not in dict(asked.said())
+    asked.log(FOUR)
+    assert ended(asked.said())["result"] == {"name": "b"}
+
+
+def test_a_copy_is_waited_for_until_the_log_has_it_no_more(asked: Asked) -> None:
+    asked.ask("reinit", name="b")
+    asked.agrees(name="b", term=5)
+    asked.log(FOUR)
+    asked.log(replace(FOUR, reinits=(Reinit(seat_of(FOUR.members[1]), 9),)))
+    assert "answer" not in dict(asked.said()), "the log here was behind, then it is being made"
+    asked.log(FOUR)
+    assert ended(asked.said())["result"] == {"name": "b"}
+    asked.ask("reinit", name="b")
+    asked.agrees(name="b", term=5)
+    asked.log(replace(FOUR, members=FOUR.members[:1]))
+    assert ended(asked.said())["code"] == 75
+
+
+def test_while_one_waits_the_node_itself_says_what_it_does(asked: Asked) -> None:
+    asked.ask("reinit", name="b", timeout_ms=60_000)
+    asked.agrees(name="b", term=5)
+    asked.said()
+    shot = picture(FOUR)
+    rows = tuple(replace(m, reason="cloning, 1 of 2 MB") if m.name == "b" else m for m in shot.members)
+    asked.server.publish(replace(shot, members=rows), asked.now + 6_000 * MS)
+    assert ("waiting", "b: cloning, 1 of 2 MB") in asked.said()

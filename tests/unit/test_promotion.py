@@ -266,6 +266,14 @@ def test_asynchronous_mode_needs_nobody_but_the_last_primary_before_the_first_co
     assert isinstance(ask(held, me="a", state=young, waited=LAST_PRIMARY_GRACE_MS), TakeGrant)
 
 
+def test_one_that_is_fenced_never_wins_and_its_promise_counts() -> None:
+    kept_down = replace(state(), fenced=("c",))
+    alike: dict[str, tuple[int, int] | None] = {"b": (3, 60), "c": (3, 60)}
+    assert isinstance(ask(alike, me="a", state=state()), HandOver)
+    assert ask(alike, me="a", state=kept_down) == HandOver("b", "b holds epoch 3 up to 3C, 2 of 2 needed promises")
+    assert isinstance(ask({"b": (3, 50), "c": (3, 60)}, state=kept_down), Wait), "b may lack what c has"
+
+
 def test_during_a_change_the_winner_is_ahead_of_a_read_quorum_of_both() -> None:
     moved = changing("abc", 2, "ab", 1)
     assert isinstance(ask({"a": (3, 60), "b": (3, 50)}, state=moved, me="b"), HandOver)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from consensus.cluster import Change, ClusterState, Grant, seat_of, sync_group
+from consensus.cluster import Change, ClusterState, Grant, Reinit, Seat, seat_of, sync_group
 from consensus.membership import Member
 from consensus.record import EpochStart, NodeRecord, Position
 from fencing.lease import MS, PROFILES
@@ -71,6 +71,8 @@ FOUNDING: dict[str, Any] = {"cluster": agreed(system_identifier=""), "wanted": 1
 UNOPENED = agreed(granted(5, "a", opened=False))
 SMALLER = sync_group((seat_of(m) for m in MEMBERS[:2]), "quorum")
 CHANGING = agreed(granted(5, "a"), change=Change(9, agreed().group, SMALLER))
+KEPT_DOWN = agreed(granted(5, "a"), fenced=("a", "b"))
+ASKED = agreed(granted(5, "a"), reinits=(Reinit(Seat("b", 7), 9),))
 
 DECIDES: tuple[tuple[str, int, Situation], ...] = (
     # rule, term of the plan, situation
@@ -102,6 +104,19 @@ DECIDES: tuple[tuple[str, int, Situation], ...] = (
     ("control-away", 0, streaming(view={"alive": False})),
     ("control-away", 0, streaming(view={"cluster": None})),
     ("control-away", 0, serving(view={"alive": False, "lease_until_ns": NOW + DEMOTED - 1})),
+    ("grant-unused", 5, serving(view={"cluster": KEPT_DOWN}, local=DOWN)),
+    ("fenced-primary", 5, serving(view={"cluster": KEPT_DOWN})),
+    ("fenced-primary", 5, serving(view={"cluster": KEPT_DOWN}, local={"server": Server.STOPPING})),
+    ("hand-over", 5, serving(view={"cluster": KEPT_DOWN, "hand_over": "b"})),
+    ("fenced", 0, streaming(view={"cluster": KEPT_DOWN})),
+    ("fenced", 0, streaming(view={"cluster": KEPT_DOWN, "wanted": 6}, local={"server": Server.STARTING})),
+    ("fenced", 0, streaming(view={"cluster": KEPT_DOWN}, local={"server": Server.STOPPING})),
+    ("kept-down", 0, streaming(view={"cluster": KEPT_DOWN}, local=DOWN)),
+    ("kept-down", 0, streaming(view={"cluster": KEPT_DOWN}, local={**DOWN, "data": Data.BROKEN})),
+    ("kept-down", 0, streaming(view={"cluster": KEPT_DOWN, "met": False, "leader": ""}, local=DOWN)),
+    ("rewind", 5, streaming(view={"cluster": KEPT_DOWN}, local={**DOWN, "rebuilding": 5})),
+    ("stopping", 0, streaming(view={"cluster": KEPT_DOWN}, local={"stopping": True})),
+    ("control-away", 0, streaming(view={"cluster": KEPT_DOWN, "alive": False})),
     ("create", 0, serving(view=FOUNDING, local={"data": Data.ABSENT, **DOWN, "epoch": 0})),
     ("promise", 6, streaming(view={"wanted": 6})),
     ("promise", 6, streaming(view={"wanted": 6}, local={"upstream": 0, "diverged": 5, "frozen": 4})),
@@ -115,6 +130,14 @@ DECIDES: tuple[tuple[str, int, Situation], ...] = (
     ("clone", 5, streaming(local={**DOWN, "data": Data.BROKEN})),
     ("clone", 5, streaming(view={"wanted": 6}, local={**DOWN, "data": Data.ABSENT, "vowed": 6})),
     ("clone", 5, streaming(local={"needs_clone": 5})),
+    ("clone", 5, streaming(view={"cluster": ASKED})),
+    ("clone", 5, streaming(view={"cluster": ASKED}, local={**DOWN, "rebuilt": 8})),
+    ("waiting", 0, streaming(view={"cluster": ASKED}, local={**DOWN, "data": Data.UNKNOWN})),
+    ("streaming", 0, streaming(view={"cluster": ASKED}, local={"rebuilt": 9})),
+    ("streaming", 0, streaming(view={"cluster": ASKED, "incarnation": 6})),
+    ("start", 0, streaming(view={"cluster": ASKED, "met": False}, local=DOWN)),
+    ("promise", 6, streaming(view={"cluster": ASKED, "wanted": 6})),
+    ("serving", 0, serving(view={"cluster": agreed(granted(5, "a"), reinits=(Reinit(Seat("a", 7), 9),))})),
     ("rewind", 5, streaming(local={"upstream": 0, "diverged": 5})),
     ("rewind", 5, streaming(local={**DOWN, "diverged": 5})),
     ("rewind", 5, streaming(view={"wanted": 6}, local={**DOWN, "rebuilding": 5})),
@@ -233,7 +256,8 @@ def some_situation(one: Choose) -> Situation:
     terms = (term, term, term, *TERMS)  # what is likely often enough, and everything else
     members = one([MEMBERS, MEMBERS, REBORN])
     change = one([None, None, CHANGING.change])
-    known = agreed(*some_grants(one, term), nonce=one(["", "n"]), change=change, members=members)
+    fenced = one([(), (), (), ("a", "b")])
+    known = agreed(*some_grants(one, term), nonce=one(["", "n"]), change=change, members=members, fenced=fenced)
     cluster = None if one([no, no, no, yes]) else known
     view = View(
         alive=one([yes, yes, no]), incarnation=7, term=one(terms), leader=one(["", "a", "b"]), wanted=one(terms),
@@ -349,6 +373,17 @@ def names_are_changed_only_with_authority_and_for_a_change(s: Situation) -> bool
     return change is not None and decided(s).term == change.index and s.local.server is Server.PRIMARY and may_write(s)
 
 
+def nothing_runs_where_a_person_keeps_it_down(s: Situation) -> bool:
+    """It is stopped, or left down; only a rewind that has begun to write goes on."""
+    cluster = s.view.cluster
+    if not s.view.alive or cluster is None or s.local.me not in cluster.fenced or s.local.rebuilding:
+        return True
+    ends = {Step.FENCE, Step.HAND_OVER, Step.STOP, Step.REPORT_FENCED, Step.EXIT}
+    step = decided(s).step
+    stays = s.local.server is Server.DOWN or s.local.stopping or s.local.witness
+    return step in ends or (step is Step.WAIT and stays)
+
+
 PROPERTIES: tuple[Callable[[Situation], bool], ...] = (
     writable_without_authority_is_fenced,
     promotion_takes_a_committed_grant,
@@ -359,6 +394,7 @@ PROPERTIES: tuple[Callable[[Situation], bool], ...] = (
     the_gate_opens_only_for_a_proven_epoch,
     nothing_is_created_where_something_was,
     names_are_changed_only_with_authority_and_for_a_change,
+    nothing_runs_where_a_person_keeps_it_down,
 )
 
 
@@ -405,6 +441,8 @@ CONTROLS: tuple[tuple[Callable[[Situation], bool], tuple[Rule, ...]], ...] = (
     (the_gate_opens_only_for_a_proven_epoch, always("open-gate", lambda s: s.local.server is Server.PRIMARY)),
     (nothing_is_created_where_something_was, always("create", lambda s: s.local.data is Data.ABSENT)),
     (names_are_changed_only_with_authority_and_for_a_change, first("regroup")),
+    (nothing_runs_where_a_person_keeps_it_down, last("kept-down")),
+    (nothing_runs_where_a_person_keeps_it_down, last("fenced")),
 )
 
 

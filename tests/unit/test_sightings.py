@@ -71,6 +71,21 @@ def test_what_the_leader_tells_of_all_but_oneself() -> None:
     assert not made.is_connected("b", 110 * MS), "hearsay is no connection"
 
 
+def test_promises_are_passed_on_and_replaced_as_a_whole() -> None:
+    made = sightings()
+    told = {"b": {"seen": {}, "age_ms": 0, "promise": [9, -1, 0, "down"]}, "c": {"seen": {}, "age_ms": 0}}
+    made.take_in_all(json.dumps(told), 0)
+    assert made.all(0)["b"]["promise"] == [9, -1, 0, "down"]
+    assert "promise" not in made.all(0)["c"]
+    made.take_in_all(json.dumps({"b": {"seen": {}, "age_ms": 0}}), 0)
+    assert "promise" not in made.all(0)["b"], "the leader has decided"
+
+
+def test_how_long_ago_anything_came() -> None:
+    made = heard({"c": {}, "b": {}}, 10)
+    assert made.heard(35 * MS) == {"b": 25, "c": 25}
+
+
 def test_the_furthest_is_a_connected_voter_with_data_if_there_is_one() -> None:
     members = [Member(n, 1, "", "", "") for n in "abcd"]
     told = {"a": streaming(999), "b": streaming(100), "c": streaming(200), "d": streaming(300, epoch=2)}
