@@ -24,4 +24,6 @@ class Campaigning:
     reform_at_ns: int = 0
     change_seen: tuple[int, int] = (0, 0)
     """Index of the open change of the sync group, and since when this leader knows of it."""
+    short_since_ns: int = 0
+    """Fewer than k of the sync group have streamed since; 0: enough do."""
     sentence: str = ""

@@ -43,6 +43,7 @@ from consensus.positions import NoPosition
 from consensus.promotion import (
     GRACE_MS,
     Decision,
+    Degrade,
     HandOver,
     Situation,
     TakeGrant,
@@ -64,6 +65,7 @@ from consensus.raft import (
     StepDown,
     Tick,
 )
+from consensus.reconfigure import Asked
 from consensus.record import EpochStart, Identity, NodeRecord, Position
 from consensus.sightings import Sightings
 from consensus.write import Write
@@ -102,6 +104,7 @@ class Node:
         self.told: dict[str, Any] = {}
         self.told_cluster: ClusterState | None = None
         self.told_lease = TellLease(0, 0)
+        self.unchecked: dict[str, Asked] = {}
         self.book = AddressBook()
         for entry in raft.log.between(self.applied + 1, raft.commit):
             self.cluster = apply(self.cluster, entry)
@@ -141,10 +144,9 @@ class Node:
             case Observation(term, data):
                 self._observed(src, term, data, now_ns)
             case Forward(_, request_id, name, data):
-                ok, answer = requests.carry_out(self, name, json.loads(data), now_ns)
-                self.effects.append(Send(src, ForwardResp(self.raft.term, request_id, ok, canonical(answer))))
+                requests.handle(self, src, request_id, name, json.loads(data), now_ns)
             case ForwardResp(_, request_id, ok, data):
-                self._tell("admin.answer", {"ok": ok, **json.loads(data)}, request_id)
+                self.tell("admin.answer", {"ok": ok, **json.loads(data)}, request_id)
             case Hello():
                 pass
             case _:
@@ -224,6 +226,8 @@ class Node:
                 self.propose_or_forward(str(body["kind"]), body["body"], now_ns)
             case "node.fenced":
                 self._fenced(body, now_ns)
+            case "node.checked":
+                requests.checked(self, request_id, body, now_ns)
             case "admin.request":
                 self._admin(request_id, str(body["name"]), body["body"], now_ns)
             case _:
@@ -354,6 +358,8 @@ class Node:
         if tip.change is not None and tip.change.index != notes.change_seen[0]:
             notes.change_seen = (tip.change.index, now_ns)
         facts = self.facts(now_ns)
+        short = len(tip.seated(tip.group) & facts.copied) < tip.group.k
+        notes.short_since_ns = (notes.short_since_ns or now_ns) if short else 0
         if grant is None or not grant.opened:
             stuck = tip.change if facts.waited_ms >= changes.PATIENCE_MS else None
             if stuck is not None and is_better_turned_back(tip, stuck, facts.copied):
@@ -367,10 +373,9 @@ class Node:
         if step is not None:
             self.propose_change(step, now_ns)
 
-    def propose_change(self, proposal: Proposal, now_ns: int) -> bool:
-        """False: not now (the core has something to commit first)."""
-        body = canonical(proposal.body | {"at": self.wall_clock()})
-        return self._raft(Propose(proposal.kind, body), now_ns) > 0
+    def propose_change(self, proposal: Proposal, now_ns: int) -> int:
+        """Its index; 0: not now (the core has something to commit first)."""
+        return self._raft(Propose(proposal.kind, canonical(proposal.body | {"at": self.wall_clock()})), now_ns)
 
     def facts(self, now_ns: int) -> Facts:
         connected, caught_up, copied = {self.me}, {self.me}, {self.me}
@@ -388,7 +393,9 @@ class Node:
                 copied.add(name)
         since_ns = self.notes.change_seen[1] if self.notes is not None and self.cluster.change is not None else now_ns
         waited_ms = (now_ns - since_ns) // MS if since_ns else 0
-        return Facts(self.me, frozenset(connected), frozenset(caught_up), frozenset(copied), waited_ms)
+        short_ns = self.notes.short_since_ns if self.notes is not None else 0
+        short_ms = (now_ns - short_ns) // MS if short_ns else 0
+        return Facts(self.me, frozenset(connected), frozenset(caught_up), frozenset(copied), waited_ms, short_ms)
 
     def situation(self, notes: Campaigning, now_ns: int) -> Situation:
         waited_ms = (now_ns - notes.quorum_at_ns) // MS if notes.quorum_at_ns else 0
@@ -412,6 +419,10 @@ class Node:
             case TurnBack(change, reason):
                 notes.sentence = reason
                 self.propose_change(changes.turned_back(change, self.me, reason), now_ns)
+            case Degrade(new, reason):
+                notes.sentence = reason
+                old = self.tip().group
+                self.propose_change(changes.group_change(old, new, self.me, "sync group", reason), now_ns)
             case HandOver(to, reason):  # pragma: no branch  # mypy knows that there is no other decision
                 notes.sentence = reason
                 # Only when the parent has said for this very term that Postgres here is not writable.
@@ -463,7 +474,7 @@ class Node:
             marker=str(body["marker"]),
         )
         self.effects.append(Save(Write(record=self.record)))
-        self._tell("record.saved", {}, request_id)
+        self.tell("record.saved", {}, request_id)
 
     # -- the end of a reign --------------------------------------------------------------------------------------
 
@@ -493,15 +504,14 @@ class Node:
 
     def _admin(self, request_id: str, name: str, body: dict[str, Any], now_ns: int) -> None:
         if self.raft.role is Role.LEADER:
-            ok, answer = requests.carry_out(self, name, body, now_ns)
-            self._tell("admin.answer", {"ok": ok, **answer}, request_id)
+            requests.handle(self, self.me, request_id, name, body, now_ns)
         elif self.raft.leader:
             message = Forward(self.raft.term, request_id, name, canonical(body))
             self.effects.append(Send(self.raft.leader, message))
         else:
             error = "the cluster has no leader at the moment"
             hint = "see `pgr status`; a majority of the nodes must be up and reach each other"
-            self._tell("admin.answer", {"ok": False, "code": 75, "error": error, "hint": hint}, request_id)
+            self.tell("admin.answer", {"ok": False, "code": 75, "error": error, "hint": hint}, request_id)
 
     def wish(self, kind: str, to: str, now_ns: int, *, accept_loss: bool) -> None:
         """In the log, so that whoever leads next knows it too."""
@@ -537,7 +547,7 @@ class Node:
             self.effects.extend(Send(m.name, message) for m in self.cluster.members if m.name != self.me)
         elif self.raft.leader and self.sightings.own():
             self.effects.append(Send(self.raft.leader, Observation(self.raft.term, self.sightings.own())))
-        self._tell("raft.members", {"members": seen})
+        self.tell("raft.members", {"members": seen})
 
     def _introduce(self, now_ns: int) -> None:
         """To those who are silent, perhaps for not knowing this node (any more): as leader, or for want of one."""
@@ -549,7 +559,7 @@ class Node:
 
     # -- telling the parent --------------------------------------------------------------------------------------
 
-    def _tell(self, name: str, body: dict[str, Any], request_id: str = "") -> None:
+    def tell(self, name: str, body: dict[str, Any], request_id: str = "") -> None:
         self.effects.append(Tell(name, body, request_id))
 
     def _tell_state(self) -> None:
@@ -557,7 +567,7 @@ class Node:
         raft, grant = self.raft, self.granted()
         if self.cluster is not self.told_cluster:
             self.told_cluster = self.cluster
-            self._tell("raft.cluster", {"index": self.applied, "state": dump(self.cluster)})
+            self.tell("raft.cluster", {"index": self.applied, "state": dump(self.cluster)})
         state = {
             "boot": raft.boot, "term": raft.term, "role": raft.role.value, "leader": raft.leader,
             # What is committed here reaches into the leader's term, so whatever was agreed before it is known.
@@ -574,7 +584,7 @@ class Node:
         }  # fmt: skip
         if state != self.told:
             self.told = state
-            self._tell("raft.state", state)
+            self.tell("raft.state", state)
         lease = TellLease(raft.term, raft.lease_until_ns)
         if lease.until_ns and lease != self.told_lease:
             self.told_lease = lease
