@@ -273,8 +273,9 @@ class Node:
         for entry in ready.committed:
             self.cluster = apply(self.cluster, entry)
             self.applied = entry.index
-            if entry.kind == "promoted/1":
-                # A restarted process may resume only on a grant that its own disk shows as committed.
+            if entry.kind in ("promoted/1", "config/1"):
+                # A restarted process may resume only on a grant that its own disk shows as committed; and Postgres is
+                # started again with the newest settings.
                 self.effects.append(Save(Write(hard=self.raft.hard_state)))
         if ready.restored or ready.committed:
             self.book.list_members(self.cluster.members, self.applied)

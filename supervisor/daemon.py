@@ -14,13 +14,13 @@ from typing import Any
 
 import zmq
 
-from consensus.cluster import load
+from consensus.cluster import ClusterState, load
 from fencing import wire
 from fencing.clock import now_ns
 from fencing.lease import MS, PROFILES
 from fencing.logs import Log
 from supervisor import binaries as find_binaries
-from supervisor import controldata, datadir, member, observe, preflight, privileges, watch
+from supervisor import configcheck, controldata, datadir, member, observe, preflight, privileges, watch
 from supervisor.adminserver import AdminServer
 from supervisor.children import ChildTable
 from supervisor.config import Config
@@ -49,8 +49,6 @@ HAND_OVER_MS = 15_000
 RELEASE_MS = 1_500
 """After a hand-over the Raft child stays this long for the successor to be elected."""
 STOP_CHILDREN_MS = 1_000
-PRIMARY_START_TIMEOUT_MS = 30_000
-"""From a grant to a promoted Postgres; then it is given up and handed over (safety.md, promotion 5)."""
 OBSERVE_EVERY_MS = 1_000
 """Also when nothing changed: the Raft child takes a silent parent for a hung one."""
 REARM_PAUSE_MS = 20
@@ -352,6 +350,8 @@ class Daemon:
                 if not self.admin.answered(frame) and frame.id == "stop" and body.get("ok") is not True:
                     self.log.info("stop.no_successor", reason=body.get("error"))
                     c.change(asked_to_hand_over=True)
+            case "config.check":
+                self.runner.start(configcheck.check(c, frame.id, body), configcheck.done, "config.check")
             case "remote.request":
                 client, data = bytes.fromhex(body["client"]), body["frame"].encode()
                 self.admin.request(client, data, now_ns(), remote=True)
@@ -442,6 +442,7 @@ class Daemon:
                 self.task = None
             self.plan = wanted
             self._tend_watcher()
+            self._apply_settings(now)
             if self.task is not None or wanted.step is Step.WAIT:
                 return
             if wanted.step is Step.EXIT:
@@ -451,6 +452,13 @@ class Daemon:
                 return
             self.task = self.runner.start(self.actions[wanted.step](wanted), self._finisher(wanted), wanted.step)
             self.runner.run({}, now_ns())
+
+    def _apply_settings(self, now: int) -> None:
+        """Cluster-wide settings that came with the log. Whoever is losing its authority touches nothing."""
+        if self.c.local.server is Server.STANDBY or (
+            self.c.local.server is Server.PRIMARY and self._situation(now).authority
+        ):
+            self.steps.apply_settings()
 
     def _watch_promotion(self, now: int) -> None:
         """A grant that does not become a primary in time has failed; so has a primary that hangs before it is open. One
@@ -464,9 +472,10 @@ class Daemon:
         promoted = self.was_primary == term
         waiting = not promoted or (c.local.server is Server.PRIMARY and not c.local.gate_open)
         began = max(since, c.facts.answered_ns) if promoted else since
-        late = term > 0 and waiting and now - began > PRIMARY_START_TIMEOUT_MS * MS
+        limit_ms = 1000 * (c.view.cluster or ClusterState()).setting("primary_start_timeout")
+        late = term > 0 and waiting and now - began > limit_ms * MS
         if late and c.view.alive and c.local.failed_promotion != term:
-            self.log.error("promotion.failed", term=term, after_ms=PRIMARY_START_TIMEOUT_MS)
+            self.log.error("promotion.failed", term=term, after_ms=limit_ms)
             c.change(failed_promotion=term)
 
     def _finisher(self, done: Plan) -> Callable[[Outcome[Any]], None]:

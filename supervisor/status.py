@@ -86,6 +86,8 @@ class Member:
     """What it is to become, if that is something else: a role, ``gone``, or ``gone:NAME`` once NAME has replaced it."""
     raft: str = ""
     """``HOST:PORT`` of its consensus port."""
+    pending: str = ""
+    """What waits for a restart of its Postgres, in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +140,8 @@ class Snapshot:
     timings: Timings = PROFILES["default"]
     unprotected: bool = False
     """A single node, or one more failure loses acknowledged writes or the quorum."""
+    degraded: str = ""
+    """Not empty: fewer nodes than wanted have a commit when it is acknowledged, in words."""
     paused: bool = False
     scheduling: Mapping[str, str] = field(default_factory=dict)
     """Process (``raft``, ``watchdog``) to what it got: ``SCHED_RR 10``, ``nice -15``, ..."""

@@ -40,6 +40,8 @@ STARVED = "waiting for WAL to become available"
 """What startup logs when it has read all of pg_wal; before consistency nothing else tells."""
 STARVED_MS = 5_000
 """Without consistency, without WAL to read and without a stream for this long: this copy never becomes usable."""
+MEET_MS = 500
+"""Before a start: so long for the Raft child to catch up with the leader."""
 START_FAILURES_MAX = 3
 COPY_AGAIN_MS = 600_000
 """A copy that does not start may not be to blame (a port, a parameter, a full disk): not copied again before this."""
@@ -67,6 +69,8 @@ class Steps:
                 c.change(clean=False)
                 raise StepFailed(f"processes of an earlier Postgres are left: {'; '.join(left)}")
             yield from self._look_at_control_data()
+            # What was set while this node was away would else take one more restart. At once if it has met the leader.
+            yield Wait(until_ns=now_ns() + MEET_MS * MS, ready=lambda: c.view.met)
             if c.record.marker:  # set, but nothing was written since: `data` says that the directory is whole
                 yield from c.save_record(marker="")
             owned = c.write_settings(names=c.idle_names())
@@ -160,6 +164,18 @@ class Steps:
         c.attach_offset = c.config.postgres_log.stat().st_size
         c.need_postmaster().reload()
         c.log.info("follow.attached", primary=grant.node, term=grant.term)
+
+    def apply_settings(self) -> bool:
+        """The cluster-wide settings have changed: written anew, with what else is in force, and reloaded. No `yield`,
+        and the names stay as they are. The caller has looked at the authority: who is losing it touches nothing."""
+        c = self.c
+        if c.applied == c.cluster.config or not c.conf or c.postmaster is None:
+            return False
+        owned = c.write_settings(**c.conf)
+        removed = c.postgres.write_settings(owned, c.hba(), c.ident())
+        c.postmaster.reload()
+        c.log.info("settings.applied", index=c.cluster.config_index, removed_lines=list(removed))
+        return True
 
     def notice_moved_primary(self) -> None:
         """The primary that this standby follows has another address now: it is to be followed there."""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from consensus.cluster import load
+from consensus.cluster import ClusterState, load
 from fencing import deadman as machine
 from fencing.lease import MS, PROFILES, Timings
 from supervisor import observe
@@ -20,7 +20,6 @@ from supervisor.daemon import (
     HAND_OVER_MS,
     HELLO_EVERY_MS,
     OBSERVE_EVERY_MS,
-    PRIMARY_START_TIMEOUT_MS,
     RAFT_SILENT_MS,
     REARM_PAUSE_MS,
     RELEASE_MS,
@@ -348,7 +347,8 @@ class Parent(Context):
         term, since = self.granted
         if term > 0 and self.local.server is Server.PRIMARY and self.local.epoch == term:
             self.was_primary = term
-        late = term > 0 and self.was_primary != term and now - since > PRIMARY_START_TIMEOUT_MS * MS
+        limit_ms = 1000 * (self.view.cluster or ClusterState()).setting("primary_start_timeout")
+        late = term > 0 and self.was_primary != term and now - since > limit_ms * MS
         if late and self.view.alive and self.local.failed_promotion != term:
             self.change(failed_promotion=term)
 

@@ -16,11 +16,12 @@ from fencing import wire
 from fencing.clock import now_ns
 from fencing.kill import ProcessId
 from fencing.lease import MS, PROFILES
-from supervisor.daemon import PRIMARY_START_TIMEOUT_MS, Daemon
+from supervisor.daemon import Daemon
 from supervisor.observe import Facts
 from supervisor.roles import Data, Local, Plan, Server, Step, View
 from supervisor.tasks import Runner, Task, run_blocking
 
+PRIMARY_START_TIMEOUT_MS = 1000 * ClusterState().setting("primary_start_timeout")
 TIMEOUT = PRIMARY_START_TIMEOUT_MS * MS
 BEGAN = 1_000 * MS
 

@@ -257,3 +257,11 @@ def test_the_settings_survive_a_snapshot() -> None:
     assert cluster.members["a"].node.raft.log.snapshot.index > 0
     cluster.members["c"].up = True
     cluster.until(lambda: config(cluster, "c") == {"strict": False})
+
+
+def test_a_node_that_is_restarted_knows_the_newest_settings_at_once() -> None:
+    """Its disk says that they are committed: Postgres must not be started with those of before."""
+    cluster = opened("a", "b", "c")
+    index = put(cluster, "a", strict=False)["index"]
+    cluster.until(lambda: config(cluster, "b") != {})
+    assert cluster.members["b"].disk.hard.commit >= index
