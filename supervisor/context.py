@@ -161,6 +161,16 @@ class Context:
             self.log.once_per("settings.raised", 3600).info("settings.raised", values=raised)
         return owned
 
+    def apply_settings(self) -> None:
+        """The cluster-wide settings have changed: written anew, with what else is in force, and reloaded. No `yield`,
+        and the names stay as they are. The caller has looked at the authority: who is losing it touches nothing."""
+        if self.applied == self.cluster.config or not self.conf or self.postmaster is None:
+            return
+        owned = self.write_settings(**self.conf)
+        removed = self.postgres.write_settings(owned, self.hba(), self.ident())
+        self.postmaster.reload()
+        self.log.info("settings.applied", index=self.cluster.config_index, removed_lines=list(removed))
+
     def hba(self) -> str:
         rules = self.cluster.setting(clusterwide.HBA)
         return settings.hba(rules, self.os_user, self.founding().get("superuser", "postgres"))

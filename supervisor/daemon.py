@@ -458,7 +458,7 @@ class Daemon:
         if self.c.local.server is Server.STANDBY or (
             self.c.local.server is Server.PRIMARY and self._situation(now).authority
         ):
-            self.steps.apply_settings()
+            self.c.apply_settings()
 
     def _watch_promotion(self, now: int) -> None:
         """A grant that does not become a primary in time has failed; so has a primary that hangs before it is open. One

@@ -165,18 +165,6 @@ class Steps:
         c.need_postmaster().reload()
         c.log.info("follow.attached", primary=grant.node, term=grant.term)
 
-    def apply_settings(self) -> bool:
-        """The cluster-wide settings have changed: written anew, with what else is in force, and reloaded. No `yield`,
-        and the names stay as they are. The caller has looked at the authority: who is losing it touches nothing."""
-        c = self.c
-        if c.applied == c.cluster.config or not c.conf or c.postmaster is None:
-            return False
-        owned = c.write_settings(**c.conf)
-        removed = c.postgres.write_settings(owned, c.hba(), c.ident())
-        c.postmaster.reload()
-        c.log.info("settings.applied", index=c.cluster.config_index, removed_lines=list(removed))
-        return True
-
     def notice_moved_primary(self) -> None:
         """The primary that this standby follows has another address now: it is to be followed there."""
         c = self.c

@@ -160,7 +160,7 @@ def primary(*unread: wire.Frame, lease_until_ns: int) -> Daemon:
     c: Any = SimpleNamespace(
         facts=Facts(),
         view=view, local=local, timings=PROFILES["default"], raft=Link(*unread), watchdog=Link(),
-        process=ProcessId(9, 9),
+        process=ProcessId(9, 9), apply_settings=lambda: None,
     )  # fmt: skip
     daemon.c, daemon.runner = c, Runner()
     daemon.log = cast(Any, SimpleNamespace(info=lambda *_, **__: None))
