@@ -249,7 +249,7 @@ def degraded_words(cluster: ClusterState) -> str:
     """Fewer nodes have a commit when it is acknowledged than the settings want; empty: as many."""
     wanted = cluster.rule(seat_of(m) for m in cluster.members if m.role == VOTER)
     group = cluster.wanted_group
-    if group.asynchronous or wanted.asynchronous or group.k >= wanted.k:
+    if group.asynchronous or group.k >= wanted.k:
         return ""
     who = ", ".join(group.names)
     text = f"degraded: {group.k} of {who} acknowledge{'s' if group.k == 1 else ''} a commit, and {wanted.k} are wanted"

@@ -122,6 +122,7 @@ def test_degraded_is_shown_everywhere() -> None:
         (agreed(config='{"sync_acks":2}'), "degraded: 2 of a, b, c acknowledge a commit, and 3 are wanted"),
         (agreed(commit_mode="async", group=ALONE._replace(asynchronous=True)), ""),
         (agreed(commit_mode="async"), ""),
+        (agreed(group=ALONE._replace(asynchronous=True)), ""),  # on the way to quorum commit
         (agreed("a"), ""),
     ],
 )
