@@ -97,6 +97,8 @@ class BadSetting(Exception):
 
     reason: str
     hint: str
+    code: int = 64
+    """64: written wrongly; 78: refused for safety."""
 
 
 def setting_of(name: str) -> Setting:
@@ -105,6 +107,8 @@ def setting_of(name: str) -> Setting:
         if not re.fullmatch(r"[a-z_][a-z0-9_$]*(\.[a-z_][a-z0-9_$]*)?", name.removeprefix(PARAMETERS)):
             raise BadSetting(f"{name} is not the name of a Postgres setting", f"for example {PARAMETERS}work_mem")
         return Setting(name, "text", None, "a setting of Postgres, on every node", needs="reload or restart")
+    if f"{name}." == PARAMETERS:
+        raise BadSetting(f"{name} is set one by one", f"for example {PARAMETERS}work_mem=8MB")
     if name not in TABLE:
         raise BadSetting(f"there is no setting {name}", hint_for(name, TABLE))
     return TABLE[name]
@@ -122,7 +126,7 @@ def check(name: str, value: object) -> Value:
     """The value as it enters the log. ``value``: as JSON or as a person writes it. Raises BadSetting."""
     setting = setting_of(name)
     if setting.fixed:
-        raise BadSetting(f"{name} can't be changed: {setting.fixed}", "found the cluster with another `--profile`")
+        raise BadSetting(f"{name} can't be changed: {setting.fixed}", "found the cluster with another `--profile`", 78)
     match setting.kind:
         case "bool":
             return _bool(name, value)

@@ -85,16 +85,18 @@ class Considered:
 
 def _considered(node: Node, asked: Asked) -> Answer | Considered:
     body, tip = asked.body, node.tip()
+    if not isinstance(body.get("set"), dict) or not isinstance(body.get("unset"), list):
+        return refused(64, "this is no request to set anything", "use a pgr of the same version")
     after = body.get("after")
     if after is not None and after != tip.config_index:
         return refused(75, "the settings have been changed meanwhile", "look at `pgr config show` and ask again")
     try:
-        wanted = {str(n): clusterwide.check(str(n), v) for n, v in dict(body["set"]).items()}
+        wanted = {str(n): clusterwide.check(str(n), v) for n, v in body["set"].items()}
         unset = sorted(str(n) for n in body["unset"])
         for name in unset:
             clusterwide.setting_of(name)
     except BadSetting as bad:
-        return refused(64, bad.reason, bad.hint)
+        return refused(bad.code, bad.reason, bad.hint)
     both = sorted(set(wanted) & set(unset))
     if both:
         return refused(64, f"{both[0]} is to be set and unset at once", "name it once")

@@ -29,9 +29,7 @@ def check(c: Context, token: str, body: Mapping[str, Any]) -> Task[None]:
         notes = yield from _check(c, body["parameters"], body["hba"])
         told: dict[str, Any] = {"ok": True, "notes": notes}
     except BadSetting as bad:
-        told = {"ok": False, "code": 64, "error": bad.reason, "hint": bad.hint}
-    except LowerError as lower:
-        told = {"ok": False, "code": 78, "error": str(lower), "hint": "leave it as it is"}
+        told = {"ok": False, "code": bad.code, "error": bad.reason, "hint": bad.hint}
     except (sql.SqlFailure, StepFailed, TaskTimeout, OSError) as error:
         told = {"ok": False, "code": 75, "error": f"Postgres could not be asked: {error}", "hint": "try again"}
     c.raft.tell("node.checked", told, token)
@@ -40,10 +38,6 @@ def check(c: Context, token: str, body: Mapping[str, Any]) -> Task[None]:
 def done(outcome: Outcome[None]) -> None:
     """A failure that is none of those above is a bug."""
     outcome.unwrap()
-
-
-class LowerError(Exception):
-    """A value that Postgres would not take in any start that pgr makes."""
 
 
 def _check(c: Context, wanted: Mapping[str, str | None], hba: list[str] | None) -> Task[list[str]]:
@@ -61,7 +55,7 @@ def _check(c: Context, wanted: Mapping[str, str | None], hba: list[str] | None) 
                 continue
             if parameters.lowers(row, value):
                 why = "a standby does not start with less than its primary had, and every start by pgr is a standby's"
-                raise LowerError(f"{name} is {row.setting} and can't become less: {why}")
+                raise BadSetting(f"{name} is {row.setting} and can't become less: {why}", "leave it as it is", 78)
             if value is not None:
                 yield from _try(session, row, value)
             notes.append(parameters.note(row))

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
+from consensus.clusterwide import PARAMETERS
 from supervisor import configview
 from supervisor.admin import ACTION_IDLE_MS, Admin
 from supervisor.clioptions import DataOption, JsonOption, KeyOption, NodeOption
@@ -83,13 +84,14 @@ def get(
         _out(json.dumps(value) + "\n" if as_json or isinstance(value, list) else f"{_plain(value)}\n")
         return
     below = {str(r["name"]): r["value"] for r in found if str(r["name"]).startswith(f"{name}.")}
-    if not below:
+    if not below and f"{name}." != PARAMETERS:
         from consensus.clusterwide import BadSetting, setting_of
 
         try:
             setting_of(name)
         except BadSetting as bad:
             raise UsageError(bad.reason, bad.hint) from None
+    if not below:
         _talk(f"{name} is not set")
     lines = "".join(f"{n} = {_plain(v)}\n" for n, v in below.items())
     _out(json.dumps(below, indent=2) + "\n" if as_json else lines)

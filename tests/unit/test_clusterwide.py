@@ -61,6 +61,7 @@ def test_values_as_json_and_as_people_write_them(name: str, given: Any, value: A
         ("strcit", True, "there is no setting strcit", "did you mean strict?"),
         ("xyz", 1, "there is no setting xyz", "`pgr config show` lists all"),
         ("postgres", {}, "there is no setting postgres", "did you mean postgres.hba?"),
+        ("postgres.parameters", {}, "postgres.parameters is set one by one", "postgres.parameters.work_mem=8MB"),
         ("postgres.parameters.", "1", "postgres.parameters. is not the name", "postgres.parameters.work_mem"),
         ("postgres.parameters.a=b", "1", "is not the name", "work_mem"),
         ("postgres.parameters.work_mem", ["8MB"], "is text on one line, not ['8MB']", "in quotes"),
@@ -89,6 +90,7 @@ def test_refusals_say_why_and_what_to_do(name: str, given: Any, reason: str, hin
         check(name, given)
     assert reason in refused.value.reason
     assert hint in refused.value.hint
+    assert refused.value.code == (78 if name == "lease_ms" else 64)
 
 
 def test_every_row_explains_itself_and_its_default_is_one_of_its_values() -> None:
