@@ -59,11 +59,15 @@ class Refusal:
 
 
 def at_rest(state: ClusterState) -> bool:
-    """Nothing to change, whatever the members' state: everybody is what it is to be."""
-    wanted = state.rule(seat_of(m) for m in state.members if m.role == VOTER)
-    # Not strict: it is looked at all the time whether enough of the group stream.
+    """Nothing to change, whatever the members' state. Not strict: whether enough stream is looked at all the time."""
     watched = not state.setting("strict") and state.group.k > 1
-    settled = state.change is None and wanted == state.group and not watched
+    return is_as_wanted(state) and not watched
+
+
+def is_as_wanted(state: ClusterState) -> bool:
+    """Everybody is what it is to be, and so is the sync group."""
+    wanted = state.rule(seat_of(m) for m in state.members if m.role == VOTER)
+    settled = state.change is None and wanted == state.group
     return settled and all(m.aim == m.role for m in state.members)
 
 

@@ -408,5 +408,5 @@ def test_how_long_a_primary_without_control_plane_can_last() -> None:
 
 
 def test_how_long_writes_wait_where_the_cluster_is_not_strict() -> None:
-    assert says("after five seconds they go on with those that are")
+    assert says("five seconds after that was noticed they go on with those that are")
     assert DEGRADE_MS == 5_000

@@ -249,7 +249,7 @@ class Steps(Promises):
 
     def open_gate(self, plan: Plan) -> Task[None]:
         server = self.need_server()
-        server.reload(server.changed(names=self.p.primary_names(plan.term), gate=False))
+        server.reload(server.changed(gate=False))
         yield from self._reloaded(server, self.p.now + QUERY_MS * MS)
         self.p.change(gate_open=True)
         self.world.note(self.host.name, f"gate open, term {plan.term}")
