@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from consensus.positions import NoPosition
 from consensus.record import Position
+from fencing.lease import MS
 
 
 @dataclass(slots=True)
@@ -27,3 +28,7 @@ class Campaigning:
     short_since_ns: int = 0
     """Fewer than k of the sync group have streamed since; 0: enough do."""
     sentence: str = ""
+
+    def short_ms(self, now_ns: int) -> int:
+        """How long fewer than k of the sync group have streamed; 0: enough do."""
+        return (now_ns - self.short_since_ns) // MS if self.short_since_ns else 0

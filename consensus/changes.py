@@ -18,7 +18,7 @@ from consensus.promotion import is_better_turned_back
 from consensus.quorum import majority
 
 PATIENCE_MS = 10_000
-"""A change that waits for a new seat which has been silent for this long is reverted."""
+"""A change that has been open for this long is reverted if a new seat is not connected."""
 
 DEGRADE_MS = 5_000
 """Not strict: too few of the sync group stream for this long, and it shrinks to those that do."""
@@ -113,7 +113,8 @@ def _reverted(state: ClusterState, facts: Facts) -> Proposal | None:
         return None
     silent = sorted({s.name for s in set(change.new.members) - set(change.old.members)} - facts.connected)
     if silent:
-        return turned_back(change, facts.me, f"{', '.join(silent)} has not been heard of for {PATIENCE_MS // 1000} s")
+        why = f"{', '.join(silent)} not connected, {PATIENCE_MS // 1000} s after it began"
+        return turned_back(change, facts.me, why)
     if is_better_turned_back(state, change, facts.copied):
         return turned_back(change, facts.me, "too few of the new group stream, and enough of the old one do")
     return None

@@ -136,7 +136,8 @@ class PromiseResp(NamedTuple):
 
 
 class Observation(NamedTuple):
-    """What a node says of itself; rides to the leader, and from the leader to everybody. Informs, never decides."""
+    """What a node says of itself; rides to the leader, and from the leader to everybody. Nothing is
+    acknowledged or promoted on its word alone."""
 
     term: int
     data: str

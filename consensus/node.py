@@ -106,6 +106,8 @@ class Node:
         self.told_lease = TellLease(0, 0)
         self.unchecked: dict[str, Asked] = {}
         self.book = AddressBook()
+        self.handed_to: dict[str, int] = {}
+        """Whom this node gave way to so that they take the grant, and after which grant that was."""
         for entry in raft.log.between(self.applied + 1, raft.commit):
             self.cluster = apply(self.cluster, entry)
         self.applied = max(self.applied, raft.commit)
@@ -199,7 +201,7 @@ class Node:
             out = stranger_message(*removal(src), final=True)
             return [SendStranger(src, incarnation, address, Hello(self.raft.term, out))]
         self.book.introduce(src, Address(incarnation, address, index), self.applied)
-        listed = self.cluster.member(src)
+        listed = self.tip().member(src)  # once it is in the log there is nothing to propose any more
         moved = listed is not None and listed.incarnation == incarnation and listed.raft != address
         if listed is not None and moved and self.raft.leader not in ("", self.me):
             # If the leader has moved too, neither of them finds the other; this node is heard by both.
@@ -274,8 +276,7 @@ class Node:
             self.cluster = apply(self.cluster, entry)
             self.applied = entry.index
             if entry.kind in ("promoted/1", "config/1"):
-                # A restarted process may resume only on a grant that its own disk shows as committed; and Postgres is
-                # started again with the newest settings.
+                # On this disk as committed: or there is no resume, and Postgres is started with older settings.
                 self.effects.append(Save(Write(hard=self.raft.hard_state)))
         if ready.restored or ready.committed:
             self.book.list_members(self.cluster.members, self.applied)
@@ -394,17 +395,20 @@ class Node:
                 copied.add(name)
         since_ns = self.notes.change_seen[1] if self.notes is not None and self.cluster.change is not None else now_ns
         waited_ms = (now_ns - since_ns) // MS if since_ns else 0
-        short_ns = self.notes.short_since_ns if self.notes is not None else 0
-        short_ms = (now_ns - short_ns) // MS if short_ns else 0
+        short_ms = self.notes.short_ms(now_ns) if self.notes is not None else 0
         return Facts(self.me, frozenset(connected), frozenset(caught_up), frozenset(copied), waited_ms, short_ms)
 
     def situation(self, notes: Campaigning, now_ns: int) -> Situation:
         waited_ms = (now_ns - notes.quorum_at_ns) // MS if notes.quorum_at_ns else 0
         connected = frozenset(m.name for m in self.cluster.members if self.sightings.is_connected(m.name, now_ns))
-        last_known = self.sightings.last_known(self.cluster.grant)
+        in_vain = frozenset(name for name, grant in self.handed_to.items() if grant == self._newest_grant())
         return Situation(
-            self.me, notes.term, self.tip(), notes.promises, connected, waited_ms, last_known=last_known
+            self.me, notes.term, self.tip(), notes.promises, connected, waited_ms,
+            last_known=self.sightings.last_known(self.cluster.grant), in_vain=in_vain,
         )  # fmt: skip
+
+    def _newest_grant(self) -> int:
+        return self.cluster.grant.term if self.cluster.grant is not None else 0
 
     def _act(self, notes: Campaigning, decision: Decision, now_ns: int) -> None:
         match decision:
@@ -422,13 +426,13 @@ class Node:
                 self.propose_change(changes.turned_back(change, self.me, reason), now_ns)
             case Degrade(new, reason):
                 notes.sentence = reason
-                old = self.tip().group
-                self.propose_change(changes.group_change(old, new, self.me, "sync group", reason), now_ns)
+                self.propose_change(changes.group_change(self.tip().group, new, self.me, "sync group", reason), now_ns)
             case HandOver(to, reason):  # pragma: no branch  # mypy knows that there is no other decision
                 notes.sentence = reason
                 # Only when the parent has said for this very term that Postgres here is not writable.
                 if self.me in notes.promises:
                     notes.handed_over = True
+                    self.handed_to[to] = self._newest_grant()
                     self._raft(Release(to), now_ns)
 
     def _ask(self, notes: Campaigning, now_ns: int) -> None:
@@ -535,7 +539,7 @@ class Node:
 
     def _announce_move(self, now_ns: int) -> None:
         """A member whose addresses are not those in the log."""
-        listed = self.cluster.member(self.me)
+        listed = self.tip().member(self.me)  # not again while it is under way
         if listed is not None and seat_of(listed) == seat_of(self.mine) and listed[:5] != self.mine[:5]:
             self.propose_or_forward("member/1", {"member": list(self.mine)}, now_ns)
 

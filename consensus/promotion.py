@@ -42,11 +42,13 @@ class Situation:
     promises: Mapping[str, Position | NoPosition]
     """To exactly this term."""
     connected: frozenset[str]
-    """Voters heard from in this term, itself included."""
+    """Members heard from lately, itself included."""
     waited_ms: int
     """Since a read quorum first had promised."""
     last_known: Position | None = None
     """Asynchronous mode: the newest position the leader has heard of the last primary."""
+    in_vain: frozenset[str] = frozenset()
+    """Whom this node has handed over to since the newest grant, and here it leads again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,19 +143,24 @@ def _last_primary(s: Situation) -> Position | None:
 
     Its own flush was part of every acknowledgement under that grant, and when it was promoted it held all those before.
     Without this, once two of three have begun to be rewound or copied to follow it, nobody could ever win again. WAL of
-    that grant shows that its data is what it was then (the model finds nothing without, but it knows of no backups).
+    that grant shows that its data is what it was then (the model finds nothing without, but it knows of no backups); if
+    it never wrote any, the grant's upper bound does.
     """
     grant = s.state.grant
     if grant is None or not any(grant.node in q.seated for q in required(s.state)):
         return None
     promise = s.promises.get(grant.node)
-    return promise if isinstance(promise, Position) and promise.epoch == grant.term else None
+    if not isinstance(promise, Position):
+        return None
+    # Granted anew and nothing written yet: it has what it was chosen for, and nobody else may have written since.
+    unused = not grant.opened and promise >= grant.upper
+    return promise if promise.epoch == grant.term or unused else None
 
 
 def decide(s: Situation) -> Decision:
     """The next step of the caretaker."""
     if not s.state.system_identifier:
-        return Wait(f"{s.state.founder} is creating the cluster")
+        return _to_be_created(s)
     quorums = required(s.state)
     if not quorum_promised(s):
         return _not_enough(s, quorums)
@@ -170,7 +177,7 @@ def decide(s: Situation) -> Decision:
         # Its data may have been put back from a backup. Who still reads its WAL could tell.
         return Wait(f"only the last primary has promised; waiting a while for {', '.join(sorted(silent))}")
     change = s.state.change
-    if change is not None and is_better_turned_back(s.state, change, s.connected, lambda turned: _wins(s, turned)):
+    if change is not None and is_better_turned_back(s.state, change, _can_flush(s), lambda turned: _wins(s, turned)):
         if s.waited_ms < GRACE_MS:
             return Wait("waiting a moment for the others, else the change of the sync group is turned back")
         return TurnBack(change, "those who are up can do without the change, and not with it")
@@ -217,6 +224,16 @@ def _smaller_first(s: Situation, smaller: SyncGroup, silent: bool) -> Wait | Deg
     return Degrade(smaller, f"is degraded: {there}, and the cluster is not strict")
 
 
+def _to_be_created(s: Situation) -> Wait:
+    founder = s.state.founder
+    if founder == s.me or founder in s.connected:
+        return Wait(f"{founder} is creating the cluster")
+    return Wait(
+        f"no primary: {founder}, which was to create the cluster's data, is not connected: bring it back, or begin "
+        "anew with empty data directories"
+    )
+
+
 def is_better_turned_back(
     state: ClusterState, change: Change, up: frozenset[str],
     has_winner: Callable[[ClusterState], bool] = lambda state: True,
@@ -233,6 +250,11 @@ def is_better_turned_back(
         return has_winner(state), len(state.seated(group) & up) >= group.k
 
     return prospects(back) > prospects(state)
+
+
+def _can_flush(s: Situation) -> frozenset[str]:
+    """Connected is not enough: who has said that it has no position flushes nothing for anybody yet."""
+    return frozenset(n for n in s.connected if not isinstance(s.promises.get(n), NoPosition))
 
 
 def _wins(s: Situation, state: ClusterState) -> bool:
@@ -294,6 +316,8 @@ def _choose(s: Situation) -> str | None:
     able = {name: positions[name] for name in electable if _holds_all(s, quorums, positions[name])}
     failed = _failed_lately(s.state.grants)
     fit = [n for n in able if n not in failed] or list(able)
+    if s.state.commit_mode != "async":
+        fit = [n for n in fit if n not in s.in_vain] or fit
     if not fit:
         return None
     best = max(able[n] for n in fit)
@@ -324,13 +348,20 @@ def _failed_lately(grants: tuple[Grant, ...]) -> frozenset[str]:
     return frozenset(failed)
 
 
+def _led_to(grant: Grant | None, position: Position) -> bool:
+    """Is it a point of the history on which this grant's primary went on?"""
+    ancestry = grant.ancestry if grant is not None else ()
+    later = [e.start_lsn for e in ancestry if e.epoch > position.epoch]
+    return any(e.epoch == position.epoch for e in ancestry) and bool(later) and position.lsn <= min(later)
+
+
 def _too_far_behind(s: Situation, winner: Position) -> str:
     """Asynchronous mode only: why the best candidate may still not be promoted; empty if it may."""
     last = s.last_known
     if not s.state.asynchronous or last is None or s.state.wish_loss or winner >= last:
         return ""
     behind, most = last.lsn - winner.lsn, s.state.setting("maximum_lag_on_failover")
-    if winner.epoch == last.epoch and behind <= most:
+    if (winner.epoch == last.epoch or _led_to(s.state.grant, winner)) and behind <= most:
         return ""
     return (
         f"no primary: the best candidate is {behind} bytes behind the last primary, "

@@ -1,4 +1,4 @@
-"""What this node has heard of the others: when, and what they say of themselves. Informs, never decides. Pure."""
+"""What this node has heard of the others: when, and what they say of themselves. Decides nothing. Pure."""
 
 from __future__ import annotations
 

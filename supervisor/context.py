@@ -97,6 +97,11 @@ class Context:
             raise StepFailed("Postgres is not running")
         return self.postmaster
 
+    def started(self) -> None:
+        """Or replaced by another copy: what was wrong with the starts before is no matter any more."""
+        self.start_failures = 0
+        self.facts = replace(self.facts, problem="")
+
     def save_record(
         self,
         history: tuple[EpochStart, ...] | None = None,
@@ -154,6 +159,7 @@ class Context:
             primary_slot_name=slot,
             standby_names=names,
             gate=gate,
+            syncs_slots=self.syncs_slots(),
             parameters=clusterwide.parameters(self.cluster.config),
         )
         owned, raised = settings.with_floors(settings.owned_settings(node), self.floors)
@@ -170,6 +176,13 @@ class Context:
         removed = self.postgres.write_settings(owned, self.hba(), self.ident())
         self.postmaster.reload()
         self.log.info("settings.applied", index=self.cluster.config_index, removed_lines=list(removed))
+
+    def syncs_slots(self) -> bool:
+        return settings.syncs_slots(clusterwide.parameters(self.cluster.config), self.binaries.major)
+
+    def followed_conninfo(self, grant: Grant) -> str:
+        """primary_conninfo; with a database where slots are copied, which is done by SQL."""
+        return self.upstream(grant, dbname="postgres" if self.syncs_slots() else None)
 
     def hba(self) -> str:
         rules = self.cluster.setting(clusterwide.HBA)

@@ -14,7 +14,7 @@ from typing import Any
 
 import zmq
 
-from consensus.cluster import ClusterState, load
+from consensus.cluster import load
 from fencing import wire
 from fencing.clock import now_ns
 from fencing.lease import MS, PROFILES
@@ -32,12 +32,14 @@ from supervisor.jobs import JobFailed
 from supervisor.launcher import Launcher
 from supervisor.links import Link
 from supervisor.offspring import Offspring, last_words
+from supervisor.overdue import Overdue, limit_ms
 from supervisor.postgres import OccupiedError, Postgres
 from supervisor.promote import Promotion
 from supervisor.rebuild import Rebuild
 from supervisor.regroup import Regroup
 from supervisor.roles import Local, Plan, Server, Situation, Step, View, plan
 from supervisor.sql import SqlFailure
+from supervisor.starts import Start
 from supervisor.steps import Steps
 from supervisor.tasks import NEVER, Handle, Outcome, Runner, Task, TaskTimeout, sleep
 
@@ -92,8 +94,8 @@ class Daemon:
         self.actions: dict[Step, Callable[[Plan], Task[Any]]] = {
             Step.FENCE: self.steps.fence, Step.HAND_OVER: self.steps.hand_over, Step.STOP: self.steps.stop,
             Step.REPORT_FENCED: self.steps.report_fenced, Step.CREATE: self.rebuild.create,
-            Step.CLONE: self.rebuild.clone, Step.REWIND: self.rebuild.rewind, Step.START: self.steps.start,
-            Step.FREEZE: self.steps.freeze, Step.DETACH: self.steps.detach,
+            Step.CLONE: self.rebuild.clone, Step.REWIND: self.rebuild.rewind,
+            Step.START: Start(self.c, self.steps).start, Step.FREEZE: self.steps.freeze, Step.DETACH: self.steps.detach,
             Step.PROMOTE: promotion.promote, Step.OPEN: promotion.prove, Step.OPEN_GATE: promotion.open_gate,
             Step.REGROUP: Regroup(self.c, self.steps).regroup, Step.FOLLOW: self.steps.follow,
         }  # fmt: skip
@@ -120,10 +122,7 @@ class Daemon:
         self.stop_asked_ns = self.exit_asked_ns = 0
         self.observed: dict[str, Any] = {}
         self.observe_at_ns = 0
-        self.granted = (0, 0)
-        """The grant this node holds, and since when."""
-        self.was_primary = 0
-        """The newest grant under which Postgres here was promoted."""
+        self.overdue = Overdue()
         self.was_member = self.removed = False
         """A leader of now has known this node as a member; it is one no longer."""
         self.raft_heard_ns = 0
@@ -461,21 +460,10 @@ class Daemon:
             self.c.apply_settings()
 
     def _watch_promotion(self, now: int) -> None:
-        """A grant that does not become a primary in time has failed; so has a primary that hangs before it is open. One
-        that answers and is not open waits for its standbys, for as long as it takes."""
         c = self.c
-        if c.view.granted != self.granted[0]:
-            self.granted = (c.view.granted, now)
-        term, since = self.granted
-        if term > 0 and c.local.server is Server.PRIMARY and c.local.epoch == term:
-            self.was_primary = term
-        promoted = self.was_primary == term
-        waiting = not promoted or (c.local.server is Server.PRIMARY and not c.local.gate_open)
-        began = max(since, c.facts.answered_ns) if promoted else since
-        limit_ms = 1000 * (c.view.cluster or ClusterState()).setting("primary_start_timeout")
-        late = term > 0 and waiting and now - began > limit_ms * MS
-        if late and c.view.alive and c.local.failed_promotion != term:
-            self.log.error("promotion.failed", term=term, after_ms=limit_ms)
+        term = self.overdue.failed(c.view, c.local, c.facts.answered_ns, now)
+        if term:
+            self.log.error("promotion.failed", term=term, after_ms=limit_ms(c.view))
             c.change(failed_promotion=term)
 
     def _finisher(self, done: Plan) -> Callable[[Outcome[Any]], None]:

@@ -319,12 +319,14 @@ def basebackup(
     children: ChildTable,
     *,
     slot: str | None = None,
+    tablespaces: Mapping[str, str] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Task[JobResult]:
     """Copy a running cluster into ``target`` (absent or empty) with the WAL it needs, checkpoint at once.
 
     ``conninfo`` names a passfile, never a password. ``slot``: an existing one; None: a temporary one, so that the
-    source keeps the WAL while the copy lasts; "": none. ``on_progress(bytes_done, bytes_total)`` about once a second.
+    source keeps the WAL while the copy lasts; "": none. ``tablespaces``: where those of the source go to, if it is not
+    the same place. ``on_progress(bytes_done, bytes_total)`` about once a second.
     pg_basebackup removes what it made if it fails by itself; after a cancellation the caller does.
     """
 
@@ -343,6 +345,8 @@ def basebackup(
         "--checkpoint=fast",
         "-w",
     ]
+    for old, new in (tablespaces or {}).items():
+        argv.append("--tablespace-mapping={}={}".format(*(place.replace("=", "\\=") for place in (old, new))))
     if slot is not None:
         argv += ["--no-slot"] if slot == "" else ["-S", slot]
     if on_progress is not None:

@@ -18,6 +18,7 @@ from supervisor.roles import Data, Local, Server, Step, View
 from supervisor.settings import FLOORED
 from supervisor.status import HistoryEvent, Member, Primary, Snapshot, SyncGroup
 
+QUARANTINED = "quarantined"
 STALE_AFTER_MS = 2_000
 """Four observations missed."""
 
@@ -36,6 +37,8 @@ class Facts:
     since: str = ""
     progress: str = ""
     """Of a clone or rewind, for people."""
+    problem: str = ""
+    """Why Postgres has failed to start several times, for people; empty: it has not."""
     answered_ns: int = 0
     """When Postgres last answered."""
     pending: Mapping[str, str] = field(default_factory=dict)
@@ -94,6 +97,8 @@ def state_of(local: Local, facts: Facts, running: Step) -> str:
             return "creating"
         case _:
             pass
+    if facts.problem and local.server in (Server.DOWN, Server.STARTING):
+        return QUARANTINED
     if local.server is Server.STANDBY:
         return "streaming" if facts.streaming and local.upstream else "running"
     if local.server in (Server.PRIMARY, Server.PROMOTING):
@@ -110,11 +115,13 @@ def observation(
     primary = local.server is Server.PRIMARY
     epoch = local.epoch if primary else _held_epoch(view.record, facts)
     timeline = next((e.timeline for e in reversed(view.record.history) if e.epoch == epoch), 0)
+    state = state_of(local, facts, running)
+    reason = facts.problem if state == QUARANTINED else facts.progress or sentence
     return {
-        "role": role_of(local), "state": state_of(local, facts, running), "epoch": epoch, "timeline": timeline,
+        "role": role_of(local), "state": state, "epoch": epoch, "timeline": timeline,
         "lsn": facts.lsn, "replay_lsn": facts.replay_lsn, "epoch_of_upstream": local.upstream,
         "checkpointed": facts.checkpointed, "version": facts.version, "since": facts.since,
-        "reason": facts.progress or sentence, "pgr_version": pgr_version, "incarnation": view.incarnation,
+        "reason": reason, "pgr_version": pgr_version, "incarnation": view.incarnation,
         "proven": proven(view.record, facts), "pending": dict(facts.pending), "overrides": list(facts.overrides),
     }  # fmt: skip
 

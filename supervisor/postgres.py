@@ -15,6 +15,7 @@ from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
 
+from consensus.record import EpochStart
 from fencing.clock import now_ns
 from supervisor import files
 from supervisor.binaries import Binaries
@@ -23,7 +24,7 @@ from supervisor.errors import RefusedError
 from supervisor.jobs import clean_env
 from supervisor.settings import auto_conf
 from supervisor.tasks import NEVER, Task, Wait
-from supervisor.timelines import history_name, history_numbers
+from supervisor.timelines import history_name, history_numbers, history_text, parse_history
 
 Spawn = Callable[[Sequence[str], Mapping[str, str], Path], int]
 """(argv, env, log_path) -> pid of the postmaster, a child of ours (directly or as an adopted orphan)."""
@@ -53,7 +54,9 @@ class StartFailed(Exception):
 
     def __init__(self, message: str, tail: tuple[str, ...], code: int | None) -> None:
         fatal = next((n for n, line in enumerate(tail) if re.search(r"\b(FATAL|PANIC): ", line)), None)
-        reason = tail[-5:] if fatal is None else tail[fatal : fatal + 3]  # with its detail and hint
+        # With its detail and hint; what is wrong in a configuration file is said before.
+        first = fatal - 1 if fatal and "contains errors" in tail[fatal] else fatal
+        reason = tail[-5:] if first is None or fatal is None else tail[first : fatal + 3]
         super().__init__(f"{message}: {' | '.join(reason) or 'nothing in its log'}")
         self.tail, self.code = tail, code
 
@@ -192,6 +195,15 @@ class Postgres:
             there = files.read_optional(self.wal_dir / name)
             if there is None or (there.startswith(b"#") and there != text.encode()):
                 files.write_atomically(self.wal_dir / name, text.encode(), _mode_of(self.pgdata / "PG_VERSION"))
+
+    def correct_history(self, timeline: int, ancestry: Sequence[EpochStart]) -> None:
+        """After a promotion to ``timeline``, before anybody may follow. Postgres copies the history of the newest
+        timeline that it has *heard* of; if it had not come to where that one begins, the file claims WAL that was
+        never here, and a rewind of others stops short (tests/process/test_heard_of_timeline.py)."""
+        path = self.wal_dir / history_name(timeline)
+        said = parse_history((files.read_optional(path) or b"").decode(errors="replace"))
+        if any(switch.lsn > said[-1].lsn for switch in said):
+            files.write_atomically(path, history_text(ancestry, timeline).encode(), _mode_of(path))
 
     def refuse_if_occupied(self) -> None:
         """Raise OccupiedError if a Postgres (a postmaster, a single-user one) lives in this data directory."""

@@ -46,6 +46,7 @@ class Promotion:
         ancestry = (*older, EpochStart(grant.term, start, grant.timeline))
         took_ms = (now_ns() - began) // MS
         c.log.info("postgres.promoted", timeline=grant.timeline, lsn=timelines.format_lsn(start), took_ms=took_ms)
+        c.postgres.correct_history(grant.timeline, ancestry)
         yield from c.save_record(ancestry, proof=None)
         yield from self._create_slots(session)
         c.change(server=Server.PRIMARY)

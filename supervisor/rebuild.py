@@ -17,7 +17,7 @@ from consensus.record import EpochStart, Position
 from fencing.clock import now_ns
 from fencing.lease import MS
 from fencing.logs import utc_now
-from supervisor import controldata, files, jobs, preflight, sql, timelines
+from supervisor import controldata, files, jobs, preflight, sql, tablespaces, timelines
 from supervisor.context import CLONE, Context, StepFailed
 from supervisor.errors import RefusedError
 from supervisor.roles import Data, Plan, Server
@@ -124,6 +124,7 @@ class Rebuild:
         grant = self._followed(plan.term)
         if c.local.server is not Server.DOWN:
             yield from self.steps.stop(plan)
+        places = yield from self._tablespaces(grant)
         if self.new.exists() and not read_mark(self.new):  # left by a copy that did not end: nobody's data
             yield from jobs.run_job(["rm", "-rf", str(self.new)], c.children)
         self._aside(self.new, "unused")
@@ -136,7 +137,7 @@ class Rebuild:
         try:
             result = yield from jobs.basebackup(
                 c.binaries, c.upstream(grant, application=f"{CLONE}{c.local.me}"), self.new, c.children,
-                slot=None, on_progress=progress,
+                slot=None, on_progress=progress, tablespaces=tablespaces.mappings(places.values()),
             )  # fmt: skip
             proof = yield from self._end_of_primary(grant)
         except (jobs.JobFailed, sql.SqlFailure) as error:
@@ -149,16 +150,34 @@ class Rebuild:
         # From here until the history is written the directory is not what the record says.
         yield from c.save_record(marker="clone")
         c.change(data=Data.BROKEN)
-        self._aside(c.config.pgdata, "replaced")
+        replaced = self._aside(c.config.pgdata, "replaced")
+        tablespaces.put_in_place(self.new, places, replaced, _stamp())
         self.new.rename(c.config.pgdata)
         files.sync_directory(c.config.pgdata.parent)
         yield from c.save_record(grant.ancestry, proof=proof, marker="")
         c.clone_progress = (0, 0)
-        c.start_failures = 0
+        c.started()
         c.change(data=Data.READY, needs_clone=0, diverged=0)
         c.log.info("clone.end", took_ms=result.took_ms, source=grant.node)
         self._tell_of_salvage()
         self._remember("cloned", f"was cloned from {grant.node}", {})
+
+    def _tablespaces(self, grant: Grant) -> Task[dict[str, str]]:
+        """Place by OID; what an earlier copy has left half done there is nobody's data."""
+        c = self.c
+        try:
+            rows = yield from sql.query_once(
+                c.upstream(grant, dbname="postgres", application=f"pgr_clone_{c.local.me}"),
+                tablespaces.QUERY, until_ns=now_ns() + 5_000 * MS,
+            )  # fmt: skip
+            places = {str(oid): str(place) for oid, place in rows}
+            tablespaces.refuse_if_occupied(places, (c.config.pgdata, self.new))
+        except (sql.SqlFailure, tablespaces.OccupiedPlaceError) as error:
+            raise StepFailed(f"the clone from {grant.node} cannot begin: {error}") from error
+        for left in tablespaces.mappings(places.values()).values():
+            if Path(left).exists():
+                yield from jobs.run_job(["rm", "-rf", left], c.children)
+        return places
 
     def _followed(self, term: int) -> Grant:
         grant = self.c.cluster.grant
@@ -186,23 +205,23 @@ class Rebuild:
             if not path.exists():
                 files.write_atomically(path, timelines.history_text(grant.ancestry, epoch.timeline).encode())
 
-    def _aside(self, directory: Path, why: str) -> None:
-        """Moved away, never deleted. An empty one is nobody's copy."""
+    def _aside(self, directory: Path, why: str) -> Path | None:
+        """Moved away, never deleted; where to. An empty one is nobody's copy."""
         if not directory.exists():
-            return
+            return None
         if not any(directory.iterdir()):
             directory.rmdir()
-            return
+            return None
         target = self._salvage_place(f"{directory.name}-{why}")
         directory.rename(target)
         files.sync_directory(directory.parent)
         self.c.log.info("data.moved_aside", source=str(directory), target=str(target))
+        return target
 
     def _salvage_place(self, what: str) -> Path:
         salvage = self.c.config.salvage_dir
         salvage.mkdir(mode=0o700, exist_ok=True)
-        stamp = utc_now().replace(":", "").replace("-", "").replace(".", "")
-        return salvage / f"{stamp}-{what}"
+        return salvage / f"{_stamp()}-{what}"
 
     # -- rewind --------------------------------------------------------------------------------------------------
 
@@ -296,6 +315,10 @@ class Rebuild:
         c = self.c
         body = {"kind": kind, "term": c.view.term, "node": c.local.me, "text": text, "fields": fields, "at": utc_now()}
         c.raft.tell("node.propose", {"kind": "event/1", "body": body})
+
+
+def _stamp() -> str:
+    return utc_now().replace(":", "").replace("-", "").replace(".", "")
 
 
 def _copy_durably(source: Path, target: Path) -> None:

@@ -59,6 +59,8 @@ class NodeSettings:
     wal_keep_mb: int = 256
     max_slot_wal_keep_mb: int = 4096
     replication_timeout_ms: int = 3000
+    syncs_slots: bool = False
+    """Logical failover slots are kept on standbys too, see ``syncs_slots``."""
     parameters: Mapping[str, str] = field(default_factory=dict)
     """The users' own (``postgres.parameters``); they lose against owned names, see ``conflicts``."""
 
@@ -83,8 +85,10 @@ def owned_settings(node: NodeSettings) -> dict[str, str]:
         **_CONSTANT,
     }
     given = {name: value for key, value in node.parameters.items() if (name := key.lower()) not in owned}
-    if any(key.lower() == "wal_level" and value == "logical" for key, value in node.parameters.items()):
+    if _logical(node.parameters):
         owned["wal_level"] = "logical"
+    if node.syncs_slots:
+        owned |= {"sync_replication_slots": "on", "hot_standby_feedback": "on"}
     for name, floor in _AT_LEAST.items():
         try:
             given[name] = str(max(floor, int(given.get(name, "0"))))
@@ -121,8 +125,19 @@ _CONSTANT = {
     "log_destination": "stderr",
     "logging_collector": "off",
 }
+_GONE = {"promote_trigger_file", "trigger_file", "standby_mode"}
+"""Of older versions: a line for one of these, and Postgres does not start."""
 _AT_LEAST = {"max_wal_senders": 20, "max_replication_slots": 20}
 _RAISABLE = {*_AT_LEAST, "wal_level"}
+
+
+def syncs_slots(parameters: Mapping[str, str], major: int) -> bool:
+    """Can logical slots outlive a failover (``failover = true``, Postgres 17 and newer)? Standbys then keep copies."""
+    return _logical(parameters) and major >= 17
+
+
+def _logical(parameters: Mapping[str, str]) -> bool:
+    return any(key.lower() == "wal_level" and value == "logical" for key, value in parameters.items())
 
 
 def conflicts(parameters: Mapping[str, str]) -> tuple[str, ...]:
@@ -155,7 +170,7 @@ def auto_conf(existing_text: str, owned: Mapping[str, str]) -> tuple[str, tuple[
     Not reported: lines that say what the block says, as ALTER SYSTEM rewrites the file without its comments and so
     leaves our own lines outside any marks.
     """
-    names = {name.lower() for name in owned}
+    names = {name.lower() for name in owned} | _GONE
     kept: list[str] = []
     removed: list[str] = []
     lines = existing_text.splitlines()

@@ -7,27 +7,24 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from consensus.cluster import Grant
 from consensus.positions import Attach, Diverged, NoPosition, divergence, position_of
 from consensus.record import EpochStart, Position
 from fencing.clock import now_ns
-from fencing.kill import fence, process_id, verify
+from fencing.kill import fence
 from fencing.lease import MS
 from fencing.logs import utc_now
-from supervisor import controldata, sql, timelines
+from supervisor import sql, timelines
 from supervisor.context import Context, StepFailed
-from supervisor.postgres import StartFailed, StopMode
+from supervisor.postgres import StopMode
 from supervisor.receivers import receivers, terminate, too_young
 from supervisor.roles import Data, Plan, Server
 from supervisor.tasks import Task, TaskTimeout, Wait, sleep
 
 FREEZE_MS = 200
 """The WAL receiver must be gone within this; else Postgres is restarted without upstream (safety.md, promotion 1)."""
-CONSISTENCY_MS = 250
-"""After a start: how often it is looked whether a fresh copy lacks WAL of its source."""
 HAND_OVER_CHECKPOINT_MS = 5_000
 FAST_STOP_MS = 10_000
 STOP_MS = 60_000
@@ -36,19 +33,9 @@ QUERY_MS = 2_000
 CALM_MS = 5
 """Between two looks that show no WAL receiver: longer than a fork that startup has asked for can take."""
 STARTUP_WAITS = "SELECT (SELECT wait_event FROM pg_stat_activity WHERE backend_type = 'startup')"
-STARVED = "waiting for WAL to become available"
-"""What startup logs when it has read all of pg_wal; before consistency nothing else tells."""
-STARVED_MS = 5_000
-"""Without consistency, without WAL to read and without a stream for this long: this copy never becomes usable."""
-MEET_MS = 500
-"""Before a start: so long for the Raft child to catch up with the leader."""
-START_FAILURES_MAX = 3
-COPY_AGAIN_MS = 600_000
-"""A copy that does not start may not be to blame (a port, a parameter, a full disk): not copied again before this."""
 SLOW_POSITION_MS = 300
 HUNG_MS = 2_000
 """A Postgres that answers nothing for this long while a promise is wanted is killed."""
-LOG_BYTES_MAX = 64 << 20
 STARTUP_IDLE = ("RecoveryWalStream", "RecoveryRetrieveRetryInterval")
 
 
@@ -60,62 +47,6 @@ class Steps:
 
     # -- starting and stopping -----------------------------------------------------------------------------------
 
-    def start(self, _: Plan) -> Task[None]:
-        """As a standby without upstream, always (safety.md "Every start")."""
-        c = self.c
-        if c.local.server is Server.DOWN:
-            left = verify(c.config.pgdata, c.process)
-            if left:
-                c.change(clean=False)
-                raise StepFailed(f"processes of an earlier Postgres are left: {'; '.join(left)}")
-            yield from self._look_at_control_data()
-            # What was set while this node was away would else take one more restart. At once if it has met the leader.
-            yield Wait(until_ns=now_ns() + MEET_MS * MS, ready=lambda: c.view.met)
-            if c.record.marker:  # set, but nothing was written since: `data` says that the directory is whole
-                yield from c.save_record(marker="")
-            owned = c.write_settings(names=c.idle_names())
-            prepared = c.postgres.prepare(owned, c.hba(), c.ident(), self._newest_own_timeline())
-            if prepared.removed_lines:
-                c.log.warning("settings.removed", lines=list(prepared.removed_lines))
-            c.commits_wait = bool(c.conf["names"])
-            _rotate(c.config.postgres_log)
-            c.postmaster = c.postgres.start()
-            c.process = process_id(c.postmaster.pid)
-            c.change(
-                server=Server.STARTING, epoch=0, upstream=0, may_receive=False, frozen=0, gate_open=False, crashed="",
-                clean=True, failed_promotion=0,
-            )  # fmt: skip
-            body = {"pid": c.process.pid, "start_ticks": c.process.start_ticks}
-            c.watchdog.tell("deadman.watch", body)
-            c.log.info("postgres.starting", pid=c.postmaster.pid)
-        postmaster, began = c.need_postmaster(), now_ns()
-        while True:
-            try:
-                yield from c.postgres.wait_ready(postmaster, now_ns() + CONSISTENCY_MS * MS)
-                break
-            except StartFailed as error:
-                c.start_failures += 1
-                if c.start_failures >= START_FAILURES_MAX:
-                    self._copy_again("start.hopeless", str(error))
-                raise StepFailed(str(error)) from error
-            except TimeoutError:
-                self._help_to_consistency(now_ns() - began)
-        c.start_failures = 0
-        session = yield from sql.connect(c.own_conninfo(), now_ns() + 5_000 * MS)
-        rows = yield from session.query(
-            "SELECT (SELECT setting FROM pg_settings WHERE name = 'wal_segment_size'),"
-            " current_setting('server_version'), pg_is_in_recovery()",
-            until_ns=now_ns() + QUERY_MS * MS,
-        )
-        segment, version, recovering = rows[0]
-        if recovering != "t":
-            raise AssertionError("Postgres started as a primary; every start must be as a standby")
-        c.wal_segment_bytes = int(segment or 0)
-        c.session = session
-        c.facts = replace(c.facts, version=(version or "").split(" ", maxsplit=1)[0], streaming=False)
-        c.change(server=Server.STANDBY)
-        c.log.info("postgres.started", pid=postmaster.pid)
-
     def session(self) -> Task[sql.Session]:
         """The session of the steps; a new one if it was lost, timed out, or cut off by a cancelled step."""
         c = self.c
@@ -123,42 +54,11 @@ class Steps:
             c.session = yield from sql.connect(c.own_conninfo(), now_ns() + QUERY_MS * MS)
         return c.session
 
-    def _help_to_consistency(self, waited_ns: int) -> None:
-        """A fresh copy (cloned or rewound) may need WAL that only its source has before it can be asked anything.
-
-        What it holds came from that primary, so attaching to the very same grant needs no divergence check. Under
-        another grant the check cannot be made without a session: then the copy is made anew.
-        """
-        c = self.c
-        proof, grant = c.record.proof, c.followed
-        if grant is None:
-            return
-        fresh = proof is not None and proof.epoch == grant.term and c.record.history == grant.ancestry
-        if fresh and c.local.upstream != grant.term:
-            self._attach(grant)
-            return
-        # Many lines: clients that are turned away fill the log.
-        tail = c.postgres.log_tail(c.need_postmaster(), lines=1000)
-        starved = not receivers(c) and any(STARVED in line for line in tail)
-        if starved and waited_ns > STARVED_MS * MS:
-            self._copy_again("start.inconsistent", "it lacks WAL that nobody sends")
-
-    def _copy_again(self, event: str, reason: str) -> None:
-        """This copy is of no use as it is. Once; then the reason stays in the log and the status for a person."""
-        c, grant = self.c, self.c.followed
-        # A copy that was called for under an older grant and never made is still called for.
-        if grant is None or (now_ns() < c.copy_again_ns and not c.local.needs_clone):
-            c.log.once_per(event, 60).error(event, reason=reason, hint="look at log/postgres.log of this node")
-            return
-        c.copy_again_ns = now_ns() + COPY_AGAIN_MS * MS
-        c.log.warning(event, reason=reason, hint="it is copied again from the primary")
-        c.change(needs_clone=grant.term)
-
-    def _attach(self, grant: Grant) -> None:
+    def attach(self, grant: Grant) -> None:
         c = self.c
         c.change(may_receive=True)
         c.freeze_failing_ns = 0
-        owned = c.write_settings(conninfo=c.upstream(grant), slot=f"pgr_{c.local.me}", names=c.idle_names())
+        owned = c.write_settings(conninfo=c.followed_conninfo(grant), slot=f"pgr_{c.local.me}", names=c.idle_names())
         c.postgres.write_settings(owned, c.hba(), c.ident())
         c.change(upstream=grant.term, frozen=0)
         c.attach_offset = c.config.postgres_log.stat().st_size
@@ -171,29 +71,9 @@ class Steps:
         grant = c.cluster.grant
         if grant is None or grant.term != c.local.upstream or c.cluster.member(grant.node) is None:
             return
-        if c.local.server is Server.STANDBY and c.conf["conninfo"] != c.upstream(grant):
+        if c.local.server is Server.STANDBY and c.conf["conninfo"] != c.followed_conninfo(grant):
             c.log.info("follow.moved", primary=grant.node)
             c.change(upstream=0)
-
-    def _look_at_control_data(self) -> Task[None]:
-        c = self.c
-        control = yield from controldata.read(c.binaries, c.config.pgdata, c.children)
-        c.floors = dict(control.floors)
-        expected = c.cluster.system_identifier
-        if expected and str(control.system_identifier) != expected:
-            raise AssertionError(f"system identifier {control.system_identifier} appeared, the cluster's is {expected}")
-
-    def _newest_own_timeline(self) -> int:
-        history = self.c.record.history
-        own = [g.timeline for g in self.c.cluster.grants if g.node == self.c.local.me]
-        return max([e.timeline for e in history] + [t for t in own if self._has_wal_of(t)] + [1])
-
-    def _has_wal_of(self, timeline: int) -> bool:
-        """Did this node's own promotion to ``timeline`` get as far as writing WAL?"""
-        if switch_lsn(self.c, timeline) is None:
-            return False
-        prefix = f"{timeline:08X}"
-        return any(n.startswith(prefix) and len(n) == 24 for n in os.listdir(self.c.postgres.wal_dir))
 
     def stop(self, _: Plan) -> Task[None]:
         """Fast stop, for a standby or for good."""
@@ -285,6 +165,7 @@ class Steps:
         c = self.c
         server, data = c.local.server, c.local.data
         why = f"Postgres is {server.value}" if data is Data.READY else f"its data is {data.value}"
+        why = c.facts.problem or why
         if c.raft.tell("node.frozen", {"term": term, "epoch": -1, "lsn": 0, "reason": reason or why}):
             c.change(said_no_position=term)
 
@@ -443,7 +324,9 @@ class Steps:
             return
         start = switch_lsn(c, timeline)
         if start is not None and c.record.history and grant.term > c.record.history[-1].epoch:
-            yield from c.save_record((*c.record.history, EpochStart(grant.term, start, timeline)))
+            # As in `promote`: one that it attached to and never received from is not its ancestor.
+            older = (e for e in c.record.history if e.start_lsn < start)
+            yield from c.save_record((*older, EpochStart(grant.term, start, timeline)))
 
     # -- the log -------------------------------------------------------------------------------------------------
 
@@ -479,13 +362,7 @@ class Steps:
                 c.change(diverged=plan.term)
             case Attach(history):
                 yield from c.save_record(history)
-                self._attach(grant)
-
-
-def _rotate(log: Path) -> None:
-    """Before a start, when nobody writes: one older file is kept, so the disk is not filled by lines nobody reads."""
-    if log.exists() and log.stat().st_size > LOG_BYTES_MAX:
-        log.replace(log.with_suffix(".log.1"))
+                self.attach(grant)
 
 
 def switch_lsn(c: Context, timeline: int) -> int | None:

@@ -1,6 +1,6 @@
 """Looking at the running Postgres: position, streaming, slots; and the checkpoint after a promotion.
 
-Informs, never decides.
+Decides nothing; others decide by what it saw, and by whether it saw anything (overdue.py).
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ EVERY_MS = 1_000
 SOON_MS = 50
 SLOTS_EVERY_MS = 5_000
 NOT_STREAMING_MS = 1_500
+CONNECT_EVERY_MS = 5_000
+"""Old sessions go on answering when the postmaster hangs: who can't be connected to counts as silent."""
 QUERY_MS = 2_000
 
 _PRIMARY = "SELECT pg_current_wal_flush_lsn(), pg_current_wal_flush_lsn(), 'f', 'f'"
@@ -41,7 +43,9 @@ _OVERRIDES = (
 INSUFFICIENT = "insufficient parameter settings"
 """What Postgres logs when it stops replaying, as the primary has been restarted with more of something."""
 WAL_GONE = "has already been removed"
-OTHER_HISTORY = ("is not in this server's history", "is not a child of this server's history")
+OTHER_HISTORY = (
+    "is not in this server's history", "is not a child of this server's history", "forked off current database system",
+)  # fmt: skip
 
 
 class Watcher:
@@ -68,8 +72,13 @@ class Watcher:
     def _run(self) -> Task[None]:
         c = self.c
         session = yield from sql.connect(c.own_conninfo(), now_ns() + 5_000 * MS)
+        connected_ns = now_ns()
         try:
             while c.local.server in (Server.STANDBY, Server.PROMOTING, Server.PRIMARY):
+                if now_ns() - connected_ns > CONNECT_EVERY_MS * MS:
+                    session.close()
+                    session = yield from sql.connect(c.own_conninfo(), now_ns() + 5_000 * MS)
+                    connected_ns = now_ns()
                 yield from self._look(session)
                 if c.view.cluster is not None and (now_ns() >= self.slots_at_ns or c.slots() != self.slots):
                     self.slots_at_ns, self.slots = now_ns() + SLOTS_EVERY_MS * MS, c.slots()
@@ -176,6 +185,8 @@ class Watcher:
                 yield from session.query("SELECT pg_drop_replication_slot($1)", (name,), until_ns=until_ns)
             if active == "f" and (name not in wanted or wal_status == "lost"):
                 yield from session.query("SELECT pg_drop_replication_slot($1)", (name,), until_ns=until_ns)
+        if c.local.server is Server.STANDBY and c.syncs_slots():
+            yield from self._drop_former(session, until_ns)
         there = {name for name, _, wal_status, _, _ in rows if wal_status != "lost"}
         for name in wanted:
             if name not in there:
@@ -188,6 +199,18 @@ class Watcher:
                     lsn = timelines.format_lsn(c.facts.replay_lsn)
                     advance = "SELECT pg_replication_slot_advance($1, $2)"
                     yield from session.query(advance, (name, lsn), until_ns=until_ns)
+
+
+    def _drop_former(self, session: sql.Session, until_ns: int) -> Task[None]:
+        """Failover slots of this node's own time as primary: they are behind, and in the way of the copies."""
+        rows = yield from session.query(
+            "SELECT slot_name FROM pg_replication_slots WHERE slot_type = 'logical' AND failover AND NOT synced"
+            " AND NOT active AND pg_is_in_recovery()",
+            until_ns=until_ns,
+        )
+        for (name,) in rows:
+            self.c.log.info("slot.former_dropped", slot=name)
+            yield from session.query("SELECT pg_drop_replication_slot($1)", (name,), until_ns=until_ns)
 
 
 def checkpoint(c: Context, epoch: int) -> Task[None]:

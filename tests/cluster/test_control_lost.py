@@ -56,6 +56,23 @@ def test_a_frozen_parent_of_the_primary_does_not_keep_it_writable(world: World, 
     world.check_no_loss(writer, everywhere=True)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_primary_whose_postmaster_hangs_makes_way(world: World) -> None:
+    """Sessions that are open go on, the lease is renewed, all processes live: but nobody can connect any more."""
+    primary = world.primary()
+    assert primary is not None
+    with world.writing() as writer:
+        postmaster = primary.pid_of("postmaster")
+        os.kill(postmaster, signal.SIGSTOP)
+        world.settles(lambda: bool(world.logged(primary, "promotion.failed")), "it is noticed")
+        noticed_ns = now_ns()
+        world.settles(lambda: world.primary() not in (None, primary), "another is primary")
+        world.writes_again(writer, noticed_ns)
+        world.wait_streaming(primary)
+    world.check_no_loss(writer, everywhere=True)
+
+
 def test_a_frozen_watchdog_is_replaced_and_costs_no_write(world: World) -> None:
     """Else nobody would be left to act when the parent hangs as well."""
     primary = world.primary()

@@ -74,3 +74,58 @@ def test_a_primary_with_wal_of_its_own_is_rewound_and_that_wal_is_kept(world: Wo
         "the history tells of the WAL that was saved",
     )
     world.check_no_loss(writer, everywhere=True)
+
+
+LEFT = {
+    "recovery.signal": "",
+    "promote": "",
+    "fallback_promote": "",
+    "backup_label.old": "START WAL LOCATION: 0/1 (file 000000010000000000000000)\n",
+    "postgresql.auto.conf": (
+        "primary_conninfo = 'host=192.0.2.1'\nrestore_command = 'false'\nrecovery_target = 'immediate'\n"
+        "recovery_target_action = 'promote'\npromote_trigger_file = 'x'\nsynchronous_standby_names = ''\n"
+        "hot_standby = off\nfsync = off\nsynchronous_commit = off\nrestart_after_crash = on\n"
+        "recovery_min_apply_delay = '1d'\n"
+    ),
+}
+"""Of other tools, of backups, of the hand of a person: each would make a start promote, stop early, wait or lie."""
+
+
+def test_what_other_tools_leave_behind_misleads_no_start(world: World) -> None:
+    primary, standby = world.primary(), world.standbys()[0]
+    assert primary is not None
+    with world.writing() as writer:
+        for node in (standby, primary):
+            node.kill_all()
+            for name, text in LEFT.items():
+                with (node.data / "pgdata" / name).open("a", encoding="utf-8") as file:
+                    file.write(text)
+            node.start()
+            world.wait_whole()
+    for node in (standby, primary):
+        (row,) = world.query(
+            node,
+            "SELECT current_setting('fsync'), current_setting('synchronous_commit'), current_setting('hot_standby'),"
+            " current_setting('recovery_target'), current_setting('restart_after_crash')",
+        )
+        assert row == ("on", "on", "on", "", "off")
+        (gone,) = [e["fields"] for e in world.logged(node, "settings.removed")][-1:]
+        assert any("recovery_target" in line for line in gone["lines"]), "a person is told"
+    world.check_no_loss(writer, everywhere=True)
+
+
+def test_a_backup_label_that_somebody_left_does_not_keep_a_node_away(world: World) -> None:
+    """It sends a start back to a checkpoint whose WAL is gone: of three starts none succeeds, then it is copied."""
+    standby = world.standbys()[0]
+    with world.writing() as writer:
+        standby.kill_all()
+        label = (
+            "START WAL LOCATION: 0/100028 (file 000000010000000000000000)\nCHECKPOINT LOCATION: 0/100060\n"
+            "BACKUP METHOD: streamed\nBACKUP FROM: primary\nSTART TIMELINE: 1\n"
+        )
+        (standby.data / "pgdata" / "backup_label").write_text(label, encoding="utf-8")
+        standby.start()
+        world.wait_streaming(standby)
+    kept = [p.name for p in (standby.data / "salvage").iterdir()]
+    assert any("replaced" in name for name in kept)
+    world.check_no_loss(writer, everywhere=True)

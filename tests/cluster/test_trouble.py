@@ -207,6 +207,28 @@ def test_data_of_another_system_identifier_is_refused_and_kept(world: World, mak
 
 
 @pytest.mark.slow
+def test_a_node_whose_postgres_never_starts_says_why_and_goes_on_once_it_can(make_world: Callable[..., World]) -> None:
+    """There is nobody to be copied from: a person has to act, and finds the reason in the status of the node."""
+    world = make_world(nodes=1)
+    world.start()
+    node = world.wait_writable()
+    assert node.stop(60) == 0
+    config = node.data / "pgdata" / "postgresql.conf"
+    whole = config.read_text(encoding="utf-8")
+    config.write_text(f"{whole}\nno_such_setting = 1\n", encoding="utf-8")
+    node.start()
+
+    def quarantined() -> bool:
+        seen = node.status()
+        row = seen.member(node.name) if seen is not None else None
+        return row is not None and row.state == "quarantined" and "no_such_setting" in row.reason
+
+    world.settles(quarantined, "it is quarantined", lambda: str(node.status()))
+    config.write_text(whole, encoding="utf-8")
+    world.wait_writable()
+    world.settles(lambda: not quarantined(), "it is not any more")
+
+
 def test_another_name_for_a_member_is_refused(world: World) -> None:
     node = world.standbys()[0]
     assert node.stop(60) == 0

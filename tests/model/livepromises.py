@@ -82,12 +82,19 @@ class LivePromiseWorld(PromiseWorld):
         if not has_majority(valid, voters) or not leaders:
             return
         answers = {self.names[s]: p or NoPosition("") for s, _, p, *_ in up if self.names[s] in valid}
-        told = answers.get(state.grant.node) if state.grant is not None else None
-        has_all = isinstance(told, Position) and state.grant is not None and told.epoch == state.grant.term
-        if not has_all and not quorum_promised(self._situation("", state, answers)):
+        if not self._last_has_all(state, answers) and not quorum_promised(self._situation("", state, answers)):
             return
         for leader in leaders:
             self._wins(leader, state, answers, ", ".join(here))
+
+    @staticmethod
+    def _last_has_all(state: ClusterState, answers: dict[str, Position | NoPosition]) -> bool:
+        """Whom the newest grant was given to has WAL of it, or has written none and still has what it was given for."""
+        grant = state.grant
+        told = answers.get(grant.node) if grant is not None else None
+        if grant is None or not isinstance(told, Position):
+            return False
+        return told.epoch == grant.term or (not grant.opened and told >= grant.upper)
 
     def _wins(self, leader: str, state: ClusterState, answers: dict[str, Position | NoPosition], here: str) -> None:
         for _ in range(3):  # turned back, handed over to one that has the same log by now and wins next

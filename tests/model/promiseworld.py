@@ -108,7 +108,9 @@ class PromiseWorld:
         """The state after the last entry of ``log``."""
         before, (term, kind, data) = self.cluster(log[:-1]), log[-1]
         if kind == "promoted/1":
-            body = {"term": term, "node": data or "a", "upper": [0, 0], "reason": ""}
+            node, _, upper = data.partition(" ")
+            bound = [int(x) for x in (upper or "0,0").split(",")]
+            body = {"term": term, "node": node or "a", "upper": bound, "reason": ""}
             data = canonical(body | {"timeline": before.next_timeline()})
         elif kind == "opened/1":
             data = canonical({"term": term})
@@ -235,7 +237,8 @@ class PromiseWorld:
         me = view.hosts[i]
         decision = self.decision(i, me.leads, me.log, answers, self.last_primary(view.hosts, me.log))
         if isinstance(decision, TakeGrant):
-            item = Item(me.leads, "promoted/1", self.names[i] if self.named else "")
+            node, upper = self.names[i] if self.named else "", decision.upper
+            item = Item(me.leads, "promoted/1", f"{node} {upper.epoch},{upper.lsn}")
             yield self.to(view, ("grant", i), {i: me._replace(log=(*me.log, item))})
         elif isinstance(decision, TurnBack):
             item = Item(me.leads, "change/1", canonical(turned_back(decision.change, "", "").body))

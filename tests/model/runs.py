@@ -95,6 +95,7 @@ RUNS = (
     upper("a lost data directory", Promises(2, 2, clones=1), quick=True),
     upper("two lost data directories", Promises(2, 2, clones=2)),
     upper("a grant fails", Promises(3, 1), FailingWorld),
+    upper("a grant fails x two lost data directories", Promises(2, 1, clones=2), FailingWorld),
     upper("a switchover was wished for", Promises(2, 2, 1, wish="b"), quick=True),
     upper("witness", Promises(2, 2, 1, data=2), quick=True),
     upper("witness", Promises(3, 2, data=2)),

@@ -28,10 +28,12 @@ from supervisor import datadir, jobs, steps
 from supervisor.context import Context
 from supervisor.daemon import Daemon
 from supervisor.links import Link
+from supervisor.overdue import Overdue
 from supervisor.postgres import Postgres
 from supervisor.privileges import current
 from supervisor.receivers import receivers
 from supervisor.roles import Data, Local, Plan, Server, Step, View
+from supervisor.starts import Start
 from supervisor.steps import Steps
 from supervisor.tasks import Runner, Task
 from supervisor.timelines import history_name, parse_history
@@ -108,12 +110,12 @@ class Standby:
         daemon.c, daemon.log, daemon.config = self.c, self.c.log, self.c.config
         daemon.steps, daemon.runner = Steps(self.c), Runner()
         daemon.actions = {
-            Step.START: daemon.steps.start, Step.FREEZE: daemon.steps.freeze, Step.FOLLOW: daemon.steps.follow,
-            Step.DETACH: daemon.steps.detach, Step.FENCE: daemon.steps.fence,
+            Step.START: Start(self.c, daemon.steps).start, Step.FREEZE: daemon.steps.freeze,
+            Step.FOLLOW: daemon.steps.follow, Step.DETACH: daemon.steps.detach, Step.FENCE: daemon.steps.fence,
         }  # fmt: skip
         daemon.plan, daemon.sentence, daemon.task, daemon.failures = Plan(Step.WAIT), "", None, {}
         daemon.watcher, daemon.snapshot_at_ns, daemon.stop_asked_ns = None, 0, 0
-        daemon.granted, daemon.was_primary, daemon.checkpointing = (0, 0), 0, 0
+        daemon.overdue, daemon.checkpointing = Overdue(), 0
         return daemon
 
     @property

@@ -21,6 +21,7 @@ from tests.sim.postgres import Postgres, State
 if TYPE_CHECKING:
     from tests.sim.cluster import Simulation
     from tests.sim.host import Host
+    from tests.sim.pgdata import Directory
 
 
 class Violation(AssertionError):  # it is what is reported, not an error of the simulator
@@ -67,6 +68,8 @@ class Checks:
         self.reigns: dict[int, Reign] = {}
         self.timelines: dict[int, int] = {}
         self.commits: list[Commit] = []
+        self.gone: list[tuple[str, Directory]] = []
+        """Copies that were wiped, and whose."""
         self.lost: set[int] = set()
         self.records = 0
         self.leases: dict[str, tuple[int, int, int]] = {}
@@ -248,12 +251,12 @@ class Checks:
     def _held_by_enough(self, postgres: Postgres, index: int, record: int) -> bool:
         """By a group of the log as it stands on that node; only the incarnation that a seat is for fills it."""
         holders = set()
-        for host in self.world.hosts.values():
-            directory = host.directory
+        here = ((host.name, host.directory) for host in self.world.hosts.values())
+        for name, directory in (*here, *self.gone):
             if directory is None or directory.mark is None or not directory.whole:
                 continue
             if directory.flushed >= index and directory.wal[index - 1] == record:
-                holders.add((host.name, directory.mark[0]))
+                holders.add((name, directory.mark[0]))
         groups = self.groups[postgres.node]
         return any(sum(tuple(seat) in holders for seat in group.members) >= group.k for group in groups)
 

@@ -297,7 +297,7 @@ class Faults(Settings):
         back = self._ms(200, 4_000) * MS
         host.power_cut(back_after_ns=back)
         if what in ("data", "both"):
-            host.directory = host.new_directory = None
+            host.lose_copy()
         if what in ("raft", "both"):
             host.raft_disk.wipe()
 

@@ -110,7 +110,7 @@ class Harm(Stories):
         for number, other in enumerate(some):
             other.power_cut(back_after_ns=self._ms(100, 600) * MS if not number else away * MS)
             if not number:
-                other.directory = other.new_directory = None
+                other.lose_copy()
         host.power_cut(back_after_ns=away * MS)
         asked = self._ms(3_000, 5_000) * MS
         world.after(asked, lambda: self._fail_over(accepts=False))

@@ -188,6 +188,12 @@ class Host:
     def make_room_for_pgdata(self) -> None:
         self.room = None
 
+    def lose_copy(self) -> None:
+        """Its PGDATA is gone; what it had flushed may have been counted, and the word of that be under way."""
+        if self.directory is not None:
+            self.world.checks.gone.append((self.name, self.directory))
+        self.directory = self.new_directory = None
+
     def was_removed(self, reason: str) -> None:
         if not self.removed:
             self.world.note(self.name, f"is told: {reason}")

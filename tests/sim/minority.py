@@ -56,6 +56,9 @@ def refuses_rightly(world: Simulation) -> bool:
     node = leader.raft.node if leader is not None else None
     if node is None or node.notes is None:
         return False
+    if not node.cluster.system_identifier and node.cluster.founder in world.out:
+        world.counts["a majority waits for its founder"] += 1
+        return f"{node.cluster.founder}, which was to create" in node.notes.sentence
     if node.granted() is not None:
         return _too_few_copies(world, node)
     for quorum in required(node.tip()):

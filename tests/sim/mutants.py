@@ -56,6 +56,9 @@ MUTANTS: dict[str, Mutant] = {
     "names-unproven": Mutant("the sync group changes before its names are in force", ("join", "remove", "lag")),
     "lsn-without-epoch": Mutant("positions are compared by LSN alone", ("leapfrog",)),
     "position-before-all-is-read": Mutant("a restarted standby says how far it has replayed", ("lag", "power-cut-all")),
+    "worst-of-the-known": Mutant(
+        "once data loss is accepted, anybody whose position is known will do", ("told-loss", "lag"), nodes=5
+    ),
     "no-slots": Mutant(
         "nothing keeps a standby from being counted twice", ("lag", "power-cut-standby"), nodes=5, slow=True
     ),
@@ -72,6 +75,16 @@ class _LeaseFromTheReply(Raft):
             self.lease_from_ns = self.now_ns
 
 
+class _WorstOfTheKnown(Node):
+    def situation(self, notes: Campaigning, now_ns: int) -> Situation:
+        found = super().situation(notes, now_ns)
+        known = {p: n for n, p in found.promises.items() if isinstance(p, Position)}
+        if not found.state.wish_loss or not known:
+            return found
+        least = min(known)
+        return replace(found, promises={known[least]: least}, connected=frozenset())
+
+
 class _LsnWithoutEpoch(Node):
     def situation(self, notes: Campaigning, now_ns: int) -> Situation:
         found = super().situation(notes, now_ns)
@@ -84,7 +97,8 @@ def core(world: World) -> type[Raft]:
 
 
 def node(world: World) -> type[Node]:
-    return _LsnWithoutEpoch if world.mutant == "lsn-without-epoch" else Node
+    variants = {"lsn-without-epoch": _LsnWithoutEpoch, "worst-of-the-known": _WorstOfTheKnown}
+    return variants.get(world.mutant, Node)
 
 
 def incarnation(world: World, host: Host) -> int:

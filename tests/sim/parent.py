@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from consensus.cluster import ClusterState, load
+from consensus.cluster import load
 from fencing import deadman as machine
 from fencing.lease import MS, PROFILES, Timings
 from supervisor import observe
@@ -36,6 +36,7 @@ from supervisor.offspring import (
     QUICK_DEATH_MS,
     WATCHDOG_SILENT_MS,
 )
+from supervisor.overdue import Overdue
 from supervisor.roles import Local, Plan, Server, Situation, Step, View, plan
 from supervisor.tasks import NEVER, Handle, Outcome, Runner, Task
 from tests.sim import steps as modelled
@@ -83,7 +84,7 @@ class Parent(Context):
         self.frames: deque[tuple[str, dict[str, Any]]] = deque()
         self.greeted = False
         self.hello_at = self.stop_asked_ns = self.exit_asked_ns = 0
-        self.granted, self.was_primary, self.checkpointing = (0, 0), 0, 0
+        self.overdue, self.checkpointing = Overdue(), 0
         self.raft_heard_ns = 0
         self.raft_started_ns, self.quick_deaths = host.now(), 0
         self.observed: dict[str, Any] = {}
@@ -342,14 +343,8 @@ class Parent(Context):
             self.change(asked_to_hand_over=True)
 
     def _watch_promotion(self, now: int) -> None:
-        if self.view.granted != self.granted[0]:
-            self.granted = (self.view.granted, now)
-        term, since = self.granted
-        if term > 0 and self.local.server is Server.PRIMARY and self.local.epoch == term:
-            self.was_primary = term
-        limit_ms = 1000 * (self.view.cluster or ClusterState()).setting("primary_start_timeout")
-        late = term > 0 and self.was_primary != term and now - since > limit_ms * MS
-        if late and self.view.alive and self.local.failed_promotion != term:
+        term = self.overdue.failed(self.view, self.local, self.facts.answered_ns, now)
+        if term:
             self.change(failed_promotion=term)
 
     def _finisher(self, done: Plan) -> Callable[[Outcome[Any]], None]:
@@ -387,7 +382,7 @@ class Parent(Context):
         end = server.directory.flushed if primary else max(server.received, server.replayed)
         self.facts = replace(
             self.facts, lsn=end * UNIT, replay_lsn=(end if primary else server.replayed) * UNIT,
-            streaming=server.receiver is not None and not server.receiver.forks and not primary,
+            streaming=server.receiver is not None and not server.receiver.forks and not primary, answered_ns=now,
         )  # fmt: skip
         if self.local.server is not Server.STANDBY or not self.local.upstream or self.facts.streaming:
             self.idle_since_ns = 0

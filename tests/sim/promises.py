@@ -125,7 +125,10 @@ class Promises(Basics):
 
     def _position_at(self, lsn: int) -> Task[Position | NoPosition]:
         p, directory = self.p, self.need_server().directory
-        timeline = timelines.newest_wal_timeline(directory.segments, lsn, SEGMENT_BYTES)
+        own = {g.timeline for g in p.cluster.grants if g.node == p.local.me}
+        unused = own - {e.timeline for e in p.view.record.history}
+        unused = {t for t in unused if self._switch_lsn(t) is None}
+        timeline = timelines.newest_wal_timeline(directory.segments, lsn, SEGMENT_BYTES, frozenset(unused))
         if timeline is None:
             return NoPosition(f"there is no WAL file that holds {lsn}")
         yield from self._complete_own_history(timeline)
@@ -143,4 +146,5 @@ class Promises(Basics):
             return
         start = self._switch_lsn(timeline)
         if start is not None and history and grant.term > history[-1].epoch:
-            yield from p.save_record((*history, EpochStart(grant.term, start, timeline)))
+            older = (e for e in history if e.start_lsn < start)
+            yield from p.save_record((*older, EpochStart(grant.term, start, timeline)))

@@ -93,6 +93,8 @@ class RaftChild:
                 host.power_cut(back_after_ns=self.world.between(100_000, 3_000_000))
             else:
                 if isinstance(error, StorageCorruptError):
+                    if not host.refused_damage and not self.world.faults.on:
+                        self.world.after(1_000 * MS, lambda: self.world.faults.mend_raft(host))
                     host.refused_damage = True
                     self.world.counts["damaged store refused"] += 1
                 self._fail(EXIT_DISK, str(error))

@@ -17,16 +17,8 @@ from fencing import deadman as machine
 from fencing.lease import MS
 from supervisor import timelines
 from supervisor.roles import Data, Plan, Server, Step, is_founder
-from supervisor.steps import (
-    CONSISTENCY_MS,
-    COPY_AGAIN_MS,
-    FAST_STOP_MS,
-    HAND_OVER_CHECKPOINT_MS,
-    IMMEDIATE_MS,
-    QUERY_MS,
-    STARVED_MS,
-    STOP_MS,
-)
+from supervisor.starts import CONSISTENCY_MS, COPY_AGAIN_MS, STARVED_MS
+from supervisor.steps import FAST_STOP_MS, HAND_OVER_CHECKPOINT_MS, IMMEDIATE_MS, QUERY_MS, STOP_MS
 from supervisor.tasks import Task, Wait
 from tests.sim.pgdata import UNIT, Directory
 from tests.sim.postgres import Conf, Postgres, State

@@ -338,7 +338,7 @@ def test_a_change_whose_new_seat_is_silent_for_too_long_is_reverted() -> None:
     assert next_change(open_, facts("abc", waited=PATIENCE_MS - 1)) is None
     assert next_change(open_, facts("abcd", waited=PATIENCE_MS)) is None, "it is there, only slow"
     step = next_change(open_, facts("abc", waited=PATIENCE_MS))
-    assert told(step) == "sync group a: is changed back: d has not been heard of for 10 s"
+    assert told(step) == "sync group a: is changed back: d not connected, 10 s after it began"
     back = after(open_, step, 11)
     assert back.change is not None
     assert open_.change is not None

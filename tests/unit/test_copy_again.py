@@ -1,4 +1,4 @@
-"""When a copy that never becomes consistent is made again (supervisor/steps.py)."""
+"""When a copy that never becomes consistent is made again (supervisor/starts.py)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from consensus.cluster import ClusterState, Grant
 from consensus.record import EpochStart, Position
 from supervisor.context import Context
 from supervisor.roles import Local, View
+from supervisor.starts import Start
 from supervisor.steps import Steps
 
 
@@ -31,7 +32,7 @@ class Node:
         self.c.local = replace(self.c.local, **facts)
 
     def ask(self) -> int:
-        Steps(cast(Context, self.c))._copy_again("start.inconsistent", "it lacks WAL")
+        Start(cast(Context, self.c), Steps(cast(Context, self.c)))._copy_again("start.inconsistent", "it lacks WAL")
         return int(self.c.local.needs_clone)
 
 

@@ -18,6 +18,7 @@ from fencing.kill import ProcessId
 from fencing.lease import MS, PROFILES
 from supervisor.daemon import Daemon
 from supervisor.observe import Facts
+from supervisor.overdue import Overdue
 from supervisor.roles import Data, Local, Plan, Server, Step, View
 from supervisor.tasks import Runner, Task, run_blocking
 
@@ -36,7 +37,7 @@ class Node:
         self.c = SimpleNamespace(
             view=View(alive=True, granted=granted), local=Local("a"), change=self._change, facts=Facts()
         )
-        self.stub = SimpleNamespace(c=self.c, log=log, granted=(0, 0), was_primary=0)
+        self.stub = SimpleNamespace(c=self.c, log=log, overdue=Overdue())
 
     def _change(self, **facts: Any) -> None:
         self.c.local = replace(self.c.local, **facts)
@@ -76,7 +77,8 @@ def test_a_primary_that_hands_over_much_later_has_not_failed(server: Server) -> 
     node = Node()
     node.turn(server=Server.PROMOTING, epoch=7)
     node.turn(5_000 * MS, server=Server.PRIMARY, gate_open=True)
-    assert node.turn(10 * TIMEOUT) == 0, "as a primary neither"
+    node.c.facts = Facts(answered_ns=node.now + 10 * TIMEOUT)
+    assert node.turn(10 * TIMEOUT) == 0, "as a primary that answers neither"
     assert node.turn(1, server=server) == 0
     assert node.turn(10 * TIMEOUT) == 0
     assert node.logged == []
@@ -90,6 +92,15 @@ def test_a_primary_that_waits_for_its_standbys_has_not_failed_and_one_that_hangs
     for _ in range(100):
         node.c.facts = Facts(answered_ns=node.now)
         assert node.turn(1_000 * MS) == 0
+    node.c.facts = Facts(answered_ns=node.now)
+    assert node.turn(TIMEOUT) == 0
+    assert node.turn(1) == 7
+
+
+def test_an_open_primary_that_answers_nothing_for_as_long_has_failed() -> None:
+    """Its processes live and its lease goes on: nobody else would notice."""
+    node = Node()
+    node.turn(server=Server.PRIMARY, epoch=7, gate_open=True)
     node.c.facts = Facts(answered_ns=node.now)
     assert node.turn(TIMEOUT) == 0
     assert node.turn(1) == 7
@@ -158,7 +169,7 @@ def primary(*unread: wire.Frame, lease_until_ns: int) -> Daemon:
     local = Local("a", Data.READY, Server.PRIMARY, epoch=EPOCH, frozen=EPOCH, gate_open=True)
     daemon = Daemon.__new__(Daemon)
     c: Any = SimpleNamespace(
-        facts=Facts(),
+        facts=Facts(answered_ns=now_ns()),
         view=view, local=local, timings=PROFILES["default"], raft=Link(*unread), watchdog=Link(),
         process=ProcessId(9, 9), apply_settings=lambda: None,
     )  # fmt: skip
@@ -166,7 +177,8 @@ def primary(*unread: wire.Frame, lease_until_ns: int) -> Daemon:
     daemon.log = cast(Any, SimpleNamespace(info=lambda *_, **__: None))
     daemon.plan, daemon.sentence, daemon.task, daemon.failures = Plan(Step.WAIT, 0, "serving"), "", None, {}
     daemon.watcher = cast(Any, SimpleNamespace(done=False))
-    daemon.granted, daemon.was_primary, daemon.snapshot_at_ns = (EPOCH, 0), EPOCH, 0
+    daemon.overdue, daemon.snapshot_at_ns = Overdue(), 0
+    daemon.overdue.granted, daemon.overdue.promoted = (EPOCH, 0), EPOCH
     daemon.fenced = []  # type: ignore[attr-defined]
     daemon.actions = {Step.FENCE: lambda plan: _fence(daemon, plan)}
     return daemon

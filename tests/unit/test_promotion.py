@@ -107,6 +107,9 @@ def test_before_the_first_opening_only_the_founder_counts() -> None:
 def test_nothing_before_there_is_data() -> None:
     empty = ClusterState(founder="a")
     assert ask({}, state=empty) == Wait("a is creating the cluster")
+    away = ask({}, state=ClusterState(founder="c"), connected=("a",))
+    assert isinstance(away, Wait)
+    assert away.reason.startswith("no primary: c, which was to create the cluster's data, is not connected")
 
 
 def test_a_grant_gets_a_fresh_timeline_and_the_upper_bound() -> None:

@@ -20,6 +20,7 @@ from supervisor.settings import (
     quote,
     stamp,
     standby_names,
+    syncs_slots,
     unquote,
     with_floors,
 )
@@ -63,6 +64,13 @@ def test_what_alter_system_leaves_of_our_own_block_is_not_reported() -> None:
     assert new == HEADER + "work_mem = '1MB'\n" + ours
 
 
+def test_names_that_postgres_no_longer_knows_go() -> None:
+    """It would not start with them."""
+    new, removed = auto_conf("Promote_Trigger_File = 'x'\nstandby_mode = on\nwork_mem = '1MB'\n", {"port": "2"})
+    assert removed == ("Promote_Trigger_File = 'x'", "standby_mode = on")
+    assert "work_mem = '1MB'" in new
+
+
 def test_a_block_without_its_end_swallows_nothing() -> None:
     new, _ = auto_conf(f"{BEGIN}\nport = '1'\nwork_mem = '1MB'\n", {"port": "2"})
     assert "work_mem = '1MB'" in new
@@ -99,6 +107,17 @@ def test_users_parameters_lose_against_owned_ones() -> None:
         owned_settings(NodeSettings("*", 1, "", "", "", "", parameters={"wal_level": "minimal"}))["wal_level"]
         == "replica"
     )
+
+
+def test_failover_slots_are_kept_on_standbys_where_they_can_be() -> None:
+    assert syncs_slots({"WAL_level": "logical"}, 17)
+    assert not syncs_slots({"wal_level": "logical"}, 16)
+    assert not syncs_slots({"wal_level": "replica"}, 18)
+    wanted = {"sync_replication_slots": "on", "hot_standby_feedback": "on"}
+    mine = dict.fromkeys(wanted, "off")
+    for syncs, expected in ((True, wanted), (False, mine)):
+        owned = owned_settings(NodeSettings("*", 1, "", "", "", "", syncs_slots=syncs, parameters=mine))
+        assert {name: owned[name] for name in wanted} == expected
 
 
 def test_floors_of_pg_control_win() -> None:

@@ -36,7 +36,7 @@ class Node(Primary):
             socket_dir="/s", hba_file="/h", ident_file="/i", write_settings=self._write,
         )  # fmt: skip
         self.postmaster = SimpleNamespace(reload=self._reload)
-        self.os_user = "postgres"
+        self.os_user, self.binaries = "postgres", SimpleNamespace(major=18)
         self.log = SimpleNamespace(info=lambda *_, **__: None)
         self.c = self
 
@@ -46,6 +46,9 @@ class Node(Primary):
 
     def _reload(self) -> None:
         self.reloads += 1
+
+    def syncs_slots(self) -> bool:
+        return Context.syncs_slots(cast(Context, self))
 
     def apply_settings(self) -> None:
         Context.apply_settings(cast(Context, self))

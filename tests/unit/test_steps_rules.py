@@ -15,13 +15,14 @@ from consensus.membership import Member
 from consensus.record import EpochStart, NodeRecord, Position
 from fencing.kill import FenceReport
 from fencing.lease import MS, PROFILES
-from supervisor import steps
-from supervisor.context import StepFailed
+from supervisor import starts, steps
+from supervisor.context import Context, StepFailed
 from supervisor.observe import Facts
 from supervisor.postgres import StartFailed
 from supervisor.roles import Data, Local, Plan, Server, Situation, Step, View, followable, plan
 from supervisor.sql import SqlConnectionLost
-from supervisor.steps import COPY_AGAIN_MS, START_FAILURES_MAX, Steps
+from supervisor.starts import COPY_AGAIN_MS, START_FAILURES_MAX, Start
+from supervisor.steps import Steps
 from supervisor.tasks import Task, run_blocking
 
 GRANT = Grant(5, "a", Position(0, 0), 2, (EpochStart(0, 0, 1), EpochStart(5, 100, 2)), opened=True)
@@ -32,7 +33,7 @@ class Copy:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1_000 * MS
-        monkeypatch.setattr(steps, "now_ns", lambda: self.now)
+        monkeypatch.setattr(starts, "now_ns", lambda: self.now)
         self.logged: list[tuple[str, dict[str, Any]]] = []
         log: Any = SimpleNamespace(
             warning=lambda event, **fields: self.logged.append((event, fields)),
@@ -43,9 +44,10 @@ class Copy:
         view = View(True, 1, 5, "a", record=NodeRecord(5), cluster=cluster, met=True)
         c: Any = SimpleNamespace(
             view=view, local=Local("b", Data.READY, Server.STARTING), log=log, start_failures=0, copy_again_ns=0,
-            postgres=SimpleNamespace(wait_ready=self._ends), need_postmaster=lambda: None, change=self._change,
+            facts=Facts(), need_postmaster=lambda: None, change=self._change,
+            postgres=SimpleNamespace(wait_ready=self._ends),
         )  # fmt: skip
-        self.c, self.steps = c, Steps(c)
+        self.c, self.start = c, Start(c, Steps(c))
 
     def _change(self, **facts: Any) -> None:
         self.c.local = replace(self.c.local, **facts)
@@ -60,12 +62,13 @@ class Copy:
         self.c.followed = followable(self.c.view, self.c.local)
         for _ in range(times):
             with pytest.raises(StepFailed, match="TCP/IP"):
-                run_blocking(self.steps.start(Plan(Step.START)))
+                run_blocking(self.start.start(Plan(Step.START)))
         return bool(self.c.local.needs_clone == 5)
 
     def cloned(self) -> None:
         """As rebuild.clone ends."""
-        self.c.start_failures = 0
+        Context.started(self.c)
+        assert self.c.facts.problem == ""
         self._change(needs_clone=0)
 
 
@@ -73,7 +76,9 @@ def test_a_copy_that_never_starts_is_made_again_but_not_in_a_loop(monkeypatch: p
     """It may not be to blame: a port that is taken, a parameter, a full disk."""
     copy = Copy(monkeypatch)
     assert not copy.starts(START_FAILURES_MAX - 1)
+    assert copy.c.facts.problem == ""
     assert copy.starts(1)
+    assert "TCP/IP" in copy.c.facts.problem, "people are told in the status"
     copy.cloned()
     assert not copy.starts(3 * START_FAILURES_MAX, 1_000)
     assert not copy.starts(1, COPY_AGAIN_MS - 1_001), "not within ten minutes of the first"

@@ -14,7 +14,7 @@ from consensus.record import EpochStart, Position
 from tests.model import promiseworld
 from tests.model.explore import Move, State
 from tests.model.groupworld import GroupWorld
-from tests.model.livepromises import LiveGroupWorld, LivePromiseWorld
+from tests.model.livepromises import FailingWorld, LiveGroupWorld, LivePromiseWorld
 from tests.model.mutants.mutant import Mutant
 from tests.model.promisevalues import FIRST_TIMELINE, Ghost, Host, Item, Log, Reply, Setup, View
 from tests.model.promiseworld import PromiseWorld
@@ -90,7 +90,7 @@ class ActsOnAnOldGrant(PromiseWorld):
         view = self.view(state)
         for i, host in enumerate(view.hosts):
             grants = [item for item in host.log if item.kind == "promoted/1"]
-            if not host.leads and not host.primary and grants and grants[-1].data == self.names[i]:
+            if not host.leads and not host.primary and grants and grants[-1].data.partition(" ")[0] == self.names[i]:
                 own = host._replace(leads=grants[-1].term, committed=len(host.log))
                 yield self._promotion(view._replace(hosts=[own if h is host else h for h in view.hosts]), i)
 
@@ -228,6 +228,15 @@ def _newest_epoch(s: Situation) -> Position | None:
     return max((p for p in held if s.state.grant is not None and p.epoch == s.state.grant.term), default=None)
 
 
+def _with_wal_of_it(s: Situation) -> Position | None:
+    """Only who has WAL of the newest grant."""
+    last = _LAST_PRIMARY(s)
+    return last if last is not None and s.state.grant is not None and last.epoch == s.state.grant.term else None
+
+
+_LAST_PRIMARY = promotion._last_primary
+
+
 def _highest_heard_of(state: ClusterState) -> int:
     """As Postgres does it: of the timelines that came into use."""
     return max([state.initial_timeline, *(g.timeline for g in state.grants if g.opened)]) + 1
@@ -308,6 +317,8 @@ UPPER = (
          (promotion, "is_better_turned_back", lambda state, change, up, wins: False), dies_of="liveness"),
     dies(LivePromiseWorld, "the last primary makes up for a read quorum", "found by the simulation (seed 165)",
          Setup(2, 2, clones=2), (promotion, "_last_primary", lambda s: None), dies_of="liveness"),
+    dies(FailingWorld, "a grant of which nothing was written keeps what it was given for", "found by a review",
+         Setup(2, 1, clones=2), (promotion, "_last_primary", _with_wal_of_it), dies_of="liveness"),
     dies(PromiseWorld, "a number of a timeline is given out once", "invariant 4", THREE,
          (ClusterState, "next_timeline", _highest_heard_of), dies_of=ONE_TIMELINE),
     dies(PromotesBeforeTheCommit, "no promotion before the grant is committed", "safety.md, promotion 3", THREE,
