@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from consensus.positions import NoPosition
 from consensus.record import Position
+from fencing.lease import MS
 
 
 @dataclass(slots=True)
@@ -25,6 +26,8 @@ class Campaigning:
     reform_at_ns: int = 0
     change_seen: tuple[int, int] = (0, 0)
     """Index of the open change of the sync group, and since when this leader knows of it."""
+    short_since_ns: int = 0
+    """Fewer than k of the sync group have streamed since; 0: enough do."""
     sentence: str = ""
 
     def told(self) -> dict[str, tuple[int, int, int, str]]:
@@ -33,3 +36,7 @@ class Campaigning:
             name: (self.term, *p, "") if isinstance(p, Position) else (self.term, -1, 0, p.reason)
             for name, p in sorted(self.promises.items())
         }
+
+    def short_ms(self, now_ns: int) -> int:
+        """How long fewer than k of the sync group have streamed; 0: enough do."""
+        return (now_ns - self.short_since_ns) // MS if self.short_since_ns else 0

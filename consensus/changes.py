@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from consensus.cluster import Change, ClusterState, Seat, SyncGroup, seat_of, sync_group
+from consensus.cluster import Change, ClusterState, Seat, SyncGroup, seat_of
 from consensus.founding import Greeting
 from consensus.membership import GONE, LEARNER, VOTER, WITNESS, Member
 from consensus.promotion import is_better_turned_back
@@ -19,6 +19,9 @@ from consensus.quorum import majority
 
 PATIENCE_MS = 10_000
 """A change that has been open for this long is reverted if a new seat is not connected."""
+
+DEGRADE_MS = 5_000
+"""Not strict: too few of the sync group stream for this long, and it shrinks to those that do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,8 @@ class Facts:
     """Stream from this leader's Postgres, and their copy has passed its proof."""
     waited_ms: int = 0
     """Since the open change of the sync group was seen first."""
+    short_ms: int = 0
+    """How long fewer than k of the sync group have streamed; 0: enough do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +59,16 @@ class Refusal:
 
 
 def at_rest(state: ClusterState) -> bool:
-    """Nothing to change, whatever the members' state: everybody is what it is to be."""
-    seats = {seat_of(m) for m in state.members if m.role == VOTER}
-    return state.change is None and seats == set(state.group.members) and all(m.aim == m.role for m in state.members)
+    """Nothing to change, whatever the members' state. Not strict: whether enough stream is looked at all the time."""
+    watched = not state.setting("strict") and state.group.k > 1
+    return is_as_wanted(state) and not watched
+
+
+def is_as_wanted(state: ClusterState) -> bool:
+    """Everybody is what it is to be, and so is the sync group."""
+    wanted = state.rule(seat_of(m) for m in state.members if m.role == VOTER)
+    settled = state.change is None and wanted == state.group
+    return settled and all(m.aim == m.role for m in state.members)
 
 
 # -- the leader's next step ------------------------------------------------------------------------------------------
@@ -71,12 +83,28 @@ def next_change(state: ClusterState, facts: Facts) -> Proposal | None:
         joins = sorted(set(goal.members) - set(state.group.members))
         leaves = sorted(set(state.group.members) - set(goal.members))
         words = [f"{s.name} joins" for s in joins] + [f"{s.name} leaves" for s in leaves]
-        return group_change(state.group, goal, facts.me, "sync group", f"is changed: {', '.join(words) or 'another k'}")
+        return group_change(state.group, goal, facts.me, "sync group", f"is changed: {', '.join(words) or _k(goal)}")
+    smaller = degraded(state, facts)
+    if smaller is not None:
+        only = f"for {DEGRADE_MS // 1000} s only {', '.join(smaller.names)} of {', '.join(state.group.names)} streamed"
+        return group_change(state.group, smaller, facts.me, "sync group", f"is degraded: {only}")
     for member in state.members:
         proposal = _next_of(state, facts, member)
         if proposal is not None:
             return proposal
     return None
+
+
+def _k(goal: SyncGroup) -> str:
+    return "commits wait for no standby any more" if goal.asynchronous else f"{goal.k} acknowledge a commit"
+
+
+def degraded(state: ClusterState, facts: Facts) -> SyncGroup | None:
+    """Not strict: those of the group that still stream, if they are too few and have been for so long."""
+    if state.setting("strict") or facts.short_ms < DEGRADE_MS:
+        return None
+    left = _holders(state, facts, state.group)
+    return state.rule(s for s in state.group.members if s.name in left) if len(left) < state.group.k else None
 
 
 def _reverted(state: ClusterState, facts: Facts) -> Proposal | None:
@@ -112,7 +140,7 @@ def wanted_seats(state: ClusterState, facts: Facts) -> SyncGroup:
             seats.append(seat)  # of one that lost its state the place is kept until its copy is proven
     taken = {seat.name for seat in seats}
     seats += [seat_of(m) for m in state.members if m.name not in taken and _ready(state, facts, m)]
-    return sync_group(seats, state.commit_mode)
+    return state.rule(seats)
 
 
 def _is_to_sit(state: ClusterState, facts: Facts, member: Member) -> bool:
@@ -259,7 +287,7 @@ def _may_lose(state: ClusterState, facts: Facts, member: Member) -> Refusal | No
         reason = f"without {member.name} {len(live)} of {len(voters)} voters are up, {majority(len(voters))} are needed"
         return Refusal(78, reason, hint)
     if seat_of(member) in state.group.members:
-        rest = sync_group((s for s in state.group.members if s != seat_of(member)), state.commit_mode)
+        rest = state.rule(s for s in state.group.members if s != seat_of(member))
         return _needed(member, len(_holders(state, facts, rest)), rest.k)
     return None
 
@@ -334,6 +362,6 @@ def list_change(members: Iterable[Member], me: str, kind: str, node: str, text: 
 
 def group_change(old: SyncGroup, new: SyncGroup, me: str, kind: str, text: str) -> Proposal:
     def plain(group: SyncGroup) -> list[Any]:
-        return [[list(seat) for seat in group.members], group.k]
+        return [[list(seat) for seat in group.members], group.k, group.asynchronous]
 
     return Proposal("change/1", {"old": plain(old), "new": plain(new), "kind": kind, "node": me, "text": text})

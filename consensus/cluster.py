@@ -17,6 +17,7 @@
 | `fence/1` | a person keeps this node's Postgres down, or no longer does: it is not electable, and it still votes | the leader |
 | `reinit/1` | a person wants this node's copy made anew | the leader |
 | `rebuilt/1` | the copy that this `reinit/1` asked for is made and proven | that node, through the leader |
+| `config/1` | cluster-wide settings are set or unset; void if another such entry came before it | the leader |
 | `event/1` | something worth remembering (salvage, clone, ...) | any node, through the leader |
 
 An entry of an unknown kind stops the node: it was written by a newer version.
@@ -29,13 +30,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+from consensus import clusterwide
 from consensus.membership import VOTER, Member
 from consensus.messages import Entry
 from consensus.record import EpochStart, Position
 
 HISTORY_KEPT_MAX = 200
 REMOVED_KEPT_MAX = 100
-FEATURE_LEVEL = 1
+FEATURE_LEVEL = 2
+"""2: cluster-wide settings; a sync group says whether it is asynchronous."""
 
 
 class UnknownEntryError(Exception):
@@ -55,6 +58,9 @@ class SyncGroup(NamedTuple):
     members: tuple[Seat, ...]
     """Sorted."""
     k: int
+    asynchronous: bool = False
+    """k is 1 and a failover may lose what only the primary has. A group of k = 1 without that loses nothing: all of it
+    must promise."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -114,6 +120,7 @@ class ClusterState:
     cluster_id: str = ""
     members: tuple[Member, ...] = ()
     commit_mode: str = "quorum"
+    """What is wanted. In force is what `SyncGroup.asynchronous` says."""
     profile: str = "default"
     group: SyncGroup = SyncGroup((), 1)
     change: Change | None = None
@@ -134,7 +141,11 @@ class ClusterState:
     reinits: tuple[Reinit, ...] = ()
     history: tuple[HistoryEvent, ...] = ()
     settings: str = "{}"
-    """Canonical JSON of the founding settings (parameters, client rules)."""
+    """Canonical JSON of the founding settings (parameters, client rules). What is in force stands in ``config``."""
+    config: str = "{}"
+    """Cluster-wide settings that are set (clusterwide.py), canonical JSON; what is absent has its default."""
+    config_index: int = 0
+    """Of the newest `config/1` entry that counted; 0: as founded."""
 
     @property
     def grant(self) -> Grant | None:
@@ -155,6 +166,20 @@ class ClusterState:
     def wanted_group(self) -> SyncGroup:
         """The one whose names a primary puts in force."""
         return self.group if self.change is None else self.change.new
+
+    @property
+    def asynchronous(self) -> bool:
+        """May the next primary lack commits that were acknowledged?"""
+        return any(group.asynchronous for group in self.groups)
+
+    def setting(self, name: str) -> Any:
+        """A cluster-wide setting that has a row in the table."""
+        return clusterwide.value_of(self.config, name)
+
+    def rule(self, seats: Iterable[Seat]) -> SyncGroup:
+        """The sync group of these nodes, as the settings want it. Strict: k may be more than there are."""
+        group = sync_group(seats, self.commit_mode, self.setting("sync_acks"))
+        return group if self.setting("strict") else group._replace(k=min(group.k, max(1, len(group.members))))
 
     def member(self, name: str) -> Member | None:
         return next((m for m in self.members if m.name == name), None)
@@ -188,10 +213,13 @@ def canonical(value: object) -> str:
     return _ENCODER.encode(value)
 
 
-def sync_group(seats: Iterable[Seat], commit_mode: str) -> SyncGroup:
-    """The default group of these nodes: k a majority of them; asynchronous: the primary alone decides."""
+def sync_group(seats: Iterable[Seat], commit_mode: str, sync_acks: int | None = None) -> SyncGroup:
+    """The group of these nodes: k a majority of them, if nothing else is said; asynchronous: the primary alone
+    decides."""
     ordered = tuple(sorted(seats))
-    return SyncGroup(ordered, 1 if commit_mode == "async" else len(ordered) // 2 + 1)
+    if commit_mode == "async":
+        return SyncGroup(ordered, 1, True)
+    return SyncGroup(ordered, len(ordered) // 2 + 1 if sync_acks is None else sync_acks + 1)
 
 
 def seat_of(member: Member) -> Seat:
@@ -211,6 +239,7 @@ def found(charter: str, cluster_id: str) -> ClusterState:
         group=sync_group((seat_of(m) for m in members if m.role == VOTER), mode),
         founder=str(body["founder"]),
         settings=canonical(body["settings"]),
+        config=canonical(clusterwide.founded(mode, body["settings"])),
     )
 
 
@@ -298,7 +327,7 @@ def _member(state: ClusterState, entry: Entry, body: dict[str, Any]) -> ClusterS
 
 
 def _change(state: ClusterState, entry: Entry, body: dict[str, Any]) -> ClusterState:
-    old, new = _group(body["old"]), _group(body["new"])
+    old, new = _group(body["old"], state.commit_mode), _group(body["new"], state.commit_mode)
     under_way = state.change
     begins = under_way is None and old == state.group
     reverts = under_way is not None and (old, new) == (under_way.new, under_way.old)
@@ -317,9 +346,19 @@ def _done(state: ClusterState, entry: Entry, body: dict[str, Any]) -> ClusterSta
     return _remember(state, body, "sync group", entry.term, str(body["node"]), text)
 
 
-def _group(plain: Any) -> SyncGroup:
-    """From JSON: [[[name, incarnation], ...], k]."""
-    return SyncGroup(tuple(Seat(*seat) for seat in plain[0]), plain[1])
+def _group(plain: Any, commit_mode: str) -> SyncGroup:
+    """From JSON: [[[name, incarnation], ...], k, asynchronous]. In an entry older than cluster-wide settings the last
+    is missing: then it is what the charter says, ``commit_mode``."""
+    asynchronous = plain[2] if len(plain) > 2 else commit_mode == "async"
+    return SyncGroup(tuple(Seat(*seat) for seat in plain[0]), plain[1], asynchronous)
+
+
+def _config(state: ClusterState, entry: Entry, body: dict[str, Any]) -> ClusterState:
+    if body["after"] != state.config_index:
+        return state  # what it was checked against is no longer what is set
+    config = canonical(clusterwide.merged(state.config, body["set"], body["unset"]))
+    state = replace(state, config=config, config_index=entry.index, commit_mode=clusterwide.value_of(config, "commit"))
+    return _remember(state, body, "config", entry.term, str(body["node"]), str(body["text"]))
 
 
 def _wish(state: ClusterState, entry: Entry, body: dict[str, Any]) -> ClusterState:
@@ -390,6 +429,7 @@ _KINDS: dict[str, Callable[[ClusterState, Entry, dict[str, Any]], ClusterState]]
     "fence/1": _fence,
     "reinit/1": _reinit,
     "rebuilt/1": _rebuilt,
+    "config/1": _config,
     "event/1": _event,
 }
 
@@ -405,9 +445,12 @@ def load(data: str) -> ClusterState:
     if body.pop("level") > FEATURE_LEVEL:
         raise UnknownEntryError("the cluster state was written by a newer version")
     body["members"] = tuple(Member(*m) for m in body["members"])
-    body["group"] = _group(body["group"])
-    change = body["change"]
-    body["change"] = Change(change[0], _group(change[1]), _group(change[2])) if change is not None else None
+    mode, change = body["commit_mode"], body["change"]
+    body["group"] = _group(body["group"], mode)
+    if change is not None:
+        body["change"] = Change(change[0], _group(change[1], mode), _group(change[2], mode))
+    if "config" not in body:  # a snapshot of level 1
+        body["config"] = canonical(clusterwide.founded(mode, json.loads(body["settings"])))
     body["removed"] = tuple(Seat(*seat) for seat in body["removed"])
     body["fenced"] = tuple(body.get("fenced", ()))
     body["reinits"] = tuple(Reinit(Seat(*seat), index) for seat, index in body.get("reinits", ()))

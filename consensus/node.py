@@ -43,6 +43,7 @@ from consensus.positions import NoPosition
 from consensus.promotion import (
     GRACE_MS,
     Decision,
+    Degrade,
     HandOver,
     Situation,
     TakeGrant,
@@ -64,6 +65,7 @@ from consensus.raft import (
     StepDown,
     Tick,
 )
+from consensus.reconfigure import Asked
 from consensus.record import EpochStart, Identity, NodeRecord, Position
 from consensus.sightings import Sightings
 from consensus.write import Write
@@ -102,6 +104,7 @@ class Node:
         self.told: dict[str, Any] = {}
         self.told_cluster: ClusterState | None = None
         self.told_lease = TellLease(0, 0)
+        self.unchecked: dict[str, Asked] = {}
         self.book = AddressBook()
         self.handed_to: dict[str, int] = {}
         """Whom this node gave way to so that they take the grant, and after which grant that was."""
@@ -143,10 +146,9 @@ class Node:
             case Observation(term, data):
                 self._observed(src, term, data, now_ns)
             case Forward(_, request_id, name, data):
-                ok, answer = requests.carry_out(self, name, json.loads(data), now_ns)
-                self.effects.append(Send(src, ForwardResp(self.raft.term, request_id, ok, canonical(answer))))
+                requests.handle(self, src, request_id, name, json.loads(data), now_ns)
             case ForwardResp(_, request_id, ok, data):
-                self._tell("admin.answer", {"ok": ok, **json.loads(data)}, request_id)
+                self.tell("admin.answer", {"ok": ok, **json.loads(data)}, request_id)
             case Hello():
                 pass
             case _:
@@ -226,6 +228,8 @@ class Node:
                 self.propose_or_forward(str(body["kind"]), body["body"], now_ns)
             case "node.fenced":
                 self._fenced(body, now_ns)
+            case "node.checked":
+                requests.checked(self, request_id, body, now_ns)
             case "admin.request":
                 self._admin(request_id, str(body["name"]), body["body"], now_ns)
             case _:
@@ -271,9 +275,9 @@ class Node:
         for entry in ready.committed:
             self.cluster = apply(self.cluster, entry)
             self.applied = entry.index
-            if entry.kind in ("promoted/1", "fence/1"):
-                # A restarted process may resume only on a grant that its own disk shows as committed; and a Postgres
-                # that is to stay down must not start before a leader is met.
+            if entry.kind in ("promoted/1", "fence/1", "config/1"):
+                # A restarted process may resume only on a grant that its own disk shows as committed; a Postgres that
+                # is to stay down must not start before a leader is met; and one that starts has the newest settings.
                 self.effects.append(Save(Write(hard=self.raft.hard_state)))
         if ready.restored or ready.committed:
             self.book.list_members(self.cluster.members, self.applied)
@@ -357,6 +361,8 @@ class Node:
         if tip.change is not None and tip.change.index != notes.change_seen[0]:
             notes.change_seen = (tip.change.index, now_ns)
         facts = self.facts(now_ns)
+        short = len(tip.seated(tip.group) & facts.copied) < tip.group.k
+        notes.short_since_ns = (notes.short_since_ns or now_ns) if short else 0
         if grant is None or not grant.opened:
             self._unblock(notes, facts, now_ns)
             return
@@ -382,10 +388,9 @@ class Node:
             notes.sentence = "makes way: too few of the sync group can flush, and for the next primary it is another"
             self._raft(StepDown(), now_ns)
 
-    def propose_change(self, proposal: Proposal, now_ns: int) -> bool:
-        """False: not now (the core has something to commit first)."""
-        body = canonical(proposal.body | {"at": self.wall_clock()})
-        return self._raft(Propose(proposal.kind, body), now_ns) > 0
+    def propose_change(self, proposal: Proposal, now_ns: int) -> int:
+        """Its index; 0: not now (the core has something to commit first)."""
+        return self._raft(Propose(proposal.kind, canonical(proposal.body | {"at": self.wall_clock()})), now_ns)
 
     def facts(self, now_ns: int) -> Facts:
         connected, caught_up, copied = {self.me}, {self.me}, {self.me}
@@ -403,7 +408,8 @@ class Node:
                 copied.add(name)
         since_ns = self.notes.change_seen[1] if self.notes is not None and self.cluster.change is not None else now_ns
         waited_ms = (now_ns - since_ns) // MS if since_ns else 0
-        return Facts(self.me, frozenset(connected), frozenset(caught_up), frozenset(copied), waited_ms)
+        short_ms = self.notes.short_ms(now_ns) if self.notes is not None else 0
+        return Facts(self.me, frozenset(connected), frozenset(caught_up), frozenset(copied), waited_ms, short_ms)
 
     def situation(self, notes: Campaigning, now_ns: int) -> Situation:
         waited_ms = (now_ns - notes.quorum_at_ns) // MS if notes.quorum_at_ns else 0
@@ -432,6 +438,9 @@ class Node:
             case TurnBack(change, reason):
                 notes.sentence = reason
                 self.propose_change(changes.turned_back(change, self.me, reason), now_ns)
+            case Degrade(new, reason):
+                notes.sentence = reason
+                self.propose_change(changes.group_change(self.tip().group, new, self.me, "sync group", reason), now_ns)
             case HandOver(to, reason):  # pragma: no branch  # mypy knows that there is no other decision
                 notes.sentence = reason
                 # Only when the parent has said for this very term that Postgres here is not writable.
@@ -484,7 +493,7 @@ class Node:
             marker=str(body["marker"]),
         )
         self.effects.append(Save(Write(record=self.record)))
-        self._tell("record.saved", {}, request_id)
+        self.tell("record.saved", {}, request_id)
 
     # -- the end of a reign --------------------------------------------------------------------------------------
 
@@ -514,14 +523,13 @@ class Node:
 
     def _admin(self, request_id: str, name: str, body: dict[str, Any], now_ns: int) -> None:
         if self.raft.role is Role.LEADER:
-            ok, answer = requests.carry_out(self, name, body, now_ns)
-            self._tell("admin.answer", {"ok": ok, **answer}, request_id)
+            requests.handle(self, self.me, request_id, name, body, now_ns)
         elif self.raft.leader:
             message = Forward(self.raft.term, request_id, name, canonical(body))
             self.effects.append(Send(self.raft.leader, message))
         else:
             ok, answer = requests.without_leader(self, name, body, now_ns)
-            self._tell("admin.answer", {"ok": ok, **answer}, request_id)
+            self.tell("admin.answer", {"ok": ok, **answer}, request_id)
 
     def wish(self, kind: str, to: str, now_ns: int, *, accept_loss: bool, **more: Any) -> None:
         """In the log, so that whoever leads next knows it too. ``more``: who asked, and what is given up."""
@@ -559,7 +567,7 @@ class Node:
             self.effects.extend(Send(m.name, message) for m in self.cluster.members if m.name != self.me)
         elif self.raft.leader and self.sightings.own():
             self.effects.append(Send(self.raft.leader, Observation(self.raft.term, self.sightings.own())))
-        self._tell("raft.members", {"members": seen, "heard": self.sightings.heard(now_ns)})
+        self.tell("raft.members", {"members": seen, "heard": self.sightings.heard(now_ns)})
 
     def _introduce(self, now_ns: int) -> None:
         """To those who are silent, perhaps for not knowing this node (any more): as leader, or for want of one."""
@@ -571,7 +579,7 @@ class Node:
 
     # -- telling the parent --------------------------------------------------------------------------------------
 
-    def _tell(self, name: str, body: dict[str, Any], request_id: str = "") -> None:
+    def tell(self, name: str, body: dict[str, Any], request_id: str = "") -> None:
         self.effects.append(Tell(name, body, request_id))
 
     def _tell_state(self) -> None:
@@ -579,7 +587,7 @@ class Node:
         raft, grant = self.raft, self.granted()
         if self.cluster is not self.told_cluster:
             self.told_cluster = self.cluster
-            self._tell("raft.cluster", {"index": self.applied, "state": dump(self.cluster)})
+            self.tell("raft.cluster", {"index": self.applied, "state": dump(self.cluster)})
         state = {
             "boot": raft.boot, "term": raft.term, "role": raft.role.value, "leader": raft.leader,
             # What is committed here reaches into the leader's term, so whatever was agreed before it is known.
@@ -596,7 +604,7 @@ class Node:
         }  # fmt: skip
         if state != self.told:
             self.told = state
-            self._tell("raft.state", state)
+            self.tell("raft.state", state)
         lease = TellLease(raft.term, raft.lease_until_ns)
         if lease.until_ns and lease != self.told_lease:
             self.told_lease = lease

@@ -26,6 +26,11 @@ LOSS_GRACE_MS = 10_000
 LAST_PRIMARY_GRACE_MS = 10_000
 """With nobody's promise but the last primary's: so long for those who are connected and have no position yet."""
 
+ABSENT_GRACE_MS = 1_000
+SILENT_GRACE_MS = 10_000
+"""Not strict, and too few could flush: so long before the sync group shrinks to them. The others are not connected
+(their leases have ended already), or they are and have no position yet: restarting, being copied."""
+
 
 @dataclass(frozen=True, slots=True)
 class Situation:
@@ -41,8 +46,6 @@ class Situation:
     """Members heard from lately, itself included."""
     waited_ms: int
     """Since a read quorum first had promised."""
-    maximum_lag_bytes: int = 1 << 20
-    """Asynchronous mode: how far behind the last known end of the primary's WAL a new primary may be."""
     last_known: Position | None = None
     """Asynchronous mode: the newest position the leader has heard of the last primary."""
     in_vain: frozenset[str] = frozenset()
@@ -82,7 +85,15 @@ class TurnBack:
     reason: str
 
 
-Decision = Wait | TakeGrant | HandOver | TurnBack
+@dataclass(frozen=True, slots=True)
+class Degrade:
+    """Not strict: begin a change of the sync group to those who are there, then decide again."""
+
+    new: SyncGroup
+    reason: str
+
+
+Decision = Wait | TakeGrant | HandOver | TurnBack | Degrade
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +119,12 @@ def required(state: ClusterState) -> tuple[Quorum, ...]:
 
 
 def _needed(state: ClusterState, group: SyncGroup) -> int:
-    if state.commit_mode != "async":
-        return read_quorum(len(group.members), group.k)
+    every = read_quorum(len(group.members), group.k)
+    if not group.asynchronous:
+        return every
     # A witness has promised by having no Postgres.
     witnesses = sum(m.role == WITNESS for m in state.members)
-    return max(1, majority(sum(m.votes for m in state.members)) - witnesses)
+    return min(every, max(1, majority(sum(m.votes for m in state.members)) - witnesses))
 
 
 def quorum_promised(s: Situation) -> bool:
@@ -173,6 +185,13 @@ def decide(s: Situation) -> Decision:
     winner = _choose(s)
     if winner is None:
         return Wait("no node that may be primary holds every acknowledged commit")
+    return _won(s, winner, silent)
+
+
+def _won(s: Situation, winner: str, silent: list[str]) -> Decision:
+    """``silent``: seated, connected and without a position."""
+    quorums = required(s.state)
+    positions = _held(s, quorums)
     late = _too_far_behind(s, positions[winner])
     if late:
         return Wait(late)
@@ -182,7 +201,29 @@ def decide(s: Situation) -> Decision:
         why += "; data loss was accepted" + (f": without the promise of {', '.join(without)}" if without else "")
     if winner != s.me:
         return HandOver(winner, f"{winner} {why}")
+    smaller = _degraded(s)
+    if smaller is not None:
+        return _smaller_first(s, smaller, bool(silent))
     return TakeGrant(max(positions.values()), s.state.next_timeline(), why)
+
+
+def _degraded(s: Situation) -> SyncGroup | None:
+    """Not strict: who of the group would be left, if that is too few to let clients in."""
+    state = s.state
+    if state.setting("strict") or state.change is not None or not state.was_opened:
+        return None
+    seated = state.seated(state.group)
+    able = {name for name in seated if isinstance(s.promises.get(name), Position)}
+    smaller = state.rule(seat for seat in state.group.members if seat.name in able)
+    return smaller if len(able) < state.group.k else None
+
+
+def _smaller_first(s: Situation, smaller: SyncGroup, silent: bool) -> Wait | Degrade:
+    """``silent``: some of the others are connected."""
+    there = f"only {', '.join(smaller.names)} of {', '.join(s.state.group.names)} can flush commits"
+    if s.waited_ms < (SILENT_GRACE_MS if silent else ABSENT_GRACE_MS):
+        return Wait(f"{there}; waiting a while for the others, else the sync group shrinks")
+    return Degrade(smaller, f"is degraded: {there}, and the cluster is not strict")
 
 
 def _to_be_created(s: Situation) -> Wait:
@@ -318,7 +359,7 @@ def _choose(s: Situation) -> str | None:
     best = max(able[n] for n in fit)
     # With quorum commit every fit node holds all that was acknowledged; without it only the best one may.
     wished = s.state.wish_to
-    if wished in fit and (s.state.commit_mode != "async" or s.state.wish_loss or able[wished] == best):
+    if wished in fit and (not s.state.asynchronous or s.state.wish_loss or able[wished] == best):
         return wished
     leaving = {m.name for m in s.state.members if m.aim != m.role}
     return max(fit, key=lambda n: (able[n], n not in leaving, n == s.me, n))
@@ -353,12 +394,12 @@ def _led_to(grant: Grant | None, position: Position) -> bool:
 def _too_far_behind(s: Situation, winner: Position) -> str:
     """Asynchronous mode only: why the best candidate may still not be promoted; empty if it may."""
     last = s.last_known
-    if s.state.commit_mode != "async" or last is None or s.state.wish_loss or winner >= last:
+    if not s.state.asynchronous or last is None or s.state.wish_loss or winner >= last:
         return ""
-    behind = last.lsn - winner.lsn
-    if (winner.epoch == last.epoch or _led_to(s.state.grant, winner)) and behind <= s.maximum_lag_bytes:
+    behind, most = last.lsn - winner.lsn, s.state.setting("maximum_lag_on_failover")
+    if (winner.epoch == last.epoch or _led_to(s.state.grant, winner)) and behind <= most:
         return ""
     return (
         f"no primary: the best candidate is {behind} bytes behind the last primary, "
-        f"more than maximum_lag_on_failover ({s.maximum_lag_bytes})"
+        f"more than maximum_lag_on_failover ({most})"
     )

@@ -1,4 +1,4 @@
-"""What people ask of the leader: switchover, failover, changes of the members. Answers are the body of `admin.answer`.
+"""What people ask of the leader: switchover, failover, members, settings. Answers are the body of `admin.answer`.
 
 Pure, like the node it works on: a request is checked against what is agreed and known, and becomes an entry of the log.
 """
@@ -8,9 +8,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from consensus import changes
+from consensus import changes, reconfigure
 from consensus.changes import Refusal
-from consensus.cluster import ClusterState
+from consensus.cluster import ClusterState, canonical
+from consensus.effects import Send
 from consensus.forecast import (
     Forecast,
     Report,
@@ -22,25 +23,45 @@ from consensus.forecast import (
     reports_of,
 )
 from consensus.membership import VOTER
+from consensus.messages import ForwardResp
 from consensus.promotion import Decision, Wait, decide
+from consensus.reconfigure import Answer, Asked, refused
 from consensus.record import Position
 
 if TYPE_CHECKING:
     from consensus.node import Node
 
-Answer = tuple[bool, dict[str, Any]]
-"""(ok, what to say); not ok: code, error, hint."""
+
+def handle(node: Node, src: str, request_id: str, name: str, body: dict[str, Any], now_ns: int) -> None:
+    """At the leader, for the node ``src``: the answer now, or once the parent has given its word."""
+    if name == "config.set":
+        answer = reconfigure.ask(node, Asked(src, request_id, body), now_ns)
+    else:
+        answer = carry_out(node, name, body, now_ns)
+    if answer is not None:
+        _reply(node, src, request_id, answer)
 
 MOVES = ("switchover", "failover")
 WHO_MAX = 100
 
 
-def refused(code: int, error: str, hint: str) -> Answer:
-    return False, {"code": code, "error": error, "hint": hint}
+def checked(node: Node, token: str, body: dict[str, Any], now_ns: int) -> None:
+    """What the primary's Postgres says to settings that are to be set."""
+    found = reconfigure.checked(node, token, body, now_ns)
+    if found is not None:
+        asked, answer = found
+        _reply(node, asked.src, asked.request_id, answer)
+
+
+def _reply(node: Node, src: str, request_id: str, answer: Answer) -> None:
+    ok, body = answer
+    if src == node.me:
+        node.tell("admin.answer", {"ok": ok, **body}, request_id)
+    else:
+        node.effects.append(Send(src, ForwardResp(node.raft.term, request_id, ok, canonical(body))))
 
 
 def carry_out(node: Node, name: str, body: dict[str, Any], now_ns: int) -> Answer:
-    """At the leader."""
     match name:
         case "propose":
             node.propose_or_forward(str(body["kind"]), body["body"], now_ns)

@@ -15,6 +15,8 @@ answers repeat.
 | ``failover`` | ``{"to": str or null, "by": str, "accept_data_loss": bool}`` | the same |
 | either | with ``{"dry_run": true}`` | ``{"from", "to", "refusal": null or {"code", "error", "hint"}, "forecast"}`` |
 | ``member.add`` | ``{"name": str, "role": str, "timeout_ms": int}`` | ``{"name", "role"}`` once it has that role and, a voter, its seat in the sync group |
+| ``config.show`` | ``{}`` | ``{"index": int, "settings": [configview.rows, ...]}``; index: of the newest change |
+| ``config.set`` | ``{"set": {name: value}, "unset": [name], "by": str, "after": int or null, "dry_run": bool}`` | ``{"changes": {name: [old, new]}, "notes": [str], "after": int, "index": int}`` once this node has it; ``after`` refuses if the newest change is another one |
 | ``member.remove`` | ``{"name": str, "timeout_ms": int}`` | the same, role ``gone`` |
 | ``member.replace`` | ``{"name": str, "by": str, "timeout_ms": int}`` | the same, role ``gone`` |
 | ``fence`` | ``{"name": str, "force": bool, "by": str, "timeout_ms": int}`` | ``{"name"}`` once the log has it and its Postgres is down |
@@ -22,7 +24,7 @@ answers repeat.
 | ``reinit`` | ``{"name": str, "by": str, "timeout_ms": int}`` | ``{"name"}`` once its new copy is made, proven and streams |
 
 Answers: any number of ``admin.progress {event, text, fields}``, then one ``admin.answer {ok, code, error, hint,
-result}`` with ``code`` an exit code of interfaces.md.
+result}`` with ``code`` an exit code of interfaces.md; ``warnings``, if there are any, are shown with whatever was asked.
 """  # noqa: E501  (a table)
 
 from __future__ import annotations
@@ -67,12 +69,14 @@ def progress(id: str, event: str, text: str, fields: dict[str, Any] | None = Non
     return encode("admin.progress", {"event": event, "text": text, "fields": fields or {}}, id)
 
 
-def answer(id: str, result: dict[str, Any] | None = None, error: PgrError | None = None) -> bytes:
+def answer(
+    id: str, result: dict[str, Any] | None = None, error: PgrError | None = None, warnings: tuple[str, ...] = ()
+) -> bytes:
     """The frame that ends request ``id``: its result, or why not and what to do."""
     code = int(error.exit_code) if error else 0
     message, hint = (error.message, error.hint) if error else ("", "")
     body = {"ok": error is None, "code": code, "error": message, "hint": hint, "result": result or {}}
-    return encode("admin.answer", body, id)
+    return encode("admin.answer", body | ({"warnings": list(warnings)} if warnings else {}), id)
 
 
 class SilenceError(Exception):
@@ -194,8 +198,8 @@ def open_channel(data: Path | None, node: str, key_file: Path | None) -> Channel
 class Admin:
     """One conversation at a time with one node; closes its channel as a context manager."""
 
-    def __init__(self, channel: Channel) -> None:
-        self._channel = channel
+    def __init__(self, channel: Channel, warn: Callable[[str], object] = lambda _: None) -> None:
+        self._channel, self._warn = channel, warn
 
     def __enter__(self) -> Admin:
         return self
@@ -216,11 +220,13 @@ class Admin:
         try:
             for frame in self._frames(id, encode(name, body, id), idle_ms):
                 if frame.name == "admin.answer":
+                    for text in frame.body.get("warnings", ()):
+                        self._warn(str(text))
                     return _result(frame)
                 on_progress(_progress(frame))
         except SilenceError as error:
             hint = "try again; its log may tell why"
-            if name not in ("status", "history", "uri", "explain") and not body.get("dry_run"):
+            if name not in ("status", "history", "uri", "explain", "config.show") and not body.get("dry_run"):
                 hint = "look at `pgr status` before trying again: the request may have been carried out"
             raise TryAgainError(str(error), hint) from error
         raise AssertionError("a channel ends only by an error")

@@ -15,7 +15,7 @@ from consensus.membership import GONE, VOTER, Member
 from fencing import wire
 from fencing.lease import MS
 from fencing.logs import Log
-from supervisor import explain, status
+from supervisor import configview, explain, status
 from supervisor.admin import FORGET_MS, answer, progress
 from supervisor.config import Config
 from supervisor.errors import BugError, PgrError, RefusedError, TryAgainError, UsageError
@@ -25,7 +25,7 @@ ACTION_TIMEOUT_MS = 60_000
 SAY_SOMETHING_MS = 5_000
 MEMBER_ACTIONS = ("member.add", "member.remove", "member.replace")
 NODE_ACTIONS = ("fence", "unfence", "reinit")
-ACTIONS = ("switchover", "failover", *MEMBER_ACTIONS, *NODE_ACTIONS)
+ACTIONS = ("switchover", "failover", "config.set", *MEMBER_ACTIONS, *NODE_ACTIONS)
 
 _ERRORS: dict[int, type[PgrError]] = {64: UsageError, 70: BugError, 75: TryAgainError, 78: RefusedError}
 
@@ -122,7 +122,9 @@ class AdminServer:
                 self._send(client, answer(frame.id, status.to_json(self.snapshot, now_ns)), remote)
             case "history":
                 events = [status.event_json(e) for e in self.snapshot.history]
-                self._send(client, answer(frame.id, {"history": events}), remote)
+                self._send(client, answer(frame.id, {"history": events}, warnings=self._warnings()), remote)
+            case "config.show":
+                self._send(client, self._settings(frame), remote)
             case "uri":
                 self._send(client, self._uri(frame), remote)
             case "explain":
@@ -139,7 +141,19 @@ class AdminServer:
             uris = status.uris(self.snapshot, dbname, user)
         except ValueError as error:
             return answer(frame.id, error=TryAgainError(str(error), "see `pgr status`"))
-        return answer(frame.id, uris)
+        return answer(frame.id, uris, warnings=self._warnings())
+
+    def _settings(self, frame: wire.Frame) -> bytes:
+        cluster = self.c.view.cluster
+        if cluster is None:
+            error = TryAgainError("this node does not know the cluster yet", "see `pgr status`")
+            return answer(frame.id, error=error)
+        found = configview.rows(cluster, self.snapshot.timings)
+        return answer(frame.id, {"index": cluster.config_index, "settings": found}, warnings=self._warnings())
+
+    def _warnings(self) -> tuple[str, ...]:
+        """What people should see whatever they ask for."""
+        return (self.snapshot.degraded,) if self.snapshot.degraded else ()
 
     def _explain(self, now_ns: int) -> dict[str, Any]:
         leaderless_ms = (now_ns - self.led_ns) // MS if self.led_ns and not self.snapshot.leader else 0
@@ -172,6 +186,10 @@ class AdminServer:
         if frame.body.get("ok") is not True:
             kind = _ERRORS.get(int(frame.body.get("code", 75)), TryAgainError)
             self._end(frame.id, error=kind(str(frame.body.get("error")), str(frame.body.get("hint"))))
+            return True
+        if action.name == "config.set":
+            action.accepted = {k: frame.body.get(k) for k in ("changes", "notes", "after", "index")}
+            self._advance_config(frame.id, action)
             return True
         if frame.body.get("dry_run") is True:
             self._end(frame.id, result={k: frame.body.get(k) for k in ("from", "to", "refusal", "forecast")})
@@ -211,6 +229,8 @@ class AdminServer:
             self._advance_member(request_id, action)
         elif action.name in NODE_ACTIONS:
             self._advance_node(request_id, action)
+        elif action.name == "config.set":
+            self._advance_config(request_id, action)
         else:
             self._advance_move(request_id, action, now_ns)
         if request_id not in self.actions:
@@ -269,6 +289,18 @@ class AdminServer:
             if member.role == aim and seated and cluster.change is None:
                 self._end(request_id, result={"name": name, "role": aim})
 
+    def _advance_config(self, request_id: str, action: Action) -> None:
+        """Done when the log here has it. An entry that is overwritten with a lost leader never comes."""
+        cluster = self.c.view.cluster
+        if action.accepted is None or cluster is None:
+            return
+        index, after = int(action.accepted["index"]), int(action.accepted["after"])
+        if index in (cluster.config_index, after):  # the second: nothing to change, or a dry run
+            self._end(request_id, result=action.accepted)
+        elif cluster.config_index > after:
+            error = TryAgainError("the settings were changed by another request first", "look at `pgr config history`")
+            self._end(request_id, error=error)
+
     def _advance_move(self, request_id: str, action: Action, now_ns: int) -> None:
         grant = self.c.view.cluster.grant if self.c.view.cluster is not None else None
         old = self.c.local.epoch == action.term and self.c.local.server.value in ("stopping", "down")
@@ -296,7 +328,7 @@ class AdminServer:
 
     def _end(self, request_id: str, result: dict[str, Any] | None = None, error: PgrError | None = None) -> None:
         action = self.actions.pop(request_id)
-        self._send(action.client, answer(request_id, result, error), action.remote)
+        self._send(action.client, answer(request_id, result, error, self._warnings()), action.remote)
 
     def _changed(self, request_id: str, now_ns: int) -> bytes:
         return progress(request_id, "status.changed", "", status.to_json(self.snapshot, now_ns))

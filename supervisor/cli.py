@@ -1,6 +1,6 @@
 """``pgr``, the admin command. Data on stdout, talk on stderr; every refusal says why and ends with a hint.
 
-The only file that imports typer. Help texts end up in REFERENCE.md.
+Nothing but this, clioptions.py and configcli.py imports typer. Help texts end up in REFERENCE.md.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import typer
 from fencing.clock import now_ns
 from supervisor import render
 from supervisor.admin import ACTION_IDLE_MS, Admin, Progress, error_of, open_channel, who, write_private
+from supervisor.clioptions import DataOption, JsonOption, KeyOption, NodeOption
+from supervisor.configcli import config_app
 from supervisor.errors import PgrError, TryAgainError, UsageError, exit_for
 from supervisor.errors import explain as error_text
 from supervisor.status import Snapshot, event_from_json, from_json, lease_left_ms, member_rows
@@ -39,6 +41,7 @@ member_app = typer.Typer(
 app.add_typer(member_app, name="member")
 key_app = typer.Typer(help="Cluster keys.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(key_app, name="key")
+app.add_typer(config_app, name="config")
 
 
 @dataclass(slots=True)
@@ -50,15 +53,6 @@ class Where:
     key: Path | None = None
 
 
-DataOption = Annotated[
-    Path | None, typer.Option("--data", envvar="PGR_DATA", metavar="DIR", help="Home of a node of this machine.")
-]
-NodeOption = Annotated[str, typer.Option("--node", metavar="HOST:PORT", help="Consensus address of any member.")]
-KeyOption = Annotated[
-    Path | None,
-    typer.Option("--cluster-key", envvar="PGR_CLUSTER_KEY_FILE", metavar="FILE", help="Cluster key, for `--node`."),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Say who would win and what would be lost; change nothing.")
 ]
@@ -74,7 +68,7 @@ def _admin(ctx: typer.Context, data: Path | None, node: str, key: Path | None) -
     where: Where = ctx.obj
     # An explicit --data of the command beats a --node before it, but the environment does not.
     chosen = node or ("" if data and data != where.data else where.node)
-    return Admin(open_channel(data or where.data, chosen, key or where.key))
+    return Admin(open_channel(data or where.data, chosen, key or where.key), lambda text: _talk(f"warning: {text}"))
 
 
 @app.command()
@@ -262,7 +256,10 @@ def member_list(
 ) -> None:
     """Every member with its role, what it is to become, its seat in the sync group and its addresses."""
     with _admin(ctx, data, node, key) as admin:
-        rows = member_rows(_snapshot(admin.request("status", {}), now_ns()))
+        snapshot = _snapshot(admin.request("status", {}), now_ns())
+    if snapshot.degraded:  # `pgr status` itself shows it on its page
+        _talk(f"warning: {snapshot.degraded}")
+    rows = member_rows(snapshot)
     _out(json.dumps(rows, indent=2) + "\n" if as_json else render.members(rows))
 
 

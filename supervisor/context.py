@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from consensus import clusterwide
 from consensus.cluster import ClusterState, Grant
 from consensus.membership import Member
 from consensus.record import EpochStart, NodeRecord, Position
@@ -56,6 +57,8 @@ class Context:
     floors: dict[str, int] = field(default_factory=dict)
     conf: dict[str, Any] = field(default_factory=dict)
     """What the running server's changing settings are: conninfo, slot, names, gate."""
+    applied: str = ""
+    """The cluster-wide settings that the running server's files were last written from."""
     look_again_ns: int = 0
     """PGDATA could not be looked at: it is tried again at this instant; 0: nothing to try."""
     commits_wait: bool = False
@@ -135,16 +138,16 @@ class Context:
     # -- settings ------------------------------------------------------------------------------------------------
 
     def founding(self) -> dict[str, Any]:
-        """The founding settings in the log: parameters, hba, ..."""
+        """The founding settings in the log; of parameters and hba the newest are in ``cluster.config``."""
         body: dict[str, Any] = json.loads(self.cluster.settings)
         return body
 
     def write_settings(self, *, conninfo: str = "", slot: str = "", names: str, gate: bool = True) -> dict[str, str]:
         """Render pgr's settings for the server; returns them (the caller writes or prepares)."""
         self.conf = {"conninfo": conninfo, "slot": slot, "names": names, "gate": gate}
+        self.applied = self.cluster.config
         if not names:
             self.commits_wait = False
-        founding = self.founding()
         node = settings.NodeSettings(
             listen=self.config.pg_listen,
             port=self.config.pg_port,
@@ -157,32 +160,42 @@ class Context:
             standby_names=names,
             gate=gate,
             syncs_slots=self.syncs_slots(),
-            parameters=founding.get("parameters", {}),
+            parameters=clusterwide.parameters(self.cluster.config),
         )
         owned, raised = settings.with_floors(settings.owned_settings(node), self.floors)
         if raised:
             self.log.once_per("settings.raised", 3600).info("settings.raised", values=raised)
         return owned
 
+    def apply_settings(self) -> None:
+        """The cluster-wide settings have changed: written anew, with what else is in force, and reloaded. No `yield`,
+        and the names stay as they are. The caller has looked at the authority: who is losing it touches nothing."""
+        if self.applied == self.cluster.config or not self.conf or self.postmaster is None:
+            return
+        owned = self.write_settings(**self.conf)
+        removed = self.postgres.write_settings(owned, self.hba(), self.ident())
+        self.postmaster.reload()
+        self.log.info("settings.applied", index=self.cluster.config_index, removed_lines=list(removed))
+
     def syncs_slots(self) -> bool:
-        return settings.syncs_slots(self.founding().get("parameters", {}), self.binaries.major)
+        return settings.syncs_slots(clusterwide.parameters(self.cluster.config), self.binaries.major)
 
     def followed_conninfo(self, grant: Grant) -> str:
         """primary_conninfo; with a database where slots are copied, which is done by SQL."""
         return self.upstream(grant, dbname="postgres" if self.syncs_slots() else None)
 
     def hba(self) -> str:
-        founding = self.founding()
-        return settings.hba(founding.get("hba", ()), self.os_user, founding.get("superuser", "postgres"))
+        rules = self.cluster.setting(clusterwide.HBA)
+        return settings.hba(rules, self.os_user, self.founding().get("superuser", "postgres"))
 
     def ident(self) -> str:
         return settings.ident(self.os_user, self.founding().get("superuser", "postgres"))
 
     def idle_names(self) -> str:
         """synchronous_standby_names of a server that is not primary: never empty, as the group may grow while it runs
-        and a list that was empty at its start is not in force before a checkpoint (safety.md, Promotion 4). Except
-        where nobody ever has to wait."""
-        return "" if self.cluster.commit_mode == "async" else settings.PLACEHOLDER_NAMES
+        and a list that was empty at its start is not in force before a checkpoint (safety.md, Promotion 4). Also of an
+        asynchronous cluster, which may be one no longer when it is promoted."""
+        return settings.PLACEHOLDER_NAMES
 
     def primary_names(self, term: int) -> str:
         """synchronous_standby_names of this node as primary of ``term``: the others of S, stamped with its epoch."""

@@ -20,7 +20,7 @@ from fencing.clock import now_ns
 from fencing.lease import MS, PROFILES
 from fencing.logs import Log
 from supervisor import binaries as find_binaries
-from supervisor import controldata, datadir, member, observe, preflight, privileges, watch
+from supervisor import configcheck, controldata, datadir, member, observe, preflight, privileges, watch
 from supervisor.adminserver import AdminServer
 from supervisor.children import ChildTable
 from supervisor.config import Config
@@ -32,7 +32,7 @@ from supervisor.jobs import JobFailed
 from supervisor.launcher import Launcher
 from supervisor.links import Link
 from supervisor.offspring import Offspring, last_words
-from supervisor.overdue import PRIMARY_START_TIMEOUT_MS, Overdue
+from supervisor.overdue import Overdue, limit_ms
 from supervisor.postgres import OccupiedError, Postgres
 from supervisor.promote import Promotion
 from supervisor.rebuild import Rebuild
@@ -349,6 +349,8 @@ class Daemon:
                 if not self.admin.answered(frame) and frame.id == "stop" and body.get("ok") is not True:
                     self.log.info("stop.no_successor", reason=body.get("error"))
                     c.change(asked_to_hand_over=True)
+            case "config.check":
+                self.runner.start(configcheck.check(c, frame.id, body), configcheck.done, "config.check")
             case "remote.request":
                 client, data = bytes.fromhex(body["client"]), body["frame"].encode()
                 self.admin.request(client, data, now_ns(), remote=True)
@@ -439,6 +441,7 @@ class Daemon:
                 self.task = None
             self.plan = wanted
             self._tend_watcher()
+            self._apply_settings(now)
             if self.task is not None or wanted.step is Step.WAIT:
                 return
             if wanted.step is Step.EXIT:
@@ -449,11 +452,18 @@ class Daemon:
             self.task = self.runner.start(self.actions[wanted.step](wanted), self._finisher(wanted), wanted.step)
             self.runner.run({}, now_ns())
 
+    def _apply_settings(self, now: int) -> None:
+        """Cluster-wide settings that came with the log. Whoever is losing its authority touches nothing."""
+        if self.c.local.server is Server.STANDBY or (
+            self.c.local.server is Server.PRIMARY and self._situation(now).authority
+        ):
+            self.c.apply_settings()
+
     def _watch_promotion(self, now: int) -> None:
         c = self.c
         term = self.overdue.failed(c.view, c.local, c.facts.answered_ns, now)
         if term:
-            self.log.error("promotion.failed", term=term, after_ms=PRIMARY_START_TIMEOUT_MS)
+            self.log.error("promotion.failed", term=term, after_ms=limit_ms(c.view))
             c.change(failed_promotion=term)
 
     def _finisher(self, done: Plan) -> Callable[[Outcome[Any]], None]:

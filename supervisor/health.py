@@ -207,7 +207,7 @@ DOCUMENTS: tuple[tuple[tuple[str, ...], Callable[[Snapshot, int], Any], str], ..
     (("/patroni", "/status"), _status, "this node in Patroni's words; `pgr` holds what `pgr status --json` shows"),
     (("/cluster",), _cluster, "members with role, state, timeline, positions and lags"),
     (("/history",), _history, "`[timeline that ended, LSN in bytes, reason, when, new primary]`, oldest first"),
-    (("/config",), _config, "cluster-wide settings"),
+    (("/config",), _config, "cluster-wide settings, defaults included; `postgres` holds `parameters` and `hba`"),
 )
 
 _CHECK = {path: check for paths, check, _ in CHECKS for path in paths}

@@ -446,13 +446,14 @@ class LocalCluster:
         return f"postgresql://postgres:{self.password}@{node.host}:{node.pg_port}/postgres?connect_timeout=2"
 
     def pgr(
-        self, *words: str, node: LocalNode | None = None, timeout_s: float = 60
+        self, *words: str, node: LocalNode | None = None, timeout_s: float = 60, env: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
         """The admin command, asked at ``node`` (the first one)."""
+        environment = node_environment() | dict(env or {})
         program = "import sys; from pgr_supervise import admin; sys.exit(admin())"
         return subprocess.run(
             [sys.executable, "-P", "-c", program, *words, "--data", str((node or self.nodes[0]).data)],
-            capture_output=True, text=True, check=False, timeout=timeout_s, env=node_environment(), cwd="/",
+            capture_output=True, text=True, check=False, timeout=timeout_s, env=environment, cwd="/",
         )  # fmt: skip
 
     def stop(self, seconds: float = 20) -> None:

@@ -96,6 +96,8 @@ METRICS: tuple[Metric, ...] = (
            _one(lambda s: len(s.sync_group.members))),
     Metric("pgr_sync_group_k", "gauge", "How many of them must have a commit before it is acknowledged.",
            _one(lambda s: s.sync_group.k)),
+    Metric("pgr_degraded", "gauge", "1 if fewer nodes than wanted have a commit when it is acknowledged.",
+           _one(lambda s: bool(s.degraded))),
     Metric("pgr_unprotected", "gauge", "1 if one more failure may cost writes or the quorum.",
            _one(lambda s: s.unprotected)),
     Metric("pgr_paused", "gauge", "1 if no automatic action is taken.", _one(lambda s: s.paused)),

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from consensus.cluster import ClusterState
-from consensus.membership import GONE, LEARNER, WITNESS
+from consensus import clusterwide
+from consensus.cluster import ClusterState, seat_of
+from consensus.membership import GONE, LEARNER, VOTER, WITNESS
 from consensus.membership import Member as LogMember
 from consensus.record import EpochStart, NodeRecord, Position
 from fencing.lease import MS, Timings
+from supervisor import configview
 from supervisor.roles import Data, Local, Server, Step, View
+from supervisor.settings import FLOORED
 from supervisor.status import HistoryEvent, Member, Primary, Snapshot, SyncGroup
 
 QUARANTINED = "quarantined"
@@ -38,6 +41,10 @@ class Facts:
     """Why Postgres has failed to start several times, for people; empty: it has not."""
     answered_ns: int = 0
     """When Postgres last answered."""
+    pending: Mapping[str, str] = field(default_factory=dict)
+    """Settings that wait for a restart, with what is in force."""
+    overrides: tuple[str, ...] = ()
+    """On the primary: who has set synchronous_commit lower (`role app: off`)."""
 
 
 def view_of(view: View, body: Mapping[str, Any]) -> View:
@@ -114,8 +121,8 @@ def observation(
         "role": role_of(local), "state": state, "epoch": epoch, "timeline": timeline,
         "lsn": facts.lsn, "replay_lsn": facts.replay_lsn, "epoch_of_upstream": local.upstream,
         "checkpointed": facts.checkpointed, "version": facts.version, "since": facts.since,
-        "reason": reason, "pgr_version": pgr_version,
-        "incarnation": view.incarnation, "proven": proven(view.record, facts),
+        "reason": reason, "pgr_version": pgr_version, "incarnation": view.incarnation,
+        "proven": proven(view.record, facts), "pending": dict(facts.pending), "overrides": list(facts.overrides),
     }  # fmt: skip
 
 
@@ -149,8 +156,9 @@ def snapshot(
     primary = Primary(grant.node, grant.term, grant.timeline, grant.opened) if grant is not None and holds else None
     group = SyncGroup(cluster.group.names, cluster.group.k)
     newest = max((int(m["seen"].get("lsn", 0)) for m in members.values()), default=0)
+    parameters = clusterwide.parameters(cluster.config)
     rows = tuple(
-        _member(m, members.get(m.name), group, primary, newest, local.me, fenced=m.name in cluster.fenced)
+        _member(m, members.get(m.name), group, primary, newest, local.me, parameters, fenced=m.name in cluster.fenced)
         for m in cluster.members
     )
     change = SyncGroup(cluster.change.new.names, cluster.change.new.k) if cluster.change is not None else None
@@ -158,7 +166,8 @@ def snapshot(
     role = role_of(local)
     if own is not None and own.role == LEARNER and role == "replica":
         role = LEARNER
-    warnings = tuple(_warnings(cluster, rows, primary))
+    degraded = degraded_words(cluster)
+    warnings = (*_warnings(cluster, rows, primary), *_overrides(members, primary))
     return Snapshot(
         node=local.me,
         cluster_id=cluster.cluster_id,
@@ -173,12 +182,14 @@ def snapshot(
         members=rows,
         sync_group=group,
         next_group=change,
-        commit=cluster.commit_mode,
+        commit="async" if cluster.asynchronous else "quorum",
         profile=cluster.profile,
         timings=timings,
         unprotected=sum(m.votes for m in cluster.members) < 3 or group.k < 2,
         scheduling=dict(scheduling),
-        warnings=warnings,
+        warnings=(degraded, *warnings) if degraded else warnings,
+        degraded=degraded,
+        config=configview.document(cluster.config),
         explanation=sentence,
         history=tuple(_event(e, cluster) for e in cluster.history),
         pgr_version=pgr_version,
@@ -192,6 +203,7 @@ def _member(
     primary: Primary | None,
     newest: int,
     me: str,
+    parameters: Mapping[str, str],
     *,
     fenced: bool,
 ) -> Member:
@@ -232,7 +244,34 @@ def _member(
         member=member.role,
         aim=member.aim if member.aim != member.role else "",
         fenced=fenced,
+        pending_restart=bool(seen.get("pending")),
+        pending=_pending(seen.get("pending", {}), parameters, role == "primary"),
     )
+
+
+def _pending(running: Mapping[str, str], parameters: Mapping[str, str], primary: bool) -> str:
+    """What waits for a restart, and in which order."""
+    words = [f"{name} is {now}, set to {parameters.get(name, 'its default')}" for name, now in sorted(running.items())]
+    last = primary and any(name in FLOORED for name in running)
+    return "; ".join(words) + (" (restart the standbys first)" if last else "")
+
+
+def degraded_words(cluster: ClusterState) -> str:
+    """Fewer nodes have a commit when it is acknowledged than the settings want; empty: as many."""
+    wanted = cluster.rule(seat_of(m) for m in cluster.members if m.role == VOTER)
+    group = cluster.wanted_group
+    if group.asynchronous or group.k >= wanted.k:
+        return ""
+    who = ", ".join(group.names)
+    text = f"degraded: {group.k} of {who} acknowledge{'s' if group.k == 1 else ''} a commit, and {wanted.k} are wanted"
+    return text + ("" if group.k > 1 else f"; only {who} can be primary until the others are back")
+
+
+def _overrides(members: Mapping[str, Mapping[str, Any]], primary: Primary | None) -> list[str]:
+    seen = members.get(primary.name, {"seen": {}})["seen"] if primary is not None else {}
+    found = seen.get("overrides", [])
+    what = "their commits are acknowledged before the sync group has them"
+    return [f"synchronous_commit is set lower: {', '.join(found)}; {what}"] if found else []
 
 
 def _warnings(cluster: ClusterState, rows: tuple[Member, ...], primary: Primary | None) -> list[str]:
@@ -243,7 +282,7 @@ def _warnings(cluster: ClusterState, rows: tuple[Member, ...], primary: Primary 
         found.append(f"a single {what}: nothing takes over when it fails")
     elif voters and voters % 2 == 0:
         found.append(f"{voters} voters survive no more failures than {voters - 1} would")
-    if cluster.commit_mode == "async":
+    if cluster.asynchronous:
         found.append("asynchronous: a failover may lose acknowledged commits")
     missing = [r.name for r in rows if r.state == "unreachable"]
     if missing:

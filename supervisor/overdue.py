@@ -6,12 +6,15 @@ open or not. One that answers and is not open waits for its standbys, for as lon
 
 from __future__ import annotations
 
+from consensus.cluster import ClusterState
 from fencing.lease import MS
 from supervisor.roles import Local, Server, View
 
-PRIMARY_START_TIMEOUT_MS = 30_000
-"""From a grant to a promoted Postgres, and from one answer of it to the next; then it is given up and handed over
-(safety.md, promotion 5)."""
+
+def limit_ms(view: View) -> int:
+    """`primary_start_timeout`: from a grant to a promoted Postgres, and from one answer of it to the next; then it is
+    given up and handed over (safety.md, promotion 5)."""
+    return 1000 * int((view.cluster or ClusterState()).setting("primary_start_timeout"))
 
 
 class Overdue:
@@ -33,5 +36,5 @@ class Overdue:
         promoted = self.promoted == term
         waiting = not promoted or local.server is Server.PRIMARY
         began_ns = max(since_ns, answered_ns) if promoted else since_ns
-        late = term > 0 and waiting and now_ns - began_ns > PRIMARY_START_TIMEOUT_MS * MS
+        late = term > 0 and waiting and now_ns - began_ns > limit_ms(view) * MS
         return term if late and view.alive and local.failed_promotion != term else 0

@@ -24,6 +24,22 @@ def _flat(text: str) -> str:
     return text.replace("|", "\\|")
 
 
+def _settings() -> Iterator[str]:
+    from consensus import clusterwide
+
+    yield from ("## Cluster-wide settings", "", "`pgr config`; what is not set has its default.", "")
+    yield from ("| name | default | a change needs | meaning |", "| --- | --- | --- | --- |")
+    for s in clusterwide.SETTINGS:
+        if s.fixed:
+            yield f"| `{s.name}` | of the profile | can't be changed yet | {_flat(s.sentence)} |"
+        else:
+            default = "not set" if s.default is None else f"{clusterwide.shown(s.default)} {s.unit}".strip()
+            yield f"| `{s.name}` | {default} | {s.needs} | {_flat(s.sentence)} |"
+    needs = "reload or restart, as `pg_settings` says"
+    yield f"| `{clusterwide.PARAMETERS}NAME` | of Postgres | {needs} | a setting of Postgres, on every node |"
+    yield ""
+
+
 def text() -> str:
     """The whole page."""
     import typer.main
@@ -36,7 +52,7 @@ def text() -> str:
     for name, shown in _commands(typer.main.get_command(cli.app), "pgr"):
         page = "\n".join(line.rstrip() for line in shown.splitlines()).strip()
         lines += [f"### `{name}`", "", "```text", page, "```", ""]
-    lines += ["## Exit codes", "", "| code | name |", "| --- | --- |"]
+    lines += [*_settings(), "## Exit codes", "", "| code | name |", "| --- | --- |"]
     lines += [f"| {code.value} | {code.name.lower().replace('_', ' ')} |" for code in ExitCode]
     lines += ["| 128 + n | ended by signal n |", "", "## HTTP", "", "`GET`, `HEAD` and `OPTIONS`.", ""]
     lines += ["| path | 200 when, else 503 |", "| --- | --- |"]

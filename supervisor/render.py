@@ -99,6 +99,7 @@ def status(snapshot: Snapshot, left_ms: int, colour: bool = False) -> str:
             style = BOLD if m.role == "primary" else "" if m.connected else RED
             lines[i] = f"{style}{lines[i]}{OFF}" if style else lines[i]
     reasons = [f"{m.name}: {m.reason}" for m in snapshot.members if m.reason]
+    reasons += [f"{m.name}: waits for a restart: {m.pending}" for m in snapshot.members if m.pending]
     warnings = ["paused: nothing is done automatically"] * snapshot.paused + list(snapshot.warnings)
     mark, off = (YELLOW, OFF) if colour else ("", "")
     blocks = [

@@ -19,7 +19,7 @@ from supervisor.postgres import StartFailed
 from supervisor.receivers import receivers
 from supervisor.roles import Plan, Server
 from supervisor.steps import QUERY_MS, Steps, switch_lsn
-from supervisor.tasks import Task
+from supervisor.tasks import Task, Wait
 
 CONSISTENCY_MS = 250
 """After a start: how often it is looked whether a fresh copy lacks WAL of its source."""
@@ -27,6 +27,8 @@ STARVED = "waiting for WAL to become available"
 """What startup logs when it has read all of pg_wal; before consistency nothing else tells."""
 STARVED_MS = 5_000
 """Without consistency, without WAL to read and without a stream for this long: this copy never becomes usable."""
+MEET_MS = 500
+"""Before a start: so long for the Raft child to catch up with the leader."""
 START_FAILURES_MAX = 3
 COPY_AGAIN_MS = 600_000
 """A copy that does not start may not be to blame (a port, a parameter, a full disk): not copied again before this."""
@@ -48,6 +50,8 @@ class Start:
                 c.change(clean=False)
                 raise StepFailed(f"processes of an earlier Postgres are left: {'; '.join(left)}")
             yield from self._look_at_control_data()
+            # What was set while this node was away would else take one more restart. At once if it has met the leader.
+            yield Wait(until_ns=now_ns() + MEET_MS * MS, ready=lambda: c.view.met)
             if c.record.marker:  # set, but nothing was written since: `data` says that the directory is whole
                 yield from c.save_record(marker="")
             owned = c.write_settings(names=c.idle_names())

@@ -88,6 +88,8 @@ class Member:
     """``HOST:PORT`` of its consensus port."""
     fenced: bool = False
     """A person keeps its Postgres down."""
+    pending: str = ""
+    """What waits for a restart of its Postgres, in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +144,8 @@ class Snapshot:
     timings: Timings = PROFILES["default"]
     unprotected: bool = False
     """A single node, or one more failure loses acknowledged writes or the quorum."""
+    degraded: str = ""
+    """Not empty: fewer nodes than wanted have a commit when it is acknowledged, in words."""
     paused: bool = False
     scheduling: Mapping[str, str] = field(default_factory=dict)
     """Process (``raft``, ``watchdog``) to what it got: ``SCHED_RR 10``, ``nice -15``, ..."""

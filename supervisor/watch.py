@@ -14,6 +14,7 @@ from fencing.logs import utc_now
 from supervisor import files, sql, timelines
 from supervisor.context import Context
 from supervisor.observe import proven
+from supervisor.postgres import StopMode
 from supervisor.roles import Server
 from supervisor.tasks import Task, Wait
 
@@ -30,6 +31,18 @@ _STANDBY = (
     "SELECT greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()), pg_last_wal_replay_lsn(),"
     " EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming'), pg_is_in_recovery()"
 )
+_PENDING = "SELECT name, setting FROM pg_settings WHERE pending_restart"
+PENDING_EVERY_MS = 5_000
+PENDING_SOON_MS = 300
+"""After new settings: until the reload has reached the session that is asked."""
+_OVERRIDES = (
+    "SELECT coalesce('database ' || d.datname, ''), coalesce('role ' || r.rolname, ''), split_part(c, '=', 2)"
+    " FROM pg_db_role_setting s LEFT JOIN pg_database d ON d.oid = s.setdatabase"
+    " LEFT JOIN pg_roles r ON r.oid = s.setrole, unnest(s.setconfig) c"
+    " WHERE c ~ '^synchronous_commit=(off|local|remote_write|false|no|0)$' ORDER BY 1, 2"
+)
+INSUFFICIENT = "insufficient parameter settings"
+"""What Postgres logs when it stops replaying, as the primary has been restarted with more of something."""
 WAL_GONE = "has already been removed"
 OTHER_HISTORY = (
     "is not in this server's history", "is not a child of this server's history", "forked off current database system",
@@ -45,6 +58,8 @@ class Watcher:
         self.slots: list[str] = []
         """As last made."""
         self.idle_since_ns = 0
+        self.pending_at_ns = 0
+        self.applied = ""
 
     def run(self) -> Task[None]:
         c = self.c
@@ -69,13 +84,15 @@ class Watcher:
                 if c.view.cluster is not None and (now_ns() >= self.slots_at_ns or c.slots() != self.slots):
                     self.slots_at_ns, self.slots = now_ns() + SLOTS_EVERY_MS * MS, c.slots()
                     yield from self._slots(session)
+                yield from self._settings(session)
                 follows = c.facts.streaming and c.local.upstream and proven(c.record, c.facts)
                 settled = c.local.server is Server.PRIMARY or follows
-                before = (c.local.server, c.local.upstream, c.members)
+                before = (c.local.server, c.local.upstream, c.members, c.applied)
                 until_ns = now_ns() + (EVERY_MS if settled or not c.local.upstream else SOON_MS) * MS
+                until_ns = min(until_ns, max(self.pending_at_ns, now_ns() + SOON_MS * MS))
 
-                def changed(before: tuple[Server, int, tuple[Member, ...]] = before) -> bool:
-                    return (c.local.server, c.local.upstream, c.members) != before
+                def changed(before: tuple[Server, int, tuple[Member, ...], str] = before) -> bool:
+                    return (c.local.server, c.local.upstream, c.members, c.applied) != before
 
                 yield Wait(until_ns=until_ns, ready=changed)
         finally:
@@ -108,6 +125,36 @@ class Watcher:
             return
         body = {"node": c.local.me, "index": asked.index, "at": utc_now()}
         c.raft.tell("node.propose", {"kind": "rebuilt/1", "body": body})
+
+    def _settings(self, session: sql.Session) -> Task[None]:
+        """What waits for a restart; on the primary also who has set synchronous_commit lower."""
+        c = self.c
+        if c.applied != self.applied:
+            self.applied, self.pending_at_ns = c.applied, now_ns() + PENDING_SOON_MS * MS
+        if now_ns() < self.pending_at_ns:
+            return
+        self.pending_at_ns = now_ns() + PENDING_EVERY_MS * MS
+        until_ns = now_ns() + QUERY_MS * MS
+        rows = yield from session.query(_PENDING, until_ns=until_ns)
+        pending = {str(name): str(setting) for name, setting in rows}
+        overrides: tuple[str, ...] = ()
+        if c.local.server is Server.PRIMARY:
+            found = yield from session.query(_OVERRIDES, until_ns=until_ns)
+            overrides = tuple(f"{' in '.join(w for w in (role, base) if w) or 'all'}: {v}" for base, role, v in found)
+        elif c.local.server is Server.STANDBY:
+            yield from self._paused(session, until_ns)
+        c.facts = replace(c.facts, pending=pending, overrides=overrides)
+
+    def _paused(self, session: sql.Session, until_ns: int) -> Task[None]:
+        """The primary has more of something than this standby runs with, and Postgres has stopped replaying: only a
+        restart helps, and it takes what pg_control says by then."""
+        c = self.c
+        rows = yield from session.query("SELECT pg_get_wal_replay_pause_state()", until_ns=until_ns)
+        if rows[0][0] != "paused" or c.postmaster is None:
+            return
+        if any(INSUFFICIENT in line for line in c.postgres.log_tail(c.postmaster, 1000)):
+            c.log.warning("postgres.insufficient", hint="the primary was restarted with more: this standby is too")
+            c.postmaster.stop(StopMode.FAST)
 
     def _notice_dead_end(self) -> None:
         """A standby that can't stream because the primary lacks the WAL it needs says so only in its log."""

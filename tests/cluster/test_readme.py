@@ -23,6 +23,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
+from consensus.changes import DEGRADE_MS
 from consensus.node import PARENT_SILENT_MS
 from fencing.lease import PROFILES, RHO_PERCENT
 from supervisor.entry import parser
@@ -44,6 +45,7 @@ RUN_BY = {
     "pgr uri": BY_HAND, "kill": BY_HAND,
     "pgr key": HOSTS, "pgr-supervise": HOSTS,
     "bin/pgr member": MEMBERS, "pgr member": MEMBERS,
+    "bin/pgr config": "test_config.py", "pgr config": "test_config.py",
     "pgr failover": "test_explain.py", "pgr explain": "test_explain.py", "pgr switchover": "test_explain.py",
     "pgr history": "test_switchover.py", "pgr fence": "test_node_commands.py", "pgr unfence": "test_node_commands.py",
     "pgr reinit": "test_node_commands.py",
@@ -331,12 +333,13 @@ def test_every_word_for_a_node_is_understood() -> None:
 def test_every_flag_exists() -> None:
     known = {option.flag for option in OPTIONS} | UV_FLAGS
     for words in ([], ["status"], ["switchover"], ["failover"], ["history"], ["uri"], ["key", "new"], ["demo"],
-                  *(["member", what] for what in ("list", "add", "remove", "replace"))):
+                  *(["member", what] for what in ("list", "add", "remove", "replace")),
+                  *(["config", what] for what in ("show", "get", "set", "unset", "edit", "history"))):
         known |= flags_in(shell(shlex.join(["bin/pgr", *words, "--help"])))
     assert flags_in(README) - known == set()
     for words in every_command():
         if words[0].rpartition("/")[2] == "pgr":
-            command = words[1:3] if words[1] in ("key", "member") else words[1:2]
+            command = words[1:3] if words[1] in ("key", "member", "config") else words[1:2]
             helped = shell(shlex.join(["bin/pgr", *command, "--help"]))
             for word in words:
                 assert not word.startswith("-") or re.search(rf"(?<![\w-]){word}\b", helped), f"{words}: no {word}"
@@ -406,3 +409,8 @@ def test_how_long_a_primary_without_control_plane_can_last() -> None:
     assert down_ms["cloud"] + PARENT_SILENT_MS <= 5_000
     assert says("another takes over in about a second")
     assert PROFILES["default"].election_ms == 1_000
+
+
+def test_how_long_writes_wait_where_the_cluster_is_not_strict() -> None:
+    assert says("five seconds after that was noticed they go on with those that are")
+    assert DEGRADE_MS == 5_000

@@ -41,8 +41,8 @@ class Reign(NamedTuple):
     timeline: int
     wal: tuple[int, ...]
     """When it was promoted."""
-    may_lack: bool
-    """Commits are asynchronous."""
+    groups: tuple[SyncGroup, ...]
+    """In force at its grant."""
     answered: frozenset[str] | None
     """Data loss was accepted: of what these hold nothing may be lost, the others were named as missing."""
 
@@ -52,6 +52,8 @@ class Commit(NamedTuple):
     end: int
     """Index after it."""
     epoch: int
+    asynchronous: bool
+    """Acknowledged while the log of its node said that commits may be lost."""
 
 
 class Checks:
@@ -211,8 +213,8 @@ class Checks:
             self.fail(f"timeline {directory.timeline} of epoch {self.timelines[directory.timeline]} is used by {epoch}")
         if epoch in self.reigns:
             self.fail(f"epoch {epoch} begins twice, on {self.reigns[epoch].node} and on {host.name}")
-        may_lack = self.world.commit == "async"
-        reign = Reign(host.name, directory.timeline, tuple(directory.wal), may_lack, self.answered.get(epoch))
+        groups = self.groups[host.name]
+        reign = Reign(host.name, directory.timeline, tuple(directory.wal), groups, self.answered.get(epoch))
         self.reigns[epoch] = reign
         for commit in self.commits:
             if commit.epoch < epoch:
@@ -223,7 +225,8 @@ class Checks:
         held = len(reign.wal) >= commit.end and reign.wal[commit.end - 1] == commit.record
         if held or commit.record in self.lost:
             return
-        if reign.may_lack:
+        # While the mode changes, what was acknowledged by the group of quorum commit is still not to be lost.
+        if any(g.asynchronous and (commit.asynchronous or len(reign.groups) == 1) for g in reign.groups):
             self.lost.add(commit.record)
             return
         if reign.answered is not None and not any(self._holds(name, commit) for name in reign.answered):
@@ -241,13 +244,14 @@ class Checks:
         return directory.wal[commit.end - 1] == commit.record
 
     def acknowledged(self, host: Host, postgres: Postgres, index: int, record: int) -> None:
-        commit = Commit(record, index, postgres.epoch)
+        asynchronous = any(group.asynchronous for group in self.groups[postgres.node])
+        commit = Commit(record, index, postgres.epoch, asynchronous)
         self.commits.append(commit)
         self.world.counts["commits"] += 1
         for epoch, reign in self.reigns.items():
             if epoch > commit.epoch:
                 self._contained(commit, epoch, reign)
-        if self.world.commit != "async" and not self._held_by_enough(postgres, index, record):
+        if not asynchronous and not self._held_by_enough(postgres, index, record):
             self.fail(f"{host.name} acknowledges {record} at {index} of epoch {postgres.epoch}: too few have it")
 
     def _held_by_enough(self, postgres: Postgres, index: int, record: int) -> bool:

@@ -93,7 +93,7 @@ class Simulation(World):
         self.healed_at = self.now
         self.out = leave_out(self)
         self._name_another_address()
-        if self.commit == "async":
+        if self.commit == "async" or "settings" in self.faults.kinds:
             self.after(PATIENCE_S * SECOND, self._accept_loss)
         if not self.run(self.now + PROGRESS_WITHIN_S * SECOND, done=lambda: not self.missing()):
             if self.out and refuses_rightly(self):
@@ -152,7 +152,7 @@ class Simulation(World):
             return "no commit"
         # One that is to leave and has become the primary since stays until a person moves it: the status says so.
         stays = tuple(m._replace(aim=m.role) if m.name == primary.name else m for m in cluster.members)
-        if not changes.at_rest(replace(cluster, members=stays)) and not self.out:
+        if not changes.is_as_wanted(replace(cluster, members=stays)) and not self.out:
             return f"the membership is not at rest: {cluster.members} {cluster.group} {cluster.change}"
         members = {m.name for m in cluster.members}
         for host in self.hosts.values():

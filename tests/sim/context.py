@@ -71,6 +71,7 @@ class Context:
         group = self.cluster.wanted_group
         others = [s for s in group.members if s.name != self.host.name]
         if group.k <= 1:
+            self.commits_wait = False  # from here on they are empty, as in Context.write_settings
             return Names(0)
         if len(others) < group.k - 1:
             raise StepFailed("the group needs more standbys than it has")

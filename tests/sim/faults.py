@@ -10,10 +10,11 @@ from consensus.membership import LEARNER, VOTER, WITNESS
 from fencing import deadman as machine
 from fencing.lease import MS
 from tests.sim.clock import DRIFT_PPM_MAX
-from tests.sim.harm import HARMS, SHARE, Harm
+from tests.sim.harm import HARMS, SHARE
 from tests.sim.mutants import MUTANTS
 from tests.sim.network import CONTROL, DATA, Weather
 from tests.sim.postgres import State
+from tests.sim.settings import Settings, kinds
 from tests.sim.stories import AIMED
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ SECOND = 1_000 * MS
 Kind = Callable[[], None]
 
 
-class Faults(Harm):
+class Faults(Settings):
     def __init__(self, world: Simulation) -> None:
         super().__init__(world)
         self.kinds: list[str] = []
@@ -71,12 +72,14 @@ class Faults(Harm):
             "damage-raft": self._damage_raft,
             "move": self._move,
             "told-loss": self._told_loss,
+            "settings": self._settings,
+            "starve": self._starve,
         }
 
     def begin(self) -> None:
         dice = self.world.dice
         self.on = True
-        names = sorted(name for name in self.all if name not in (*AIMED, *HARMS))
+        names = sorted(name for name in self.all if name not in (*AIMED, *HARMS, "settings", "starve"))
         self.kinds = dice.sample(names, dice.choice((1, 2, 3, 5, 8, 12)))
         self.pace_ms = dice.choice((400, 1_000, 2_500, 5_000))
         if self.world.mutant:
@@ -85,6 +88,8 @@ class Faults(Harm):
             self.world.network.weather = mutant.weather
         elif self.harms.random() < SHARE:
             self.kinds += self.harms.sample(HARMS, self.harms.choice((1, 1, 2, 4)))
+        if not self.world.mutant:
+            self.kinds = kinds(self.world.seed, self.kinds)
         self.world.note("world", f"faults: {', '.join(self.kinds)}; every {self.pace_ms} ms")
         self._next()
 

@@ -77,6 +77,8 @@ class Machine:
     state: dict[str, Any] = field(default_factory=dict)
     cluster: dict[str, Any] = field(default_factory=dict)
     answers: list[dict[str, Any]] = field(default_factory=list)
+    checks: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    """What its parent was asked to show to Postgres: token and body."""
     refused: tuple[str, str] = ("", "")
     """Why it stopped, and what a person may do: `Removed`, or never let in."""
     lease_ns: int = 0
@@ -230,6 +232,8 @@ class Cluster:
                     m.cluster = json.loads(body["state"])
                 case Tell("admin.answer", body):
                     m.answers.append(body)
+                case Tell("config.check", body, token):
+                    m.checks.append((token, body))
                 case TellLease(_, until_ns):
                     m.lease_ns = until_ns
                 case Tell():
@@ -336,7 +340,7 @@ class Cluster:
         body = {"kind": "note", "term": 0, "node": name, "text": text, "fields": {}, "at": ""}
         self.tell(name, "node.propose", {"kind": "event/1", "body": body})
 
-    def ask(self, name: str, what: str, /, **body: str) -> dict[str, Any]:
+    def ask(self, name: str, what: str, /, **body: Any) -> dict[str, Any]:
         """An admin request at ``name``, and its answer."""
         answers = self.members[name].answers
         before = len(answers)
@@ -433,7 +437,7 @@ class Cluster:
         return " ".join(words)
 
     def seats(self, at: str) -> str:
-        members, k = self.members[at].cluster["group"]
+        members, k, _ = self.members[at].cluster["group"]
         return f"{k} of {' '.join(name + (str(life) if life != 1 else '') for name, life in members)}"
 
 

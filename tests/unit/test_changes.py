@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from consensus import changes
 from consensus.changes import (
+    DEGRADE_MS,
     PATIENCE_MS,
     Facts,
     Proposal,
@@ -254,8 +255,74 @@ def test_k_follows_the_mode() -> None:
     assert step is not None
     assert step.body["new"][1] == 1
     now = replace(three(), group=three().group._replace(k=3))
-    assert told(next_change(now, facts())) == "sync group a: is changed: another k"
+    assert told(next_change(now, facts())) == "sync group a: is changed: 2 acknowledge a commit"
     assert not at_rest(after(now, next_change(now, facts()))), "the seats are the same, and yet"
+
+
+def test_k_and_the_mode_follow_the_settings() -> None:
+    for config, text, k in (
+        ('{"sync_acks":2}', "3 acknowledge a commit", 3),
+        ('{"sync_acks":1}', "", 2),
+        ('{"sync_acks":3}', "", 2),  # strict: more than there are is not begun
+        ('{"strict":false,"sync_acks":3}', "3 acknowledge a commit", 3),
+    ):
+        step = next_change(replace(three(), config=config), facts())
+        assert told(step) == (text and f"sync group a: is changed: {text}")
+        assert step is None or step.body["new"][1:] == [k, False]
+    step = next_change(replace(three(), commit_mode="async"), facts("a"))
+    assert told(step) == "sync group a: is changed: commits wait for no standby any more"
+    now = done(after(three(), step))
+    assert (now.group.k, now.group.asynchronous, now.asynchronous) == (1, True, True)
+    assert not at_rest(now), "what is in force is not what is wanted"
+    assert at_rest(replace(now, commit_mode="async"))
+    assert next_change(now, facts("a")) is None, "nobody else could acknowledge"
+    assert told(next_change(now, facts("ab"))) == "sync group a: is changed: 2 acknowledge a commit"
+
+
+LOOSE = replace(three(), config='{"strict":false}')
+
+
+def test_not_strict_shrinks_the_group_after_a_while_and_grows_it_again() -> None:
+    assert next_change(three(), replace(facts("a"), short_ms=99_000)) is None, "strict: writes wait"
+    assert not at_rest(LOOSE), "it is watched"
+    assert next_change(LOOSE, replace(facts("a"), short_ms=DEGRADE_MS - 1)) is None
+    step = next_change(LOOSE, replace(facts("abc", copied="a"), short_ms=DEGRADE_MS))
+    assert told(step) == "sync group a: is degraded: for 5 s only a of a, b, c streamed"
+    now = after(LOOSE, step)
+    assert now.groups == (LOOSE.group, SyncGroup((Seat("a", 1),), 1)), "until it is done an election respects both"
+    now = done(now)
+    assert not at_rest(now)
+    assert next_change(now, replace(facts("a"), short_ms=DEGRADE_MS)) is None
+    for back, k in (("ab", 2), ("abc", 2)):
+        step = next_change(now, facts(back))
+        assert told(step) == f"sync group a: is changed: {back[-1]} joins"
+        now = done(after(now, step))
+        assert (now.group.names, now.group.k) == (tuple(back), k)
+
+
+def test_not_strict_with_enough_of_the_group_changes_nothing() -> None:
+    assert next_change(LOOSE, replace(facts("ab"), short_ms=DEGRADE_MS)) is None, "the facts of a moment ago"
+    under_way = replace(LOOSE, change=Change(7, LOOSE.group, SyncGroup((Seat("a", 1), Seat("b", 1)), 2)))
+    assert next_change(under_way, replace(facts("a"), short_ms=DEGRADE_MS)) is None, "one change at a time"
+
+
+def test_not_strict_wants_no_more_acknowledgements_than_there_are_nodes() -> None:
+    alone = replace(LOOSE, config='{"strict":false,"sync_acks":2}', group=SyncGroup((Seat("a", 1),), 1))
+    step = next_change(alone, facts("ab"))
+    assert step is not None
+    assert step.body["new"][1] == 2, "else it would stay alone until all three are there"
+    assert told(next_change(replace(alone, config='{"sync_acks":2}'), facts("ab"))) == ""
+    assert told(next_change(replace(alone, config='{"sync_acks":2}'), facts("abc"))) == (
+        "sync group a: is changed: b joins, c joins"
+    )
+
+
+def test_nobody_leaves_that_the_number_of_acknowledgements_needs() -> None:
+    now = replace(three(), group=three().group._replace(k=3), config='{"sync_acks":2}')
+    found = remove(now, facts(), "c")
+    assert isinstance(found, Refusal)
+    assert found.code == 78
+    assert "without it 2 are left, and 3 must" in found.reason
 
 
 def test_what_can_not_be_done_yet_does_not_stop_what_can() -> None:

@@ -295,3 +295,56 @@ def test_a_snapshot_from_before_there_was_any_of_it_is_read() -> None:
     body = json.loads(dump(after(story()[:14])))
     del body["fenced"], body["reinits"]
     assert load(canonical(body)) == after(story()[:14])
+# -- cluster-wide settings
+
+
+def configured(index: int, after: int, put: dict[str, Any], unset: tuple[str, ...] = ()) -> Entry:
+    body = {"set": put, "unset": list(unset), "after": after, "node": "a", "text": "eve: strict", "at": "then"}
+    return entry("config/1", body, 4, index)
+
+
+def test_settings_are_set_and_unset_in_order() -> None:
+    state = found(CHARTER, "00")
+    assert json.loads(state.config) == {"postgres.parameters.work_mem": "8MB"}, "what the charter says"
+    state = apply(state, configured(20, 0, {"strict": False, "commit": "async"}))
+    assert (state.setting("strict"), state.commit_mode, state.config_index) == (False, "async", 20)
+    assert not state.asynchronous, "not before the sync group has changed"
+    assert state.history[-1][:5] == ("then", "config", 4, "a", "eve: strict")
+    late = apply(state, configured(21, 0, {"strict": True}))
+    assert late == state, "it was checked against what is not set any more"
+    state = apply(state, configured(22, 20, {"sync_acks": 1}, ("commit", "strict", "never was")))
+    assert (state.setting("strict"), state.commit_mode, state.setting("sync_acks")) == (True, "quorum", 1)
+    assert load(dump(state)) == state
+
+
+def test_a_setting_of_a_newer_version_is_kept() -> None:
+    state = apply(found(CHARTER, "00"), configured(20, 0, {"of_tomorrow": [1]}))
+    assert json.loads(load(dump(state)).config)["of_tomorrow"] == [1]
+
+
+@pytest.mark.parametrize("mode", ["quorum", "async"])
+def test_a_snapshot_and_entries_older_than_the_settings(mode: str) -> None:
+    charter = CHARTER.replace('"quorum"', f'"{mode}"')
+    k = 1 if mode == "async" else 2
+    old = change(ABC._replace(k=k), AB._replace(k=k))
+    body = json.loads(old.data)
+    body["old"], body["new"] = body["old"][:2], body["new"][:2]
+    state = apply(found(charter, "00"), old._replace(data=canonical(body)))
+    assert state.change is not None
+    assert state.asynchronous == (mode == "async")
+    before = json.loads(dump(state))
+    for name in ("config", "config_index"):
+        del before[name]
+    before["level"], before["group"] = 1, before["group"][:2]
+    before["change"] = [before["change"][0], *(group[:2] for group in before["change"][1:])]
+    assert load(canonical(before)) == state
+
+
+def test_the_group_that_the_settings_want() -> None:
+    state = found(CHARTER, "00")
+    wanted = [state.rule(state.group.members[:n]).k for n in (1, 2, 3)]
+    assert wanted == [1, 2, 2]
+    three = replace(state, config='{"sync_acks":2}')
+    assert [three.rule(three.group.members[:n]).k for n in (1, 2, 3)] == [3, 3, 3]
+    loose = replace(state, config='{"strict":false,"sync_acks":2}')
+    assert [loose.rule(loose.group.members[:n]).k for n in (0, 1, 2, 3)] == [1, 1, 2, 3]

@@ -18,10 +18,11 @@ from fencing.kill import ProcessId
 from fencing.lease import MS, PROFILES
 from supervisor.daemon import Daemon
 from supervisor.observe import Facts
-from supervisor.overdue import PRIMARY_START_TIMEOUT_MS, Overdue
+from supervisor.overdue import Overdue
 from supervisor.roles import Data, Local, Plan, Server, Step, View
 from supervisor.tasks import Runner, Task, run_blocking
 
+PRIMARY_START_TIMEOUT_MS = 1000 * ClusterState().setting("primary_start_timeout")
 TIMEOUT = PRIMARY_START_TIMEOUT_MS * MS
 BEGAN = 1_000 * MS
 
@@ -170,7 +171,7 @@ def primary(*unread: wire.Frame, lease_until_ns: int) -> Daemon:
     c: Any = SimpleNamespace(
         facts=Facts(answered_ns=now_ns()),
         view=view, local=local, timings=PROFILES["default"], raft=Link(*unread), watchdog=Link(),
-        process=ProcessId(9, 9),
+        process=ProcessId(9, 9), apply_settings=lambda: None,
     )  # fmt: skip
     daemon.c, daemon.runner = c, Runner()
     daemon.log = cast(Any, SimpleNamespace(info=lambda *_, **__: None))

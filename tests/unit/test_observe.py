@@ -249,7 +249,7 @@ def test_lag_is_that_of_replay_behind_the_newest_wal_heard_of() -> None:
     [
         (agreed("a"), "", "a single node: nothing takes over when it fails"),
         (agreed("abcd"), "", "4 voters survive no more failures than 3 would"),
-        (agreed(commit_mode="async", group=ONE_OF_THREE), "", "asynchronous: a failover may lose"),
+        (agreed(group=ONE_OF_THREE._replace(asynchronous=True)), "", "asynchronous: a failover may lose"),
         (agreed(), "c", "unreachable: c"),
         (agreed(), "c", "no spare standby: writes wait if one more node is lost"),
         (agreed(), "bc", "unreachable: b, c"),

@@ -14,10 +14,13 @@ from consensus.cluster import Change, ClusterState, Grant, Seat, SyncGroup
 from consensus.membership import LEARNER, VOTER, WITNESS, Member
 from consensus.positions import NoPosition
 from consensus.promotion import (
+    ABSENT_GRACE_MS,
     GRACE_MS,
     LAST_PRIMARY_GRACE_MS,
     LOSS_GRACE_MS,
+    SILENT_GRACE_MS,
     Decision,
+    Degrade,
     HandOver,
     Situation,
     TakeGrant,
@@ -38,7 +41,8 @@ def state(
 ) -> ClusterState:
     members = tuple(Member(n, 1, "", "", "") for n in names)
     return ClusterState(
-        "00", members, mode, group=SyncGroup(tuple(Seat(n, 1) for n in names), k), founder="a", nonce="n", system_identifier="7", initial_timeline=1, grants=grants  # noqa: E501
+        "00", members, mode, group=SyncGroup(tuple(Seat(n, 1) for n in names), k, mode == "async"), founder="a",
+        nonce="n", system_identifier="7", initial_timeline=1, grants=grants,
     )  # fmt: skip
 
 
@@ -72,8 +76,8 @@ def test_situations(promises: dict[str, tuple[int, int] | None], winner: str | N
             assert winner == to
         case Wait(reason):
             assert winner is None, reason
-        case TurnBack():
-            raise AssertionError("no change is open")
+        case TurnBack() | Degrade():
+            raise AssertionError("no change is open, and none is wanted")
 
 
 def test_a_wait_names_whose_promise_is_missing() -> None:
@@ -143,7 +147,8 @@ def test_data_loss_is_accepted_only_in_so_many_words() -> None:
 @pytest.mark.parametrize(("lsn", "epoch", "promoted"), [(100, 3, True), (50, 3, False), (200, 2, False)])
 def test_asynchronous_mode_bounds_the_loss(lsn: int, epoch: int, promoted: bool) -> None:
     decision = ask(
-        {"b": (epoch, lsn), "c": (epoch, lsn)}, state=state(k=1, mode="async"), last_known=Position(3, 110), maximum_lag_bytes=10  # noqa: E501
+        {"b": (epoch, lsn), "c": (epoch, lsn)}, last_known=Position(3, 110),
+        state=replace(state(k=1, mode="async"), config='{"maximum_lag_on_failover":10}'),
     )  # fmt: skip
     assert isinstance(decision, TakeGrant) == promoted
     if not promoted:
@@ -341,3 +346,68 @@ def test_a_winner_holds_whatever_k_of_s_could_have_acknowledged(n: int, data: st
     # A commit at some position is acknowledged if k nodes have reached it: the winner must have reached it too.
     for holders in combinations(names, k):
         assert truth[winner] >= min(truth[m] for m in holders)
+
+
+# -- settings that change while it runs
+
+
+def test_while_commits_become_asynchronous_a_majority_of_promises_will_do() -> None:
+    """Those acknowledged before are in a read quorum of the old group; those after may be lost, as was asked for."""
+    old, new = state().group, state(k=1, mode="async").group
+    for change in (Change(9, old, new), Change(9, new, old)):
+        now = replace(state(), change=change)
+        assert [q.needed for q in required(now)] == [2, 2]
+        assert isinstance(ask({"b": (3, 50), "c": (3, 50)}, state=now), TakeGrant)
+        assert isinstance(ask({"b": (3, 50)}, state=now), Wait)
+    alone = SyncGroup(new.members, 1)
+    assert [q.needed for q in required(replace(state(), change=Change(9, old, alone)))] == [2, 3]
+
+
+def test_an_asynchronous_group_of_one_needs_no_more_promises_than_it_has_seats() -> None:
+    """It was degraded to the primary, which was granted and failed before it wrote anything."""
+    grants = (OPENED, Grant(5, "b", Position(3, 50), 3))
+    now = replace(state(mode="async", grants=grants), group=SyncGroup((Seat("b", 1),), 1, True))
+    assert isinstance(ask({"b": (3, 50)}, state=now), TakeGrant)
+
+
+LOOSE = replace(state(("a", "b"), 2), config='{"strict":false}')
+"""Two with a Postgres; the witness that makes the majority has no part here."""
+
+
+def test_strict_stays_closed_and_not_strict_shrinks_the_group_first() -> None:
+    alone: dict[str, tuple[int, int] | None] = {"b": (3, 50)}
+    assert isinstance(ask(alone, state=replace(LOOSE, config="{}"), waited=99_000, connected="b"), TakeGrant)
+    soon = ask(alone, state=LOOSE, waited=ABSENT_GRACE_MS - 1, connected="b")
+    assert isinstance(soon, Wait)
+    assert "only b of a, b can flush commits" in soon.reason
+    found = ask(alone, state=LOOSE, waited=ABSENT_GRACE_MS, connected="b")
+    assert isinstance(found, Degrade)
+    assert found.new == SyncGroup((Seat("b", 1),), 1)
+    assert found.reason == "is degraded: only b of a, b can flush commits, and the cluster is not strict"
+
+
+def test_one_that_is_there_and_has_no_position_yet_is_waited_for_longer() -> None:
+    answers: dict[str, tuple[int, int] | None] = {"a": None, "b": (3, 50)}
+    assert isinstance(ask(answers, state=LOOSE, waited=SILENT_GRACE_MS - 1, connected="ab"), Wait)
+    assert isinstance(ask(answers, state=LOOSE, waited=SILENT_GRACE_MS, connected="ab"), Degrade)
+
+
+def test_the_group_does_not_shrink_for_nothing() -> None:
+    both: dict[str, tuple[int, int] | None] = {"a": (3, 50), "b": (3, 50)}
+    assert isinstance(ask(both, state=LOOSE, waited=99_000, connected="ab"), TakeGrant), "enough are there"
+    under_way = replace(LOOSE, change=Change(9, LOOSE.group, SyncGroup((Seat("b", 1),), 1)))
+    assert isinstance(ask({"b": (3, 50)}, state=under_way, waited=99_000, connected="b"), TakeGrant), "one at a time"
+    founded = replace(LOOSE, grants=(), founder="b")
+    assert isinstance(ask({"b": (3, 50)}, state=founded, waited=99_000, connected="b"), TakeGrant), "never opened"
+
+
+def test_it_shrinks_to_those_who_fill_their_seat_and_to_a_majority_of_them() -> None:
+    five = replace(state(tuple("abcde"), 4), config='{"strict":false}')
+    there: dict[str, tuple[int, int] | None] = {"b": (3, 50), "c": (3, 50), "d": (3, 50)}
+    found = ask(there, state=five, waited=99_000, connected="bcd")
+    assert isinstance(found, Degrade)
+    assert found.new == SyncGroup((Seat("b", 1), Seat("c", 1), Seat("d", 1)), 2)
+    lost = replace(five, group=five.group._replace(members=tuple(Seat(n, 2 if n == "d" else 1) for n in "abcde")))
+    found = ask(there, state=lost, waited=99_000, connected="bcd")
+    assert isinstance(found, Degrade)
+    assert found.new.names == ("b", "c"), "d has another life"

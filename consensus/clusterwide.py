@@ -1,0 +1,259 @@
+"""The cluster-wide settings: one table, and what a value of each may be. Pure.
+
+What is set stands in the log as `config/1 {set, unset}`; an absent name means the default, so a log written before a
+setting existed still reads. Validated here before an entry is proposed; `postgres.parameters.*` and `postgres.hba` are
+also shown to the primary's Postgres first (supervisor/configcheck.py).
+
+Values are JSON: bool, int, str or a list of str. People write text; `parse` makes values of it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+Value = bool | int | str | list[str] | None
+"""None: not set, and no default but what the cluster's size or profile says."""
+
+PARAMETERS = "postgres.parameters."
+HBA = "postgres.hba"
+_TIMINGS = (
+    "a lease that changes while nodes use the old one breaks the inequality of the leases; changing timings while the "
+    "cluster runs is not built"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One row. `sentence` is what `pgr config show` and REFERENCE.md say."""
+
+    name: str
+    kind: str
+    """bool, int, choice, lines or text."""
+    default: Value
+    sentence: str
+    needs: str = "nothing"
+    """What has to happen for it to take effect: nothing, reload, restart or a new lease."""
+    unit: str = ""
+    """bytes, s, ms or empty."""
+    low: int = 0
+    high: int = 0
+    choices: tuple[str, ...] = ()
+    fixed: str = ""
+    """Why it can't be set; empty: it can."""
+
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting(
+        "commit", "choice", "quorum",
+        "quorum: a commit is acknowledged once sync_acks standbys of the sync group have flushed it; async: at once, "
+        "and a failover may lose it", choices=("quorum", "async"),
+    ),
+    Setting(
+        "sync_acks", "int", None,
+        "standbys that must flush a commit before it is acknowledged (k of the sync group is one more); not set: a "
+        "majority of the sync group, the primary included", low=1, high=100,
+    ),
+    Setting(
+        "strict", "bool", True,
+        "true: writes wait while too few of the sync group stream; false: after 5 s the sync group shrinks to those "
+        "that do, and grows again when the others are back",
+    ),
+    Setting(
+        "maximum_lag_on_failover", "int", 1 << 20,
+        "asynchronous commit: no node further behind the last primary than this is promoted", unit="bytes",
+        high=1 << 50,
+    ),
+    Setting(
+        "primary_start_timeout", "int", 30,
+        "a granted node that has not become primary within this gives up and hands over", unit="s", low=5, high=86_400,
+    ),
+    Setting(
+        "on_primary_crash", "choice", "failover",
+        "when Postgres alone crashes on the primary: hand over at once (restart in place is not built)",
+        choices=("failover",),
+    ),
+    Setting(HBA, "lines", [], "client rules of pg_hba.conf; pgr puts its own before them", needs="reload"),
+    *(
+        Setting(name, "int", None, sentence, needs="new lease", unit="ms", fixed=_TIMINGS)
+        for name, sentence in (
+            ("heartbeat_ms", "between two heartbeats of the leader"),
+            ("lease_ms", "how long an acknowledged heartbeat lets the primary write"),
+            ("kill_bound_ms", "from the end of a lease until Postgres is gone for sure"),
+            ("election_ms", "how long an acknowledged heartbeat binds a voter"),
+        )
+    ),
+)  # fmt: skip
+TABLE = {setting.name: setting for setting in SETTINGS}
+
+
+@dataclass(frozen=True, slots=True)
+class BadSetting(Exception):
+    """A name or a value that is refused: why, and what to do."""
+
+    reason: str
+    hint: str
+    code: int = 64
+    """64: written wrongly; 78: refused for safety."""
+
+
+def setting_of(name: str) -> Setting:
+    """The row of ``name``; one is made for each `postgres.parameters.NAME`. Raises BadSetting for any other name."""
+    if name.startswith(PARAMETERS):
+        if not re.fullmatch(r"[a-z_][a-z0-9_$]*(\.[a-z_][a-z0-9_$]*)?", name.removeprefix(PARAMETERS)):
+            raise BadSetting(f"{name} is not the name of a Postgres setting", f"for example {PARAMETERS}work_mem")
+        return Setting(name, "text", None, "a setting of Postgres, on every node", needs="reload or restart")
+    if f"{name}." == PARAMETERS:
+        raise BadSetting(f"{name} is set one by one", f"for example {PARAMETERS}work_mem=8MB")
+    if name not in TABLE:
+        raise BadSetting(f"there is no setting {name}", hint_for(name, TABLE))
+    return TABLE[name]
+
+
+def hint_for(name: str, names: Iterable[str]) -> str:
+    """The nearest of ``names``, or where all of them are listed."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, list(names), 1)
+    return f"did you mean {near[0]}?" if near else "`pgr config show` lists all"
+
+
+def check(name: str, value: object) -> Value:
+    """The value as it enters the log. ``value``: as JSON or as a person writes it. Raises BadSetting."""
+    setting = setting_of(name)
+    if setting.fixed:
+        raise BadSetting(f"{name} can't be changed: {setting.fixed}", "found the cluster with another `--profile`", 78)
+    match setting.kind:
+        case "bool":
+            return _bool(name, value)
+        case "int":
+            return _int(setting, value)
+        case "choice":
+            if value not in setting.choices:
+                raise BadSetting(f"{name} can't be {value!r}", f"one of: {', '.join(setting.choices)}")
+            return str(value)
+        case "lines":
+            return _lines(name, value)
+        case _:
+            return _text(name, value)
+
+
+_WORDS = {"true": True, "on": True, "yes": True, "false": False, "off": False, "no": False}
+
+
+def _bool(name: str, value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.lower() in _WORDS:
+        return _WORDS[value.lower()]
+    raise BadSetting(f"{name} is true or false, not {value!r}", f"for example {name}=true")
+
+
+_UNITS = {
+    "bytes": {"": 1, "B": 1, "kB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30, "TB": 1 << 40},
+    "s": {"": 1, "s": 1, "min": 60, "h": 3600},
+    "": {"": 1},
+}
+
+
+def _int(setting: Setting, value: object) -> int:
+    units = _UNITS[setting.unit]
+    found = re.fullmatch(r"\s*(\d{1,18})\s*([A-Za-z]*)\s*", value) if isinstance(value, str) else None
+    if found is not None and found[2] in units:
+        value = int(found[1]) * units[found[2]]
+    if isinstance(value, bool) or not isinstance(value, int):
+        takes = f"a number of {setting.unit}" if setting.unit else "a whole number"
+        more = f", with or without {', '.join(u for u in units if u)}" if len(units) > 1 else ""
+        raise BadSetting(f"{setting.name} is {takes}, not {value!r}", f"write digits{more}")
+    if not setting.low <= value <= setting.high:
+        hint = f"between {setting.low} and {setting.high}" + (f" {setting.unit}" if setting.unit else "")
+        raise BadSetting(f"{setting.name} can't be {value}", hint)
+    return value
+
+
+HBA_TYPES = ("local", "host", "hostssl", "hostnossl", "hostgssenc", "hostnogssenc")
+
+
+def _lines(name: str, value: object) -> list[str]:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            value = [value]  # one rule
+    if not isinstance(value, list) or not all(isinstance(line, str) and line.isprintable() for line in value):
+        raise BadSetting(f"{name} is a list of lines", f"""for example {name}='["host all all 10.0.0.0/8 md5"]'""")
+    for line in value:
+        words = line.split()
+        if not words or words[0] not in HBA_TYPES or len(words) < (4 if words[0] == "local" else 5):
+            hint = 'for example "host all all 10.0.0.0/8 scram-sha-256"'
+            raise BadSetting(f"{line!r} is not a line of pg_hba.conf", hint)
+    return value
+
+
+def _text(name: str, value: object) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, int | float):
+        return str(value)
+    if not isinstance(value, str) or not value.isprintable():
+        raise BadSetting(f"{name} is text on one line, not {value!r}", "write it in quotes")
+    return value
+
+
+@lru_cache(maxsize=8)
+def read(config: str) -> Mapping[str, Any]:
+    """What is set, by name; from the canonical JSON of the cluster's state. Not to be changed."""
+    found: dict[str, Any] = json.loads(config)
+    return found
+
+
+def value_of(config: str, name: str) -> Any:
+    """What is set, else the default of the table."""
+    return read(config).get(name, TABLE[name].default)
+
+
+def parameters(config: str) -> dict[str, str]:
+    """`postgres.parameters`: name -> value."""
+    return {n.removeprefix(PARAMETERS): v for n, v in read(config).items() if n.startswith(PARAMETERS)}
+
+
+def founded(commit: str, settings: Mapping[str, Any]) -> dict[str, Value]:
+    """What a charter sets. ``settings``: its `parameters` and `hba`."""
+    found: dict[str, Value] = {f"{PARAMETERS}{n}": v for n, v in settings.get("parameters", {}).items()}
+    if commit != TABLE["commit"].default:
+        found["commit"] = commit
+    if settings.get("hba"):
+        found[HBA] = list(settings["hba"])
+    return found
+
+
+def merged(config: str, wanted: Mapping[str, Value], unset: Iterable[str]) -> dict[str, Value]:
+    """What is set after a change."""
+    return {n: v for n, v in (dict(read(config)) | dict(wanted)).items() if n not in unset}
+
+
+def changed(config: str, wanted: Mapping[str, Value], unset: Iterable[str]) -> dict[str, tuple[Value, Value]]:
+    """Name -> (value now, value then) of all that would be different. A value that is not set shows its default."""
+    now, then = read(config), merged(config, wanted, unset)
+    names = sorted(n for n in {*now, *then} if now.get(n) != then.get(n) or (n in now) != (n in then))
+    return {n: (now.get(n, _default(n)), then.get(n, _default(n))) for n in names}
+
+
+def _default(name: str) -> Value:
+    return TABLE[name].default if name in TABLE else None
+
+
+def sentence(changes: Mapping[str, tuple[Value, Value]]) -> str:
+    """For the history: ``strict: true -> false``."""
+    return "; ".join(f"{name}: {shown(old)} -> {shown(new)}" for name, (old, new) in changes.items())
+
+
+def shown(value: Value) -> str:
+    """A value for people; nothing set shows as ``default``."""
+    if value is None:
+        return "default"
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,151 @@
+"""At the leader: from a wish to set cluster-wide settings to an entry of the log. Pure, like the node it works on.
+
+Checked against the table first; what concerns Postgres is then shown to the primary's Postgres by way of its parent
+(`config.check`, answered by `node.checked`), and only then proposed. The entry names the one that it was checked
+against (`after`), so of two at once one is void.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from consensus import clusterwide
+from consensus.changes import Proposal
+from consensus.cluster import ClusterState, canonical
+from consensus.clusterwide import HBA, PARAMETERS, TABLE, BadSetting, Value
+
+if TYPE_CHECKING:
+    from consensus.node import Node
+
+UNCHECKED_MAX = 16
+"""Requests that wait for the parent's word; the oldest gives way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request, and who is to be told."""
+
+    src: str
+    request_id: str
+    body: dict[str, Any]
+    """``{set: {name: value}, unset: [name], by, dry_run}``; after, if the asker has seen what is set."""
+
+
+Answer = tuple[bool, dict[str, Any]]
+"""(ok, what to say); not ok: code, error, hint."""
+
+
+def refused(code: int, error: str, hint: str) -> Answer:
+    return False, {"code": code, "error": error, "hint": hint}
+
+
+def ask(node: Node, asked: Asked, now_ns: int) -> Answer | None:
+    """The answer; None: it comes later, from `checked`."""
+    found = _considered(node, asked)
+    if not isinstance(found, Considered):
+        return found
+    postgres = {n: new for n, (_, new) in found.changes.items() if n.startswith(PARAMETERS) or n == HBA}
+    if not postgres:
+        return _propose(node, asked, found, [], now_ns)
+    if node.granted() is None:
+        return refused(75, "there is no primary whose Postgres could be asked", "see `pgr status`; ask again")
+    token = node.token()
+    node.unchecked[token] = asked
+    while len(node.unchecked) > UNCHECKED_MAX:
+        node.unchecked.pop(next(iter(node.unchecked)))
+    parameters = {n.removeprefix(PARAMETERS): v for n, v in postgres.items() if n != HBA}
+    node.tell("config.check", {"parameters": parameters, "hba": postgres.get(HBA)}, token)
+    return None
+
+
+def checked(node: Node, token: str, body: Mapping[str, Any], now_ns: int) -> tuple[Asked, Answer] | None:
+    """The parent's word on one of them, and so the answer. None: nobody waits for it any more."""
+    asked = node.unchecked.pop(token, None)
+    if asked is None:
+        return None
+    if body["ok"] is not True:
+        return asked, refused(int(body["code"]), str(body["error"]), str(body["hint"]))
+    found = _considered(node, asked)  # what is set may have changed meanwhile
+    if isinstance(found, Considered):
+        found = _propose(node, asked, found, list(body["notes"]), now_ns)
+    return asked, found
+
+
+@dataclass(frozen=True, slots=True)
+class Considered:
+    """A request that fits."""
+
+    changes: dict[str, tuple[Value, Value]]
+    wanted: dict[str, Value]
+    unset: list[str]
+    notes: list[str]
+
+
+def _considered(node: Node, asked: Asked) -> Answer | Considered:
+    body, tip = asked.body, node.tip()
+    if not isinstance(body.get("set"), dict) or not isinstance(body.get("unset"), list):
+        return refused(64, "this is no request to set anything", "use a pgr of the same version")
+    after = body.get("after")
+    if after is not None and after != tip.config_index:
+        return refused(75, "the settings have been changed meanwhile", "look at `pgr config show` and ask again")
+    try:
+        wanted = {str(n): clusterwide.check(str(n), v) for n, v in body["set"].items()}
+        unset = sorted(str(n) for n in body["unset"])
+        for name in unset:
+            clusterwide.setting_of(name)
+    except BadSetting as bad:
+        return refused(bad.code, bad.reason, bad.hint)
+    both = sorted(set(wanted) & set(unset))
+    if both:
+        return refused(64, f"{both[0]} is to be set and unset at once", "name it once")
+    changes = clusterwide.changed(tip.config, wanted, unset)
+    config = canonical(clusterwide.merged(tip.config, wanted, unset))
+    problem = _unfit(tip, config, changes)
+    return problem if problem is not None else Considered(changes, wanted, unset, _notes(tip, changes))
+
+
+def _unfit(tip: ClusterState, config: str, changes: Mapping[str, object]) -> Answer | None:
+    """Right in itself, and yet not for this cluster."""
+    acks, seats = clusterwide.value_of(config, "sync_acks"), len(tip.wanted_group.members)
+    touched = {"sync_acks", "strict", "commit"} & set(changes)
+    counted = clusterwide.value_of(config, "strict") and clusterwide.value_of(config, "commit") == "quorum"
+    if touched and counted and acks is not None and acks >= seats:
+        error = f"sync_acks = {acks} needs {acks + 1} nodes in the sync group, there are {seats}"
+        return refused(78, f"{error}: every write would wait", "add members first, or set a smaller number")
+    return None
+
+
+def _notes(tip: ClusterState, changes: Mapping[str, tuple[Value, Value]]) -> list[str]:
+    """What the asker should know."""
+    notes = [f"{n}: takes effect with a {TABLE[n].needs}" for n in changes if n in TABLE and TABLE[n].needs == "reload"]
+    if changes.get("commit", (None, None))[1] == "async":
+        notes.append("asynchronous: a failover may lose acknowledged commits")
+    if changes.get("strict", (None, None))[1] is False:
+        notes.append("not strict: with too few standbys writes go on, and only the nodes that have them can take over")
+    acks = changes.get("sync_acks", (None, None))[1]
+    if isinstance(acks, int):
+        seats = len(tip.wanted_group.members)
+        if acks < seats // 2:
+            notes.append(f"a failover needs {seats - acks} of the {seats} nodes of the sync group")
+    return notes
+
+
+def _propose(node: Node, asked: Asked, found: Considered, notes: list[str], now_ns: int) -> Answer:
+    tip, by = node.tip(), str(asked.body.get("by") or "somebody")
+    told = {
+        "changes": {n: list(values) for n, values in found.changes.items()}, "notes": [*found.notes, *notes],
+        "after": tip.config_index, "index": tip.config_index,
+    }  # fmt: skip
+    if asked.body.get("dry_run") or not found.changes:
+        return True, told
+    entry = {
+        "set": found.wanted, "unset": found.unset, "after": tip.config_index, "node": node.me,
+        "text": f"{by}: {clusterwide.sentence(found.changes)}",
+        "fields": {"by": by, "changes": {n: list(values) for n, values in found.changes.items()}},
+    }  # fmt: skip
+    index = node.propose_change(Proposal("config/1", entry), now_ns)
+    if not index:
+        return refused(75, "this node leads no more", "ask again in a moment")
+    return True, told | {"index": index}

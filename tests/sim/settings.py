@@ -1,0 +1,50 @@
+"""What only some seeds have, by a chance of its own: a person who changes cluster-wide settings while things fail."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from tests.sim.harm import Harm
+from tests.sim.network import DATA
+
+SHARE = 0.15
+"""Of the seeds."""
+NOT_WITH = ("wipe", "wipe-raft", "damage-raft")
+"""A sync group that shrank to one node has one copy: losing that is more than the contract is about."""
+
+
+def kinds(seed: int, chosen: list[str]) -> list[str]:
+    """The kinds of faults of a seed."""
+    if random.Random(f"{seed} cluster-wide settings").random() >= SHARE:
+        return chosen
+    return [*(kind for kind in chosen if kind not in NOT_WITH), "settings", "settings", "starve", "starve", "kill-node"]
+
+
+class Settings(Harm):
+    def _starve(self) -> None:
+        """Nobody gets the WAL of the primary for longer than a cluster that is not strict waits: 3 s until the standbys
+        notice, and 5 more."""
+        host = self.world.primary()
+        if host is None:
+            return
+        ms = self._ms(9_000, 15_000)
+        self.did("starve", f"nobody hears the WAL of {host.name} for {ms} ms")
+        self._cut((DATA,), [(host.name, n) for n in self.world.hosts if n != host.name], ms)
+
+    def _settings(self) -> None:
+        dice = self.world.dice
+        wanted: dict[str, Any] = {}
+        unset: list[str] = []
+        match dice.choice(("strict", "loose", "loose", "async", "quorum", "acks", "no acks")):
+            case "strict":
+                wanted["strict"] = True
+            case "loose":
+                wanted["strict"] = False
+            case "acks":
+                wanted["sync_acks"] = dice.choice((1, 2))
+            case "no acks":
+                unset.append("sync_acks")
+            case mode:
+                wanted["commit"] = mode
+        self._ask("config.set", {"set": wanted, "unset": unset})
