@@ -49,6 +49,13 @@ class Proposal:
 
 
 @dataclass(frozen=True, slots=True)
+class MakeWay:
+    """Give the lead up, and with it an epoch that can't open."""
+
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
 class Refusal:
     """What the asker is told. ``final``: asking again will not help."""
 
@@ -220,6 +227,20 @@ def _may_admit(state: ClusterState) -> bool:
     """Also while the newest epoch is not open yet: it may be just this node's copy that it waits for."""
     grant = state.grant
     return state.was_opened and state.change is None and grant is not None and not grant.failed
+
+
+def while_closed(
+    state: ClusterState, facts: Facts, granted_index: int, commit: int, closed_ms: int
+) -> Proposal | MakeWay | None:
+    """Its epoch may not be able to open, and nobody may touch the names of one that is not proven: the sync group is
+    changed (back) for the next one, and this one makes way. ``granted_index``: of its grant; ``commit``: of the log."""
+    change = state.change
+    if change is None:
+        return unblocks(state, facts) if closed_ms >= PATIENCE_MS else None
+    for_the_next = granted_index < change.index <= commit
+    if for_the_next or (facts.waited_ms >= PATIENCE_MS and is_better_turned_back(state, change, facts.copied)):
+        return MakeWay("makes way: too few of the sync group can flush, and for the next primary it is another")
+    return None
 
 
 def unblocks(state: ClusterState, facts: Facts) -> Proposal | None:

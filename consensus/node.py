@@ -15,7 +15,7 @@ from consensus import changes, requests
 from consensus.addressbook import AddressBook
 from consensus.addressbook import Entry as Address
 from consensus.campaign import Campaigning
-from consensus.changes import Facts, Proposal, Refusal
+from consensus.changes import Facts, MakeWay, Proposal, Refusal
 from consensus.cluster import ClusterState, Grant, Seat, apply, canonical, dump, found, load, seat_of
 from consensus.effects import Effect, Removed, Save, Send, SendStranger, Tell, TellLease
 from consensus.founding import (
@@ -50,7 +50,6 @@ from consensus.promotion import (
     TurnBack,
     Wait,
     decide,
-    is_better_turned_back,
     quorum_promised,
 )
 from consensus.raft import (
@@ -364,29 +363,21 @@ class Node:
         short = len(tip.seated(tip.group) & facts.copied) < tip.group.k
         notes.short_since_ns = (notes.short_since_ns or now_ns) if short else 0
         if grant is None or not grant.opened:
-            self._unblock(notes, facts, now_ns)
+            closed_ms = (now_ns - notes.granted_at_ns) // MS
+            match changes.while_closed(tip, facts, notes.granted_index, self.raft.commit, closed_ms):
+                case Proposal() as proposal:
+                    self.propose_change(proposal, now_ns)
+                case MakeWay(why):
+                    notes.sentence = why
+                    self._raft(StepDown(), now_ns)
+                case None:
+                    pass
             return
         if self.raft.changed_at > self.raft.commit:
             return
         step = changes.next_change(tip, facts)
         if step is not None:
             self.propose_change(step, now_ns)
-
-    def _unblock(self, notes: Campaigning, facts: Facts, now_ns: int) -> None:
-        """The epoch may not be able to open, and nobody may touch the names of one that is not proven: the sync group
-        is changed (back) for the next one, and this one makes way."""
-        tip = self.tip()
-        change = tip.change
-        if change is None:
-            step = changes.unblocks(tip, facts) if now_ns - notes.granted_at_ns >= changes.PATIENCE_MS * MS else None
-            if step is not None:
-                self.propose_change(step, now_ns)
-            return
-        for_the_next = notes.granted_index < change.index <= self.raft.commit
-        late = facts.waited_ms >= changes.PATIENCE_MS
-        if for_the_next or (late and is_better_turned_back(tip, change, facts.copied)):
-            notes.sentence = "makes way: too few of the sync group can flush, and for the next primary it is another"
-            self._raft(StepDown(), now_ns)
 
     def propose_change(self, proposal: Proposal, now_ns: int) -> int:
         """Its index; 0: not now (the core has something to commit first)."""
