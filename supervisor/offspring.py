@@ -69,7 +69,7 @@ class Offspring:
             return
         self.watchdog.arguments["timings"] = asdict(timings)
         if self.watchdog.pidfd >= 0:
-            signal.pidfd_send_signal(self.watchdog.pidfd, signal.SIGKILL)
+            _kill(self.watchdog.pidfd)
 
     def start_all(self) -> None:
         for child in (self.watchdog, self.raft):
@@ -138,7 +138,7 @@ class Offspring:
         """End a child that hangs; the next one is started when it is gone."""
         child = self._child(name)
         if child.pidfd >= 0:
-            signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
+            _kill(child.pidfd)
 
     def stop_all(self, within_ms: int) -> None:
         """They were told to exit; who has not done so in time is killed."""
@@ -150,11 +150,19 @@ class Offspring:
             poller.register(child.pidfd, select.POLLIN)
             if not poller.poll(within_ms):
                 self.log.warning("child.killed", child=child.name, pid=child.pid)
-                signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
+                _kill(child.pidfd)
                 poller.poll(within_ms)
             self.table.poll(child.pid)
             os.close(child.pidfd)
             child.pidfd = -1
+
+
+def _kill(pidfd: int) -> None:
+    """Its end may have been reaped already, in this very turn; then `ended` finds it."""
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    except ProcessLookupError:
+        pass  # dead is what it was to be
 
 
 def _dead(pidfd: int) -> bool:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -76,3 +79,16 @@ def test_a_stall_of_the_parent_is_none_of_the_watchdog(parent: Parent) -> None:
     parent.turn(10 * WATCHDOG_SILENT_MS)
     parent.turn(1, answered=False)
     assert not parent.killed
+
+
+def test_one_that_was_reaped_in_this_very_turn_can_be_ended_all_the_same() -> None:
+    """Seen after a thaw: the Raft child was dead and reaped, still thought silent, and the parent fell over it."""
+    offspring = Offspring.__new__(Offspring)
+    offspring.raft, offspring.watchdog = Child("raft", {}), Child("watchdog", {})
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    offspring.raft.pidfd = os.pidfd_open(gone.pid)
+    gone.wait()
+    try:
+        offspring.kill("raft")
+    finally:
+        os.close(offspring.raft.pidfd)
