@@ -37,6 +37,10 @@ class Campaigning:
             for name, p in sorted(self.promises.items())
         }
 
+    def closed_ms(self, now_ns: int) -> int:
+        """Since it proposed its grant."""
+        return (now_ns - self.granted_at_ns) // MS
+
     def short_ms(self, now_ns: int) -> int:
         """How long fewer than k of the sync group have streamed; 0: enough do."""
         return (now_ns - self.short_since_ns) // MS if self.short_since_ns else 0

@@ -148,6 +148,11 @@ class ClusterState:
     """Of the newest `config/1` entry that counted; 0: as founded."""
 
     @property
+    def granted(self) -> int:
+        """Term of the newest grant; 0: there was none."""
+        return self.grant.term if self.grant is not None else 0
+
+    @property
     def grant(self) -> Grant | None:
         """The newest grant, whether it still holds or not."""
         return self.grants[-1] if self.grants else None

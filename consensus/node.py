@@ -363,15 +363,12 @@ class Node:
         short = len(tip.seated(tip.group) & facts.copied) < tip.group.k
         notes.short_since_ns = (notes.short_since_ns or now_ns) if short else 0
         if grant is None or not grant.opened:
-            closed_ms = (now_ns - notes.granted_at_ns) // MS
-            match changes.while_closed(tip, facts, notes.granted_index, self.raft.commit, closed_ms):
-                case Proposal() as proposal:
-                    self.propose_change(proposal, now_ns)
-                case MakeWay(why):
-                    notes.sentence = why
-                    self._raft(StepDown(), now_ns)
-                case None:
-                    pass
+            found = changes.while_closed(tip, facts, notes.granted_index, self.raft.commit, notes.closed_ms(now_ns))
+            if isinstance(found, MakeWay):
+                notes.sentence = found.sentence
+                self._raft(StepDown(), now_ns)
+            elif found is not None:
+                self.propose_change(found, now_ns)
             return
         if self.raft.changed_at > self.raft.commit:
             return
@@ -405,14 +402,11 @@ class Node:
     def situation(self, notes: Campaigning, now_ns: int) -> Situation:
         waited_ms = (now_ns - notes.quorum_at_ns) // MS if notes.quorum_at_ns else 0
         connected = frozenset(m.name for m in self.cluster.members if self.sightings.is_connected(m.name, now_ns))
-        in_vain = frozenset(name for name, grant in self.handed_to.items() if grant == self._newest_grant())
+        in_vain = frozenset(name for name, grant in self.handed_to.items() if grant == self.cluster.granted)
         return Situation(
             self.me, notes.term, self.tip(), notes.promises, connected, waited_ms,
             last_known=self.sightings.last_known(self.cluster.grant), in_vain=in_vain,
         )  # fmt: skip
-
-    def _newest_grant(self) -> int:
-        return self.cluster.grant.term if self.cluster.grant is not None else 0
 
     def _act(self, notes: Campaigning, decision: Decision, now_ns: int) -> None:
         match decision:
@@ -437,7 +431,7 @@ class Node:
                 # Only when the parent has said for this very term that Postgres here is not writable.
                 if self.me in notes.promises:
                     notes.handed_over = True
-                    self.handed_to[to] = self._newest_grant()
+                    self.handed_to[to] = self.cluster.granted
                     self._raft(Release(to), now_ns)
 
     def _ask(self, notes: Campaigning, now_ns: int) -> None:
