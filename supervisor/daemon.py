@@ -203,7 +203,7 @@ class Daemon:
             self._signal(number)
         self.children.reap_all()
         for frame in self.c.raft.facts():
-            self.raft_heard_ns = now
+            self.raft_heard_ns = now_ns()  # not `now`: this process may have stood still since
             self._from_raft(frame)
         if self.c.view.alive and now - self.raft_heard_ns > RAFT_SILENT_MS * MS:
             self.log.warning("raft.silent", expected=False, after_ms=RAFT_SILENT_MS)
