@@ -128,6 +128,7 @@ def test_what_other_tools_leave_behind_misleads_no_start(world: World) -> None:
     world.check_no_loss(writer, everywhere=True)
 
 
+@pytest.mark.slow
 def test_a_backup_label_that_somebody_left_does_not_keep_a_node_away(world: World) -> None:
     """It sends a start back to a checkpoint whose WAL is gone: of three starts none succeeds, then it is copied."""
     standby = world.standbys()[0]

@@ -10,7 +10,7 @@ import pytest
 from supervisor.localcluster import LocalNode
 from tests.cluster.world import World
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(300)]
 
 CREATE = "SELECT pg_create_logical_replication_slot('cdc', 'pgoutput', failover => true)"
 READ = (

@@ -88,6 +88,7 @@ def test_a_copy_brings_its_tablespaces_and_the_old_ones_are_kept(spaced: World) 
     assert world.query(primary, "SELECT count(*) FROM far") == [(1000,)]
 
 
+@pytest.mark.slow
 def test_files_of_somebody_else_are_left_alone_and_named(spaced: World) -> None:
     """As on one machine for two nodes: what is there may be the data of a Postgres that runs."""
     world = spaced
