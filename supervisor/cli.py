@@ -319,7 +319,8 @@ def _change_member(admin: Admin, name: str, body: dict[str, Any], timeout_s: flo
     def say(step: Progress) -> None:
         _talk(step.text or step.event)
 
-    body |= {"by": who(), "timeout_ms": int(timeout_s * 1000)}
+    asker = {} if name.startswith("member.") else {"by": who()}  # there it is the successor
+    body |= asker | {"timeout_ms": int(timeout_s * 1000)}
     result = admin.request(name, body, idle_ms=ACTION_IDLE_MS, on_progress=say)
     _out(json.dumps(result, indent=2) + "\n" if as_json else render.member_changed(name, result))
 
