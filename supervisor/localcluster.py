@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 from consensus.keys import new_key
 from fencing.clock import now_ns
-from supervisor import status
+from supervisor import segments, status
 from supervisor.errors import MissingError, TryAgainError
 
 SECOND = 1_000_000_000
@@ -470,5 +470,6 @@ class LocalCluster:
                 node.kill_all()
 
     def remove(self) -> None:
+        segments.remove(self.home)
         shutil.rmtree(self.home, ignore_errors=True)
         release_ports(self._ports)

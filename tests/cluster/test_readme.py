@@ -42,7 +42,7 @@ RUN_BY = {
     "bin/bench": "test_what_bin_test_and_bin_bench_are_given",
     "mkdir": BY_HAND, "echo": BY_HAND, "export": BY_HAND, "curl": BY_HAND, "bin/pgr-supervise": BY_HAND,
     "bin/pgr status": BY_HAND, "bin/pgr uri": BY_HAND, "bin/pgr switchover": BY_HAND,
-    "pgr uri": BY_HAND, "kill": BY_HAND,
+    "pgr status": BY_HAND, "pgr uri": BY_HAND, "kill": BY_HAND,
     "pgr key": HOSTS, "pgr-supervise": HOSTS,
     "bin/pgr member": MEMBERS, "pgr member": MEMBERS,
     "bin/pgr config": "test_config.py", "pgr config": "test_config.py",

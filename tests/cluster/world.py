@@ -17,6 +17,7 @@ from typing import Any
 import psycopg
 
 from fencing.clock import now_ns
+from supervisor import segments
 from supervisor.localcluster import LocalCluster, LocalNode, Place, free_ports, node_environment, private_home, wait_for
 from supervisor.localwriter import Audit, Writer
 
@@ -216,6 +217,7 @@ class World(LocalCluster):
                 node.kill_all()
         if failed:
             print(f"kept: {self.home}", file=sys.stderr)
+            segments.remove(self.home)
         else:
             self.remove()
 
