@@ -53,7 +53,7 @@ def test_one_node_is_fenced_restarted_let_go_and_copied_anew(world: World) -> No
         done = world.pgr("fence", primary.name, node=other)
         assert done.returncode == 0, done.stderr
         world.writes_again(writer, at_ns)
-        assert world.primary() not in (None, primary)
+        world.settles(lambda: world.primary() not in (None, primary), "another is primary")
         assert not primary.pid_of("postmaster")
     history = {(e["kind"], e["node"]) for e in world.asked_status()["history"]}
     done_to = (("fenced", standby), ("unfenced", standby), ("reinit", standby), ("fenced", primary))

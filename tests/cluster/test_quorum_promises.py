@@ -29,6 +29,9 @@ EXTRA_BYTES = 4 << 20
 ALWAYS_ATTACHES = """
 import consensus.positions as positions
 positions.divergence = lambda ancestry, history, lsn: positions.Attach(ancestry)
+import supervisor.watch as watch
+
+watch.OTHER_HISTORY = ()  # nor is it noticed afterwards, from what Postgres logs
 """
 NO_IDLE_NAMES = """
 import supervisor.settings as settings
