@@ -334,7 +334,7 @@ def test_members_are_changed(pgr: Run, data: Path, argv: list[str], asked: dict[
         role = "learner" if "learner" in argv else "voter" if argv[0] == "add" else "gone"
         said = f"member: b is to be {role}\n"
         assert pgr("member", *argv, "--data", str(data), "--timeout", "5") == (0, out, said)
-        sent = asked | {"timeout_ms": 5000, "by": admin.who()}
+        sent = asked | {"timeout_ms": 5000}  # `by` is the successor here, never who asks
         assert (node.requests[0].name, node.requests[0].body) == (f"member.{argv[0]}", sent)
         code, shown, _ = pgr("member", *argv, "--json", "--data", str(data))
         assert (code, json.loads(shown)) == (0, {"name": "b", "role": role})
