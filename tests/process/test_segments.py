@@ -16,13 +16,13 @@ def there() -> set[str]:
 def test_a_killed_postgres_leaves_a_segment_that_goes_with_its_directory(tmp_path: Path) -> None:
     with BarePostgres(tmp_path) as postgres:
         (mine,) = {(postgres.pgdata / "postmaster.pid").read_text(encoding="utf-8").splitlines()[6].split()[1]}
-        segments.remove(tmp_path)
+        segments.remove(postgres.pgdata.parent)
         assert mine in there(), "it is in use"
         postgres.kill()
         assert mine in there()
 
         def is_gone() -> bool:  # the last of its processes may be still ending
-            segments.remove(tmp_path)
+            segments.remove(postgres.pgdata.parent)
             return mine not in there()
 
         assert wait_for(is_gone, 10)
