@@ -17,6 +17,7 @@ from consensus.promotion import (
     LAST_PRIMARY_GRACE_MS,
     LOSS_GRACE_MS,
     Decision,
+    Degrade,
     HandOver,
     Obstacle,
     Situation,
@@ -158,7 +159,7 @@ def forecast(
     lacks = [bytes_lacking(newest, p, state.grants) for p in held] if newest is not None else []
     kept = quorum_promised(replace(situation, state=replace(situation.state, wish_loss=False)))
     return Forecast(
-        tuple(winners), reason, missing, candidates, max(lacks, default=None), state.commit_mode == "async" or not kept,
+        tuple(winners), reason, missing, candidates, max(lacks, default=None), state.asynchronous or not kept,
         len(voters & up), needed,
     )  # fmt: skip
 
@@ -206,11 +207,14 @@ def _position_json(p: Position | None) -> dict[str, Any] | None:
 
 
 def _settled(s: Situation) -> Situation:
-    """With the open change of the sync group turned back, if that is what the leader would do first."""
-    change = s.state.change
-    if change is None or not isinstance(decide(s), TurnBack):
-        return s
-    return replace(s, state=replace(s.state, change=Change(change.index, change.new, change.old)))
+    """With the sync group changed (back), if that is what the leader would do first."""
+    match decide(s):
+        case TurnBack(change):
+            return replace(s, state=replace(s.state, change=Change(change.index, change.new, change.old)))
+        case Degrade(new):
+            return replace(s, state=replace(s.state, change=Change(0, s.state.group, new)))
+        case _:
+            return s
 
 
 def _winner(s: Situation, decision: Decision) -> str:

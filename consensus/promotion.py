@@ -352,7 +352,7 @@ def _choose(s: Situation) -> str | None:
     able = {name: positions[name] for name, obstacle in obstacles(s).items() if obstacle is None}
     failed = failed_lately(s.state.grants)
     fit = [n for n in able if n not in failed] or list(able)
-    if s.state.commit_mode != "async":
+    if not s.state.asynchronous:
         fit = [n for n in fit if n not in s.in_vain] or fit
     if not fit:
         return None

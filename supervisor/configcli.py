@@ -5,11 +5,9 @@ cli.py imports this, so its parts are reached when a command runs.
 
 from __future__ import annotations
 
-import getpass
 import json
 import os
 import shlex
-import socket
 import subprocess
 import tempfile
 from collections.abc import Mapping
@@ -20,7 +18,7 @@ import typer
 
 from consensus.clusterwide import PARAMETERS
 from supervisor import configview
-from supervisor.admin import ACTION_IDLE_MS, Admin
+from supervisor.admin import ACTION_IDLE_MS, Admin, who
 from supervisor.clioptions import DataOption, JsonOption, KeyOption, NodeOption
 from supervisor.errors import MissingError, UsageError
 from supervisor.render import table
@@ -147,7 +145,7 @@ def _change(
     admin: Admin, wanted: Mapping[str, Any], names: list[str], *, dry_run: bool, as_json: bool, after: int | None = None
 ) -> None:
     """Shown first; then asked for, if nothing else has changed since."""
-    body = {"set": dict(wanted), "unset": list(names), "by": f"{_user()}@{socket.gethostname()}", "after": after}
+    body = {"set": dict(wanted), "unset": list(names), "by": who(), "after": after}
     planned = admin.request("config.set", body | {"dry_run": True}, idle_ms=ACTION_IDLE_MS)
     shown = configview.diff(planned["changes"])
     if dry_run or not shown:
@@ -169,13 +167,6 @@ def _change(
 def _say(result: Mapping[str, Any]) -> None:
     for note in result["notes"]:
         _talk(f"note: {note}")
-
-
-def _user() -> str:
-    try:
-        return os.environ.get("SUDO_USER") or getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())
 
 
 @config_app.command("edit")

@@ -77,9 +77,7 @@ class Watcher:
         try:
             while c.local.server in (Server.STANDBY, Server.PROMOTING, Server.PRIMARY):
                 if now_ns() - connected_ns > CONNECT_EVERY_MS * MS:
-                    session.close()
-                    session = yield from sql.connect(c.own_conninfo(), now_ns() + 5_000 * MS)
-                    connected_ns = now_ns()
+                    session, connected_ns = (yield from self._renewed(session)), now_ns()
                 yield from self._look(session)
                 if c.view.cluster is not None and (now_ns() >= self.slots_at_ns or c.slots() != self.slots):
                     self.slots_at_ns, self.slots = now_ns() + SLOTS_EVERY_MS * MS, c.slots()
@@ -97,6 +95,15 @@ class Watcher:
                 yield Wait(until_ns=until_ns, ready=changed)
         finally:
             session.close()
+
+    def _renewed(self, session: sql.Session) -> Task[sql.Session]:
+        """A new session in place of an old one. Refused (too many clients) is an answer too: then the old one stays."""
+        try:
+            new = yield from sql.connect(self.c.own_conninfo(), now_ns() + 5_000 * MS)
+        except sql.SqlConnectionLost:
+            return session
+        session.close()
+        return new
 
     def _look(self, session: sql.Session) -> Task[None]:
         c = self.c

@@ -206,6 +206,13 @@ def test_a_change_that_would_be_turned_back_is_taken_so() -> None:
     assert isinstance(at.change, Change)
 
 
+def test_a_group_that_would_shrink_first_is_taken_so() -> None:
+    """Not strict: only b is there, and it would go on alone."""
+    loose = replace(state(k=3), config='{"strict":false}')
+    found = foretell({"b": said(50), "c": said(0, -1, "starting")}, up="bc", at=loose)
+    assert found.winners == ("b",), found.reason
+
+
 def test_after_a_clean_stop_those_who_stream_have_everything() -> None:
     reports = reports_of(state(), ALL | {"c": said(80, word="running")}, frozenset("abc"), 9)
     ended = after_a_clean_stop(reports, "a")
