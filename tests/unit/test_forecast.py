@@ -209,7 +209,7 @@ def test_a_change_that_would_be_turned_back_is_taken_so() -> None:
 def test_a_group_that_would_shrink_first_is_taken_so() -> None:
     """Not strict: only b is there, and it would go on alone."""
     loose = replace(state(k=3), config='{"strict":false}')
-    found = foretell({"b": said(50), "c": said(0, -1, "starting")}, up="bc", at=loose)
+    found = foretell({"b": said(50), "c": said(0, -1, "starting")}, up="bc", at=loose, leaders=("b",))
     assert found.winners == ("b",), found.reason
 
 
