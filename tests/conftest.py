@@ -21,7 +21,9 @@ FAILED = pytest.StashKey[bool]()
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    item.stash[FAILED] = item.stash.get(FAILED, False) or report.failed
+    for node in (item, item.getparent(pytest.Module)):
+        if node is not None:
+            node.stash[FAILED] = node.stash.get(FAILED, False) or report.failed
     return report
 
 
@@ -50,6 +52,18 @@ def make_world(request: pytest.FixtureRequest) -> Iterator[Callable[..., World]]
 
     yield make
     for world in worlds:
+        world.close(failed=request.node.stash.get(FAILED, False))
+
+
+@pytest.fixture(scope="module")
+def shared_world(request: pytest.FixtureRequest) -> Iterator[World]:
+    """One `world` for all tests of a file that leave it as they found it; to found one takes longer than they do."""
+    world = World()
+    try:
+        world.start()
+        world.wait_writable(standbys=2)
+        yield world
+    finally:
         world.close(failed=request.node.stash.get(FAILED, False))
 
 

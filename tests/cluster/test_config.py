@@ -51,6 +51,7 @@ def pending(world: World, name: str) -> str:
     return row.pending if row and row.pending_restart else ""
 
 
+@pytest.mark.slow
 def test_settings_reach_every_node(world: World, tmp_path: Path) -> None:
     primary = world.primary()
     assert primary is not None

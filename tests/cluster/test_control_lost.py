@@ -30,7 +30,7 @@ def test_sessions_of_the_supervisor_are_cut_and_the_primary_is_lost(world: World
     world.check_no_loss(writer, everywhere=True)
 
 
-@pytest.mark.parametrize("also", ["", "watchdog"])
+@pytest.mark.parametrize("also", [pytest.param("", marks=pytest.mark.slow), "watchdog"])
 def test_a_frozen_parent_of_the_primary_does_not_keep_it_writable(world: World, also: str) -> None:
     """Invariant 3: a hang of any one of the three processes, or of the parent and one child. Nobody but the parent can
     demote in an orderly way, so its Raft child makes way, the lease ends, and the watchdog acts, or else that child."""
@@ -94,6 +94,7 @@ def promote_by_hand(world: World, node: LocalNode) -> None:
         connection.execute("SELECT pg_promote(false)")
 
 
+@pytest.mark.slow
 def test_a_standby_promoted_by_a_stranger_is_stopped_and_comes_back(world: World) -> None:
     standby = world.standbys()[0]
     with world.writing() as writer:

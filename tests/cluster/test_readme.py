@@ -17,15 +17,18 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
+from typer.testing import CliRunner
 
 from consensus.changes import DEGRADE_MS
 from consensus.node import PARENT_SILENT_MS
 from fencing.lease import PROFILES, RHO_PERCENT
+from supervisor.cli import app
 from supervisor.entry import parser
 from supervisor.localcluster import LocalNode, free_ports, node_environment, own
 from supervisor.localwriter import Writer
@@ -330,19 +333,27 @@ def test_every_word_for_a_node_is_understood() -> None:
             parser().parse_args(words[1:])
 
 
+@cache
+def help_of(*words: str) -> str:
+    """What `pgr WORDS --help` prints."""
+    shown = CliRunner().invoke(app, [*words, "--help"])
+    assert shown.exit_code == 0, shown.output
+    return shown.output
+
+
 def test_every_flag_exists() -> None:
     known = {option.flag for option in OPTIONS} | UV_FLAGS
     for words in ([], ["status"], ["switchover"], ["failover"], ["history"], ["uri"], ["key", "new"], ["demo"],
                   *(["member", what] for what in ("list", "add", "remove", "replace")),
                   *(["config", what] for what in ("show", "get", "set", "unset", "edit", "history"))):
-        known |= flags_in(shell(shlex.join(["bin/pgr", *words, "--help"])))
+        known |= flags_in(help_of(*words))
     assert flags_in(README) - known == set()
     for words in every_command():
         if words[0].rpartition("/")[2] == "pgr":
             command = words[1:3] if words[1] in ("key", "member", "config") else words[1:2]
-            helped = shell(shlex.join(["bin/pgr", *command, "--help"]))
             for word in words:
-                assert not word.startswith("-") or re.search(rf"(?<![\w-]){word}\b", helped), f"{words}: no {word}"
+                known_there = re.search(rf"(?<![\w-]){word}\b", help_of(*command))
+                assert not word.startswith("-") or known_there, f"{words}: no {word}"
 
 
 def test_what_is_made() -> None:

@@ -35,8 +35,9 @@ def test_a_silent_founding_peer_is_waited_for_and_named(make_world: Callable[...
     world.wait_writable(standbys=2)
 
 
-def test_a_node_with_another_cluster_key_stays_outside(world: World) -> None:
+def test_a_node_with_another_cluster_key_stays_outside(shared_world: World) -> None:
     """Also where its own disk says who the primary was: nobody has confirmed that to it."""
+    world = shared_world
     node = world.standbys()[0]
     assert node.stop(60) == 0
     world.settles(lambda: not world.streams(node), f"{node.name} is gone")
@@ -61,7 +62,8 @@ def test_a_node_with_another_cluster_key_stays_outside(world: World) -> None:
     world.check_no_loss(writer, everywhere=True)
 
 
-def test_a_data_directory_of_another_cluster_is_refused(world: World, make_world: Callable[..., World]) -> None:
+def test_a_data_directory_of_another_cluster_is_refused(shared_world: World, make_world: Callable[..., World]) -> None:
+    world = shared_world
     other = make_world(nodes=1)
     other.start()
     other.wait_writable()
@@ -80,7 +82,8 @@ def test_a_data_directory_of_another_cluster_is_refused(world: World, make_world
     world.wait_streaming(node)
 
 
-def test_a_second_supervisor_on_the_same_data_is_refused(world: World) -> None:
+def test_a_second_supervisor_on_the_same_data_is_refused(shared_world: World) -> None:
+    world = shared_world
     node = world.standbys()[0]
     code, stderr = world.run_node(node)
     assert code == 78, stderr

@@ -13,7 +13,8 @@ from tests.cluster.world import World
 pytestmark = pytest.mark.cluster
 
 
-def test_three_empty_nodes_become_a_cluster(world: World) -> None:
+def test_three_empty_nodes_become_a_cluster(shared_world: World) -> None:
+    world = shared_world
     primary = world.primary()
     assert primary is not None
     with world.writing() as writer:
@@ -28,7 +29,8 @@ def test_three_empty_nodes_become_a_cluster(world: World) -> None:
     assert recovering == {node.name: node is not primary for node in world.nodes}
 
 
-def test_every_node_tells_the_same_story(world: World) -> None:
+def test_every_node_tells_the_same_story(shared_world: World) -> None:
+    world = shared_world
     primary = world.primary()
     assert primary is not None
     for node in world.nodes:
@@ -49,7 +51,8 @@ def test_every_node_tells_the_same_story(world: World) -> None:
     assert "target_session_attrs=read-write" in uri
 
 
-def test_a_node_is_three_processes_and_postgres(world: World) -> None:
+def test_a_node_is_three_processes_and_postgres(shared_world: World) -> None:
+    world = shared_world
     node = world.nodes[0]
     table = processes()
     own = sorted(table[pid].comm for pid in node.pids() if pid in table and table[pid].comm.startswith("pgr-"))
@@ -60,7 +63,8 @@ def test_a_node_is_three_processes_and_postgres(world: World) -> None:
     assert (node.data / "raft").stat().st_mode & 0o777 == 0o700
 
 
-def test_asked_to_stop_every_node_ends_with_0_and_leaves_nothing(world: World) -> None:
+def test_asked_to_stop_every_node_ends_with_0_and_leaves_nothing(shared_world: World) -> None:
+    world = shared_world
     for node in [*world.standbys(), world.primary()]:
         assert node is not None
         assert node.stop(60) == 0

@@ -12,7 +12,8 @@ from tests.cluster.world import World
 pytestmark = pytest.mark.cluster
 
 
-def test_switchover_to_each_node_in_turn(world: World) -> None:
+def test_switchover_to_each_node_in_turn(shared_world: World) -> None:
+    world = shared_world
     with world.writing() as writer:
         for target in ("b", "c", "a"):
             before = world.primary()
@@ -33,7 +34,8 @@ def test_switchover_to_each_node_in_turn(world: World) -> None:
     assert [event["kind"] for event in history].count("switchover") == 3
 
 
-def test_switchover_to_nobody_is_refused(world: World) -> None:
+def test_switchover_to_nobody_is_refused(shared_world: World) -> None:
+    world = shared_world
     primary = world.primary()
     assert primary is not None
     for to in ("nobody", primary.name):

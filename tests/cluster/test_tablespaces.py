@@ -55,6 +55,7 @@ def content(node: LocalNode) -> list[str]:
     return sorted(entry.name for entry in (node.own_place / "fast").iterdir())
 
 
+@pytest.mark.slow
 def test_a_copy_brings_its_tablespaces_and_the_old_ones_are_kept(spaced: World) -> None:
     world = spaced
     world.start()

@@ -45,7 +45,8 @@ def noise(rng: random.Random) -> bytes:
     )
 
 
-def test_noise_on_the_consensus_ports_costs_no_write(world: World) -> None:
+def test_noise_on_the_consensus_ports_costs_no_write(shared_world: World) -> None:
+    world = shared_world
     rng = random.Random(11)
     primary = world.primary()
     assert primary is not None
@@ -181,8 +182,11 @@ def test_a_node_that_lost_everything_founds_nothing_and_is_let_in_again(world: W
     world.check_no_loss(writer, everywhere=True)
 
 
-def test_data_of_another_system_identifier_is_refused_and_kept(world: World, make_world: Callable[..., World]) -> None:
+def test_data_of_another_system_identifier_is_refused_and_kept(
+    shared_world: World, make_world: Callable[..., World]
+) -> None:
     """As if someone had restored the wrong backup: no mark of ours in it, only the identifier tells."""
+    world = shared_world
     other = make_world(nodes=1)
     other.start()
     other.wait_writable()
@@ -229,7 +233,8 @@ def test_a_node_whose_postgres_never_starts_says_why_and_goes_on_once_it_can(mak
     world.settles(lambda: not quarantined(), "it is not any more")
 
 
-def test_another_name_for_a_member_is_refused(world: World) -> None:
+def test_another_name_for_a_member_is_refused(shared_world: World) -> None:
+    world = shared_world
     node = world.standbys()[0]
     assert node.stop(60) == 0
     taken = next(other for other in world.nodes if other is not node)
@@ -244,8 +249,9 @@ def test_another_name_for_a_member_is_refused(world: World) -> None:
     world.wait_streaming(node)
 
 
-def test_a_data_directory_that_runs_already_is_not_started_twice(world: World) -> None:
+def test_a_data_directory_that_runs_already_is_not_started_twice(shared_world: World) -> None:
     """A Postgres that someone started by hand in a stopped node's directory is not ours to kill unasked."""
+    world = shared_world
     node = world.standbys()[0]
     assert node.stop(60) == 0
     user = run_user()
@@ -260,6 +266,7 @@ def test_a_data_directory_that_runs_already_is_not_started_twice(world: World) -
         lock = node.data / "pgdata" / "postmaster.pid"
         world.settles(lambda: lock.exists() and b"ready" in lock.read_bytes(), "it runs")
         # Its port would be the first thing in the way.
+        right = node.flags["pg-port"]
         node.flags["pg-port"] = str(node.pg_port + 1) if node.pg_port % 2 else str(node.pg_port - 1)
         code, stderr = world.run_node(node)
         assert code == 78, stderr
@@ -268,3 +275,7 @@ def test_a_data_directory_that_runs_already_is_not_started_twice(world: World) -
     finally:
         postgres.terminate()
         postgres.wait(30)
+    node.flags["pg-port"] = right
+    (node.data / "aside.json").rename(mark)
+    node.start()
+    world.wait_streaming(node)
