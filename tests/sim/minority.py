@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
+from consensus.membership import GONE
 from consensus.positions import NoPosition
 from consensus.promotion import required
 from consensus.quorum import majority
@@ -29,12 +30,14 @@ def leave_out(world: Simulation) -> tuple[str, ...]:
     if not known:
         return ()
     newest = max(known, key=lambda n: n.applied)
-    voters = [m.name for m in newest.cluster.members if m.votes]
+    # Who is to leave may be gone with the next message; then the majority is that of the others.
+    staying = [m for m in newest.cluster.members if m.votes and not m.aim.startswith(GONE)]
+    voters = [m.name for m in staying]
     most = (len(voters) - 1) // 2
     if not most:
         return ()
     out = tuple(sorted(dice.sample(voters, dice.randrange(1, most + 1))))
-    voting = [m for m in newest.cluster.members if m.votes and m.name not in out and _is_itself(world.hosts[m.name], m)]
+    voting = [m for m in staying if m.name not in out and _is_itself(world.hosts[m.name], m)]
     if len(voting) < majority(len(voters)):
         return ()
     how = dice.choice(("down", "cut off"))
