@@ -29,6 +29,26 @@ class Campaigning:
     short_since_ns: int = 0
     """Fewer than k of the sync group have streamed since; 0: enough do."""
     sentence: str = ""
+    hook_asked: bool = False
+    """The parent is to run the pre_promote hook, until it has said how it ended."""
+    hook_runs: int = 0
+    """How often it was asked in this term: an answer counts for the newest run only."""
+    hook_passed: bool = False
+    vetoed_at_ns: int = 0
+    """When it last said no."""
+
+    def ask_hook(self, wanted: bool) -> None:
+        """Or no longer: then the parent ends a run."""
+        self.hook_runs += wanted and not self.hook_asked
+        self.hook_asked = wanted
+
+    def hook_wanted(self) -> list[int]:
+        """For the parent: the term and the number of the run; zeros: none."""
+        return [self.term, self.hook_runs] if self.hook_asked else [0, 0]
+
+    def vetoed_ms(self, now_ns: int) -> int | None:
+        """Since the hook said no here, in this term; None: it has not."""
+        return (now_ns - self.vetoed_at_ns) // MS if self.vetoed_at_ns else None
 
     def told(self) -> dict[str, tuple[int, int, int, str]]:
         """The promises, for people: ``(term, epoch, lsn, reason)``; epoch -1: no position."""

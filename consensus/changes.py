@@ -7,11 +7,11 @@ order is that of safety.md: a copy first, then the vote, then the seat in the sy
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from consensus.cluster import Change, ClusterState, Seat, SyncGroup, seat_of
+from consensus.cluster import Change, ClusterState, Grant, Seat, SyncGroup, seat_of
 from consensus.founding import Greeting
 from consensus.membership import GONE, LEARNER, VOTER, WITNESS, Member
 from consensus.promotion import is_better_turned_back
@@ -76,6 +76,21 @@ def is_as_wanted(state: ClusterState) -> bool:
     wanted = state.rule(seat_of(m) for m in state.members if m.role == VOTER)
     settled = state.change is None and wanted == state.group
     return settled and all(m.aim == m.role for m in state.members)
+
+
+# -- the end of a reign ----------------------------------------------------------------------------------------------
+
+
+def ended(grant: Grant, body: Mapping[str, Any], *, planned: bool) -> Proposal:
+    """What the log is told of it. ``body``: of `node.fenced`. ``closed_ms``, by the clock of this host: so long before
+    this entry Postgres here ceased to take writes (the history's write gap begins there)."""
+    fields = {"closed_ms": int(body["closed_ms"])} if "closed_ms" in body else {}
+    at, reason = str(body["at"]), str(body["reason"])
+    if not planned:
+        return Proposal("failed/1", {"term": grant.term, "reason": reason, "at": at, "fields": fields})
+    text = "stopped its Postgres " + ("cleanly" if body.get("clean") is True else "by force") + f" for a {reason}"
+    entry = {"kind": "closed", "term": grant.term, "node": grant.node, "text": text, "at": at, "fields": fields}
+    return Proposal("event/1", entry)
 
 
 # -- the leader's next step ------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@
 | `promoted/1` | the *grant*: this node is primary of this term, on this timeline | the leader of the term, for itself |
 | `switched/1` | where the WAL of the grant begins and which epochs came before: what a standby must know to follow | the primary |
 | `opened/1` | a record of this epoch is flushed by k of S: clients are let in | the primary |
+| `veto/1` | the pre_promote hook of this node said no: others are tried first, until a primary opens | the leader, of itself |
 | `failed/1` | the grant will not be used: the promotion did not end well, or the primary is down | the leader |
 | `members/1` | the whole list of members, with roles and aims: Raft's membership from the moment it is appended | the leader |
 | `member/1` | a member's addresses | any node, through the leader |
@@ -36,6 +37,11 @@ from consensus.messages import Entry
 from consensus.record import EpochStart, Position
 
 HISTORY_KEPT_MAX = 200
+"""Of what is told of primaries, and as many of everything else: neither pushes the other out."""
+OF_PRIMARIES = frozenset({
+    "founding", "initialized", "promoted", "opened", "closed", "failed", "vetoed", "switchover", "failover", "gap",
+    "salvaged",
+})  # fmt: skip
 REMOVED_KEPT_MAX = 100
 FEATURE_LEVEL = 2
 """2: cluster-wide settings; a sync group says whether it is asynchronous."""
@@ -92,6 +98,15 @@ class Grant(NamedTuple):
     """Why the grant ended before another one; empty while it holds."""
 
 
+class Veto(NamedTuple):
+    """The pre_promote hook of a node said no, and no primary has opened since."""
+
+    seat: Seat
+    times: int
+    reason: str
+    """The last time."""
+
+
 class Reinit(NamedTuple):
     """A copy that is to be made anew."""
 
@@ -139,6 +154,8 @@ class ClusterState:
     fenced: tuple[str, ...] = ()
     """Whose Postgres a person keeps down; sorted."""
     reinits: tuple[Reinit, ...] = ()
+    vetoes: tuple[Veto, ...] = ()
+    """Since a primary last opened."""
     history: tuple[HistoryEvent, ...] = ()
     settings: str = "{}"
     """Canonical JSON of the founding settings (parameters, client rules). What is in force stands in ``config``."""
@@ -199,6 +216,13 @@ class ClusterState:
         member = self.member(name)
         found = (r for r in reversed(self.reinits) if member is not None and r.seat == seat_of(member))
         return next(found, None)
+
+    @property
+    def standing_vetoes(self) -> dict[str, Veto]:
+        """By name; nobody's once there is no such hook any more."""
+        if not self.vetoes or not self.setting(clusterwide.PRE_PROMOTE):
+            return {}
+        return {v.seat.name: v for v in self.vetoes}
 
     def next_timeline(self) -> int:
         """A number no promotion has ever been given."""
@@ -305,11 +329,23 @@ def _failed(state: ClusterState, entry: Entry, body: dict[str, Any]) -> ClusterS
     return _remember(state, body, "failed", grant.term, grant.node, str(body["reason"]))
 
 
+def _veto(state: ClusterState, entry: Entry, body: dict[str, Any]) -> ClusterState:
+    member = state.member(str(body["node"]))
+    if member is None or body["term"] != entry.term:
+        return state
+    before = next((v for v in state.vetoes if v.seat == seat_of(member)), Veto(seat_of(member), 0, ""))
+    veto = Veto(before.seat, before.times + 1, str(body["reason"]))
+    state = replace(state, vetoes=(*(v for v in state.vetoes if v.seat != veto.seat), veto))
+    if veto.reason == before.reason:
+        return state  # a line for each would push out what matters
+    return _remember(state, body, "vetoed", entry.term, member.name, f"its pre_promote hook said no: {veto.reason}")
+
+
 def _opened(state: ClusterState, entry: Entry, body: dict[str, Any]) -> ClusterState:
     grant = state.grant
     if grant is None or grant.term != body["term"] or grant.opened:
         return state
-    state = _change_grant(state, body, opened=True)
+    state = replace(_change_grant(state, body, opened=True), vetoes=())
     return _remember(state, body, "opened", grant.term, grant.node, "is open to clients")
 
 
@@ -321,6 +357,7 @@ def _members(state: ClusterState, entry: Entry, body: dict[str, Any]) -> Cluster
         state, members=members, removed=(*state.removed, *sorted(left))[-REMOVED_KEPT_MAX:],
         fenced=tuple(n for n in state.fenced if any(m.name == n for m in members)),
         reinits=tuple(r for r in state.reinits if r.seat not in left),
+        vetoes=tuple(v for v in state.vetoes if v.seat not in left),
     )  # fmt: skip
     return _remember(state, body, str(body["kind"]), entry.term, str(body["node"]), str(body["text"]))
 
@@ -362,7 +399,11 @@ def _config(state: ClusterState, entry: Entry, body: dict[str, Any]) -> ClusterS
     if body["after"] != state.config_index:
         return state  # what it was checked against is no longer what is set
     config = canonical(clusterwide.merged(state.config, body["set"], body["unset"]))
-    state = replace(state, config=config, config_index=entry.index, commit_mode=clusterwide.value_of(config, "commit"))
+    same_hook = clusterwide.value_of(config, clusterwide.PRE_PROMOTE) == state.setting(clusterwide.PRE_PROMOTE)
+    state = replace(
+        state, config=config, config_index=entry.index, commit_mode=clusterwide.value_of(config, "commit"),
+        vetoes=state.vetoes if same_hook else (),
+    )  # fmt: skip
     return _remember(state, body, "config", entry.term, str(body["node"]), str(body["text"]))
 
 
@@ -416,7 +457,9 @@ def _change_grant(state: ClusterState, body: dict[str, Any], **change: Any) -> C
 
 def _remember(state: ClusterState, body: dict[str, Any], kind: str, term: int, node: str, text: str) -> ClusterState:
     event = HistoryEvent(str(body.get("at", "")), kind, term, node, text, canonical(body.get("fields", {})))
-    return replace(state, history=(*state.history, event)[-HISTORY_KEPT_MAX:])
+    alike = [e for e in state.history if (e.kind in OF_PRIMARIES) == (kind in OF_PRIMARIES)]
+    oldest = alike[0] if len(alike) >= HISTORY_KEPT_MAX else None
+    return replace(state, history=(*(e for e in state.history if e is not oldest), event))
 
 
 _KINDS: dict[str, Callable[[ClusterState, Entry, dict[str, Any]], ClusterState]] = {
@@ -425,6 +468,7 @@ _KINDS: dict[str, Callable[[ClusterState, Entry, dict[str, Any]], ClusterState]]
     "promoted/1": _promoted,
     "switched/1": _switched,
     "opened/1": _opened,
+    "veto/1": _veto,
     "failed/1": _failed,
     "members/1": _members,
     "member/1": _member,
@@ -459,6 +503,7 @@ def load(data: str) -> ClusterState:
     body["removed"] = tuple(Seat(*seat) for seat in body["removed"])
     body["fenced"] = tuple(body.get("fenced", ()))
     body["reinits"] = tuple(Reinit(Seat(*seat), index) for seat, index in body.get("reinits", ()))
+    body["vetoes"] = tuple(Veto(Seat(*seat), *rest) for seat, *rest in body.get("vetoes", ()))
     body["grants"] = tuple(
         Grant(g[0], g[1], Position(*g[2]), g[3], tuple(EpochStart(*e) for e in g[4]), g[5], g[6])
         for g in body["grants"]

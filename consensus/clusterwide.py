@@ -21,6 +21,7 @@ Value = bool | int | str | list[str] | None
 
 PARAMETERS = "postgres.parameters."
 HBA = "postgres.hba"
+PRE_PROMOTE, ON_ROLE_CHANGE, ON_EVENT = "hooks.pre_promote", "hooks.on_role_change", "hooks.on_event"
 _TIMINGS = (
     "a lease that changes while nodes use the old one breaks the inequality of the leases; changing timings while the "
     "cluster runs is not built"
@@ -33,7 +34,7 @@ class Setting:
 
     name: str
     kind: str
-    """bool, int, choice, lines or text."""
+    """bool, int, choice, lines, command or text."""
     default: Value
     sentence: str
     needs: str = "nothing"
@@ -77,6 +78,18 @@ SETTINGS: tuple[Setting, ...] = (
         "when Postgres alone crashes on the primary: hand over at once (restart in place is not built)",
         choices=("failover",),
     ),
+    Setting(
+        PRE_PROMOTE, "command", None,
+        "run by a node before it becomes primary; if it does not end with 0 in time another node is tried",
+    ),
+    Setting(
+        f"{PRE_PROMOTE}_timeout", "int", 30, "it is killed after this, which counts as a no", unit="s", low=1,
+        high=3600,
+    ),
+    Setting(ON_ROLE_CHANGE, "command", None, "run by each node when it becomes primary or is no longer"),
+    Setting(f"{ON_ROLE_CHANGE}_timeout", "int", 30, "it is killed after this", unit="s", low=1, high=3600),
+    Setting(ON_EVENT, "command", None, "run by each node for each of its events, with JSON on standard input"),
+    Setting(f"{ON_EVENT}_timeout", "int", 10, "it is killed after this", unit="s", low=1, high=3600),
     Setting(HBA, "lines", [], "client rules of pg_hba.conf; pgr puts its own before them", needs="reload"),
     *(
         Setting(name, "int", None, sentence, needs="new lease", unit="ms", fixed=_TIMINGS)
@@ -138,6 +151,8 @@ def check(name: str, value: object) -> Value:
             return str(value)
         case "lines":
             return _lines(name, value)
+        case "command":
+            return _command(name, value)
         case _:
             return _text(name, value)
 
@@ -192,6 +207,34 @@ def _lines(name: str, value: object) -> list[str]:
             hint = 'for example "host all all 10.0.0.0/8 scram-sha-256"'
             raise BadSetting(f"{line!r} is not a line of pg_hba.conf", hint)
     return value
+
+
+COMMAND_WORDS_MAX, COMMAND_CHARACTERS_MAX = 64, 4096
+
+
+def _command(name: str, value: object) -> list[str]:
+    """An argument list, or text: the path of an executable. No shell reads it, so nothing in it needs quoting."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            value = None
+    elif isinstance(value, str):
+        if " " in value.strip():
+            split = json.dumps(value.split(), ensure_ascii=False)
+            hint = f"an argument list: {name}='{split}'; a shell has to be named: [\"/bin/sh\", \"-c\", \"...\"]"
+            raise BadSetting(f"{name} is the path of an executable, and no shell splits it into words", hint)
+        value = [value.strip()]
+    words = value if isinstance(value, list) else []
+    if not words or not all(isinstance(word, str) and word.isprintable() for word in words) or not words[0]:
+        raise BadSetting(f"{name} is a path, or a list of arguments", f"for example {name}=/etc/pgr/hook")
+    if not words[0].startswith("/"):
+        why = f"{name} begins with {words[0]!r}, and every node has to find it"
+        raise BadSetting(why, "give the whole path, the same on every node")
+    if len(words) > COMMAND_WORDS_MAX or sum(map(len, words)) > COMMAND_CHARACTERS_MAX:
+        most = f"{COMMAND_WORDS_MAX} arguments and {COMMAND_CHARACTERS_MAX} characters"
+        raise BadSetting(f"{name} is longer than {most}", "put it into a script")
+    return [str(word) for word in words]
 
 
 def _text(name: str, value: object) -> str:

@@ -266,6 +266,8 @@ def _why(s: Situation, member: Member, known: Report, wins: bool, winners: list[
         return "could be primary, if what is missing were not"
     if s.state.wish_to in winners:
         return f"could be primary, but {s.state.wish_to} was asked for"
+    if member.name in s.state.standing_vetoes:
+        return f"could be primary, but its pre_promote hook said no ({s.state.standing_vetoes[member.name].reason})"
     if member.name in failed_lately(s.state.grants):
         return "could be primary, but did not come to open when it was last chosen"
     if mine != best:

@@ -11,23 +11,13 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from consensus import changes, requests
+from consensus import changes, hook, requests, strangers
 from consensus.addressbook import AddressBook
-from consensus.addressbook import Entry as Address
 from consensus.campaign import Campaigning
-from consensus.changes import Facts, MakeWay, Proposal, Refusal
+from consensus.changes import Facts, MakeWay, Proposal
 from consensus.cluster import ClusterState, Grant, Seat, apply, canonical, dump, found, load, seat_of
-from consensus.effects import Effect, Removed, Save, Send, SendStranger, Tell, TellLease
-from consensus.founding import (
-    Greeting,
-    charter_message,
-    elsewhere_message,
-    introduction,
-    parse,
-    parse_greeting,
-    removal,
-    stranger_message,
-)
+from consensus.effects import Effect, Removed, Save, Send, Tell, TellLease
+from consensus.founding import introduction, removal
 from consensus.membership import Member
 from consensus.messages import (
     Forward,
@@ -42,6 +32,7 @@ from consensus.messages import (
 from consensus.positions import NoPosition
 from consensus.promotion import (
     GRACE_MS,
+    AskHook,
     Decision,
     Degrade,
     HandOver,
@@ -136,6 +127,7 @@ class Node:
     def peer(self, src: str, message: PeerMessage, now_ns: int) -> list[Effect]:
         """A message from a member; the host has checked cluster id, incarnation and addressee."""
         self.sightings.hear(src, now_ns)
+        self.sightings.hear_primary(self.cluster.grant, src, message, now_ns)
         match message:
             case PromiseReq(term):
                 if term == self.raft.term and src == self.raft.leader:
@@ -156,56 +148,13 @@ class Node:
 
     def hello(self, src: str, message: Hello, now_ns: int) -> list[Effect]:
         """A node without a cluster id greets: give it the charter if it is a member, else see whether it may be one."""
-        try:
-            greeting = parse_greeting(parse(message.data))
-        except ValueError:
-            return []
-        if greeting.name != src:
-            return []
-        member = self.cluster.member(src)
-        if member is not None and member.incarnation == greeting.incarnation:
-            text = charter_message(
-                self.identity.cluster_id, self.identity.charter, self.raft.term, self.applied, self.cluster.members
-            )
-        elif self._leads():
-            text = self._admitted(greeting, now_ns)
-        elif self.raft.leader in self.book.current():
-            text = elsewhere_message(self.raft.leader, self.book.current()[self.raft.leader].address)
-        else:
-            text = stranger_message("the cluster has no leader at the moment", "it is asked again", final=False)
-        effect = SendStranger(src, greeting.incarnation, greeting.raft, Hello(0, text))
-        return [effect, *self._finish(now_ns)]
-
-    def _admitted(self, greeting: Greeting, now_ns: int) -> str:
-        """The answer to a node that asks to be let in, and the entry that does it."""
-        answer: Proposal | Refusal = changes.admit(self.tip(), self.facts(now_ns), greeting)
-        if isinstance(answer, Proposal) and self.propose_change(answer, now_ns):
-            return stranger_message("it is being let in", "it is asked again", final=False)
-        if isinstance(answer, Refusal):
-            return stranger_message(answer.reason, answer.hint, final=answer.final)
-        return stranger_message("another change is under way", "it is asked again", final=False)
+        effects = strangers.greeted(self, src, message, now_ns)
+        return [*effects, *self._finish(now_ns)] if effects else []
 
     def met(self, src: str, incarnation: int, message: Hello, now_ns: int) -> list[Effect]:
         """A Hello from within the cluster: somebody introduces itself, or tells this node that it is out."""
-        try:
-            body = parse(message.data)
-            if body["kind"] == "stranger" and body["final"]:
-                return [Removed(str(body["reason"]), str(body["hint"]))]
-            address, index = str(body["raft"]), int(body["index"])
-        except (ValueError, KeyError, TypeError):
-            return []
-        if src == self.me:
-            return []
-        if Seat(src, incarnation) in self.cluster.removed:
-            out = stranger_message(*removal(src), final=True)
-            return [SendStranger(src, incarnation, address, Hello(self.raft.term, out))]
-        self.book.introduce(src, Address(incarnation, address, index), self.applied)
-        listed = self.tip().member(src)  # once it is in the log there is nothing to propose any more
-        moved = listed is not None and listed.incarnation == incarnation and listed.raft != address
-        if listed is not None and moved and self.raft.leader not in ("", self.me):
-            # If the leader has moved too, neither of them finds the other; this node is heard by both.
-            self.propose_or_forward("member/1", {"member": list(listed._replace(raft=address))}, now_ns)
-        return self._finish(now_ns)
+        effects = strangers.met(self, src, incarnation, message, now_ns)
+        return self._finish(now_ns) if effects is None else effects
 
     def parent(self, name: str, request_id: str, body: dict[str, Any], now_ns: int) -> list[Effect]:
         """An order or a fact from the parent over the local bus (catalogue in DESIGN.md)."""
@@ -227,6 +176,8 @@ class Node:
                 self.propose_or_forward(str(body["kind"]), body["body"], now_ns)
             case "node.fenced":
                 self._fenced(body, now_ns)
+            case "node.hooked":
+                hook.answered(self, body, now_ns)
             case "node.checked":
                 requests.checked(self, request_id, body, now_ns)
             case "admin.request":
@@ -253,7 +204,7 @@ class Node:
         """Does this leader still have to find out who is to be primary of its term?"""
         grant = self.cluster.grant
         settled = bool(notes.granted_index or notes.handed_over or (grant is not None and grant.term == self.raft.term))
-        return self._leads() and not settled and self.cluster.nonce != ""
+        return self.leads() and not settled and self.cluster.nonce != ""
 
     # -- Raft ----------------------------------------------------------------------------------------------------
 
@@ -290,7 +241,7 @@ class Node:
             state = apply(state, entry)
         return state
 
-    def _leads(self) -> bool:
+    def leads(self) -> bool:
         """Leader whose own no-op is committed (and which has not given its lease up)."""
         raft = self.raft
         return (
@@ -300,7 +251,7 @@ class Node:
     def granted(self) -> Grant | None:
         """This node's grant of the current term, if it is committed and may be used."""
         grant = self.cluster.grant
-        if grant is None or grant.node != self.me or grant.term != self.raft.term or grant.failed or not self._leads():
+        if grant is None or grant.node != self.me or grant.term != self.raft.term or grant.failed or not self.leads():
             return None
         return grant
 
@@ -314,7 +265,7 @@ class Node:
         elif self.notes is None or self.notes.term != self.raft.term:
             self.notes = Campaigning(self.raft.term)
             self._promise_wanted(self.raft.term)
-        if self.notes is not None and self._leads():
+        if self.notes is not None and self.leads():
             self._conduct(self.notes, now_ns)
         if len(self.raft.log.entries) > COMPACT_AFTER_ENTRIES and self.applied > self.raft.log.snapshot.index:
             self._raft(Compact(self.applied, dump(self.cluster)), now_ns)
@@ -406,11 +357,13 @@ class Node:
         return Situation(
             self.me, notes.term, self.tip(), notes.promises, connected, waited_ms,
             last_known=self.sightings.last_known(self.cluster.grant), in_vain=in_vain,
+            cleared=hook.cleared(self, notes), vetoed_ms=notes.vetoed_ms(now_ns),
         )  # fmt: skip
 
     def _act(self, notes: Campaigning, decision: Decision, now_ns: int) -> None:
+        notes.ask_hook(isinstance(decision, AskHook))
         match decision:
-            case Wait(reason):
+            case Wait(reason) | AskHook(reason):
                 notes.sentence = reason
             case TakeGrant(upper, timeline, reason):
                 notes.sentence = f"{self.me} {reason}"
@@ -490,9 +443,8 @@ class Node:
             self.told = {}
             return
         planned = notes.handing_over_to
-        if planned is None:
-            failed = {"term": self.raft.term, "reason": str(body["reason"]), "at": str(body["at"])}
-            self._raft(Propose("failed/1", canonical(failed)), now_ns)
+        last = changes.ended(grant, body, planned=planned is not None)
+        self._raft(Propose(last.kind, canonical(last.body)), now_ns)
         notes.handed_over = True
         notes.handing_over_to = None
         self._raft(Release(planned or self.sightings.furthest(self.cluster.members, now_ns)), now_ns)
@@ -581,6 +533,8 @@ class Node:
             "promised": self.record.promised, "granted": grant.term if grant is not None else 0,
             "hand_over": self.notes.handing_over_to if self.notes is not None else None,
             "sentence": self.notes.sentence if self.notes is not None else "",
+            "pre_promote": self.notes.hook_wanted() if self.notes is not None else [0, 0],
+            "old_primary": list(self.sightings.old_primary) if grant is not None else [0, 0],
             "record": {
                 "history": [list(e) for e in self.record.history],
                 "proof": list(self.record.proof) if self.record.proof is not None else None,

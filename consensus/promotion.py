@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from consensus.cluster import Change, ClusterState, Grant, SyncGroup, seat_of
+from consensus.cluster import Change, ClusterState, Grant, SyncGroup, Veto, seat_of
 from consensus.membership import VOTER, WITNESS, Member
 from consensus.positions import NoPosition
 from consensus.quorum import majority, read_quorum
@@ -30,6 +30,9 @@ ABSENT_GRACE_MS = 1_000
 SILENT_GRACE_MS = 10_000
 """Not strict, and too few could flush: so long before the sync group shrinks to them. The others are not connected
 (their leases have ended already), or they are and have no position yet: restarting, being copied."""
+
+VETO_PAUSE_MS = 10_000
+"""Every pre_promote hook that could be asked has said no: so long before the next one is asked again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,10 @@ class Situation:
     """Asynchronous mode: the newest position the leader has heard of the last primary."""
     in_vain: frozenset[str] = frozenset()
     """Whom this node has handed over to since the newest grant, and here it leads again."""
+    cleared: bool = True
+    """There is no pre_promote hook, or it has let this node pass in this term."""
+    vetoed_ms: int | None = None
+    """Since the hook said no here, in this term; None: it has not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +100,14 @@ class Degrade:
     reason: str
 
 
-Decision = Wait | TakeGrant | HandOver | TurnBack | Degrade
+@dataclass(frozen=True, slots=True)
+class AskHook:
+    """This node is to win: its parent runs the pre_promote hook first, then decide again."""
+
+    reason: str
+
+
+Decision = Wait | TakeGrant | HandOver | TurnBack | Degrade | AskHook
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,12 +213,23 @@ def _won(s: Situation, winner: str, silent: list[str]) -> Decision:
     if s.state.wish_loss:
         without = sorted({seat.name for q in quorums for seat in q.group.members} - positions.keys())
         why += "; data loss was accepted" + (f": without the promise of {', '.join(without)}" if without else "")
+    vetoes = s.state.standing_vetoes
+    if winner in vetoes and s.vetoed_ms is not None and s.vetoed_ms < VETO_PAUSE_MS:
+        return Wait(f"no primary: {_vetoed(vetoes)}; {winner} is tried again {VETO_PAUSE_MS // 1000} s after the last")
+    if vetoes:
+        why += f"; before that {_vetoed(vetoes)}"
     if winner != s.me:
         return HandOver(winner, f"{winner} {why}")
     smaller = _degraded(s)
     if smaller is not None:
         return _smaller_first(s, smaller, bool(silent))
+    if not s.cleared:
+        return AskHook(f"the pre_promote hook of {s.me} is asked; it {why}")
     return TakeGrant(max(positions.values()), s.state.next_timeline(), why)
+
+
+def _vetoed(vetoes: Mapping[str, Veto]) -> str:
+    return ", ".join(f"the pre_promote hook of {name} said no ({veto.reason})" for name, veto in vetoes.items())
 
 
 def _degraded(s: Situation) -> SyncGroup | None:
@@ -350,8 +375,7 @@ def _choose(s: Situation) -> str | None:
     """Of those that nothing keeps from it (`obstacles`) the one with the newest WAL."""
     positions = _held(s, required(s.state))
     able = {name: positions[name] for name, obstacle in obstacles(s).items() if obstacle is None}
-    failed = failed_lately(s.state.grants)
-    fit = [n for n in able if n not in failed] or list(able)
+    fit = _least_refused(s.state, list(able))
     if not s.state.asynchronous:
         fit = [n for n in fit if n not in s.in_vain] or fit
     if not fit:
@@ -365,6 +389,17 @@ def _choose(s: Situation) -> str | None:
     return max(fit, key=lambda n: (able[n], n not in leaving, n == s.me, n))
 
 
+def _least_refused(state: ClusterState, able: list[str]) -> list[str]:
+    """Who neither failed with a grant nor was vetoed since a primary was last open. If nobody: with no veto among them
+    all, else who was refused least often, so that each gets its turn."""
+    failed, vetoes = failed_lately(state.grants), state.standing_vetoes
+    fit = [n for n in able if n not in failed and n not in vetoes]
+    if fit or not any(n in vetoes for n in able):
+        return fit or able
+    times = {n: failed.count(n) + (vetoes[n].times if n in vetoes else 0) for n in able}
+    return [n for n in able if times[n] == min(times.values())]
+
+
 def _holds_all(s: Situation, quorums: tuple[Quorum, ...], position: Position) -> bool:
     last = _last_primary(s)
     if s.state.wish_loss or (last is not None and position >= last):
@@ -373,15 +408,15 @@ def _holds_all(s: Situation, quorums: tuple[Quorum, ...], position: Position) ->
     return all(n >= q.needed for n, q in zip(behind, quorums, strict=True))
 
 
-def failed_lately(grants: tuple[Grant, ...]) -> frozenset[str]:
-    """Nodes that were granted and did not come to open, since a grant was last opened."""
-    failed: set[str] = set()
+def failed_lately(grants: tuple[Grant, ...]) -> list[str]:
+    """Nodes that were granted and did not come to open, since a grant was last opened; one for each time."""
+    failed: list[str] = []
     for grant in reversed(grants):
         if grant.opened:
             break
         if grant.failed:
-            failed.add(grant.node)
-    return frozenset(failed)
+            failed.append(grant.node)
+    return failed
 
 
 def _led_to(grant: Grant | None, position: Position) -> bool:

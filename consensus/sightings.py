@@ -8,6 +8,7 @@ from typing import Any
 
 from consensus.cluster import Grant, canonical
 from consensus.membership import VOTER, Member
+from consensus.messages import AppendReq, PeerMessage
 from consensus.record import Position
 from fencing.lease import MS
 
@@ -23,9 +24,17 @@ class Sightings:
         """The newest epoch in which a node was primary, and how far its WAL was then known to go."""
         self.promised: dict[str, tuple[int, int, int, str]] = {}
         """To the leader, while it has not decided: ``(term, epoch, lsn, reason)``; epoch -1: no position."""
+        self.old_primary = (0, 0)
+        """Term of the newest primary that was open, and when it was last heard here as leader of that term."""
 
     def hear(self, name: str, now_ns: int) -> None:
         self._heard[name] = now_ns
+
+    def hear_primary(self, grant: Grant | None, src: str, message: PeerMessage, now_ns: int) -> None:
+        """Any message may be one of it."""
+        reign = (grant.node, grant.term) if grant is not None and grant.opened else None
+        if isinstance(message, AppendReq) and reign == (src, message.term):
+            self.old_primary = (message.term, now_ns)
 
     def is_connected(self, name: str, now_ns: int) -> bool:
         """This node itself always is."""

@@ -13,7 +13,7 @@ import os
 import re
 import select
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal
@@ -22,6 +22,9 @@ from fencing.clock import now_ns
 
 Format = Literal["text", "json"]
 Level = Literal["debug", "info", "warning", "error"]
+
+Listener = Callable[[Level, str, Mapping[str, object]], None]
+"""Must not raise."""
 
 _PIECE_BYTES = 4096
 """PIPE_BUF: a pipe that polls as writable takes this much without blocking."""
@@ -117,6 +120,7 @@ class _Sink:
     """A line was cut short: the next one starts on a fresh line."""
     last_ns: dict[str, int] = field(default_factory=dict)
     suppressed: dict[str, int] = field(default_factory=dict)
+    listener: Listener | None = None
 
     def write(self, line: str) -> bool:
         data = line.encode("utf-8", "backslashreplace")[:_MAX_LINE_BYTES] + b"\n"
@@ -159,6 +163,10 @@ class Log:
         self._debug = bool(os.environ.get("PGR_DEBUG")) if debug is None else debug
         self._mute = False
         self._extra: dict[str, object] = {}
+
+    def listen(self, listener: Listener) -> None:
+        """Have every event that is written told to somebody in this process too, whatever becomes of the line."""
+        self._sink.listener = listener
 
     def _copy(self, process: str, *, mute: bool, extra: dict[str, object]) -> Log:
         other = Log(self.fmt, self.node, process, debug=self._debug)
@@ -204,6 +212,8 @@ class Log:
         if self._mute:
             return
         sink, ts_ns = self._sink, time.time_ns()
+        if sink.listener is not None:
+            sink.listener(level, event, fields)
         if sink.dropped:
             lost, sink.dropped = sink.dropped, 0
             if not sink.write(self._render(ts_ns, "warning", "log.dropped", {"lines": lost})):

@@ -9,6 +9,8 @@ answers repeat.
 | ``status`` | ``{}`` | status.to_json |
 | ``status`` | ``{"watch": true}`` | none; a progress ``status.changed`` with status.to_json as ``fields`` at once and upon each change. Asked again under the same id (every 5 s): the same at once. Who has not asked for 15 s is forgotten |
 | ``history`` | ``{}`` | ``{"history": [status.event_json, ...]}`` oldest first |
+| ``events`` | ``{"since": str, "last": int or null}`` | ``{"node", "members": {name: address}, "key_file"}``, after progresses ``events`` with ``{"node", "events": [events.py, ...]}`` as ``fields`` |
+| ``events`` | ``{"follow": true, ...}`` | none; after what is there each new one. Asked again (every 5 s) with ``{"follow": true, "after": seq}``: those after that number; forgotten like a watcher |
 | ``uri`` | ``{"dbname": str, "user": str}`` | status.uris |
 | ``explain`` | ``{}`` | explain.to_json: why the cluster is in this state, and what would come of an election |
 | ``switchover`` | ``{"to": str or null, "by": str}`` | ``{"from", "to", "term", "timeline", "gap_ms"}`` |
@@ -226,26 +228,30 @@ class Admin:
                 on_progress(_progress(frame))
         except SilenceError as error:
             hint = "try again; its log may tell why"
-            if name not in ("status", "history", "uri", "explain", "config.show") and not body.get("dry_run"):
+            if name not in ("status", "history", "events", "uri", "explain", "config.show") and not body.get("dry_run"):
                 hint = "look at `pgr status` before trying again: the request may have been carried out"
             raise TryAgainError(str(error), hint) from error
         raise AssertionError("a channel ends only by an error")
 
     def watch(self) -> Iterator[dict[str, Any]]:
         """The status at once, upon each change and every RENEW_MS, until the node stops; TryAgainError if silent."""
+        return self.stream("status", lambda: {"watch": True}, "status.changed")
+
+    def stream(self, name: str, body: Callable[[], dict[str, Any]], event: str) -> Iterator[dict[str, Any]]:
+        """The fields of every such ``event``, until the node stops; asked again every RENEW_MS with what ``body`` then
+        gives. TryAgainError if nothing comes for FORGET_MS."""
         id = os.urandom(8).hex()
-        ask = encode("status", {"watch": True}, id)
         heard_ns = now_ns()
         while True:
             asked_ns = now_ns()
             try:
-                for frame in self._frames(id, ask, RENEW_MS):
+                for frame in self._frames(id, encode(name, body(), id), RENEW_MS):
                     heard_ns = now_ns()
                     if frame.name == "admin.answer":
                         _result(frame)
                         return
                     step = _progress(frame)
-                    if step.event == "status.changed":
+                    if step.event == event:
                         yield step.fields
                     if now_ns() - asked_ns >= RENEW_MS * MS:
                         break

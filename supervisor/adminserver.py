@@ -17,8 +17,11 @@ from fencing.lease import MS
 from fencing.logs import Log
 from supervisor import configview, explain, status
 from supervisor.admin import FORGET_MS, answer, progress
+from supervisor.chronicle import Chronicle
 from supervisor.config import Config
+from supervisor.entry import version
 from supervisor.errors import BugError, PgrError, RefusedError, TryAgainError, UsageError
+from supervisor.eventstore import EventStore
 from supervisor.roles import Local, View
 
 ACTION_TIMEOUT_MS = 60_000
@@ -92,6 +95,9 @@ class AdminServer:
         self.watchers: dict[str, tuple[bytes, bool, int]] = {}
         self.actions: dict[str, Action] = {}
         self.snapshot = status.Snapshot(node=c.local.me)
+        store = EventStore(c.config.log_dir / "events.jsonl", c.log)
+        self.chronicle = Chronicle(c.config, store, self._send, version())
+        c.log.listen(self.chronicle.note)
         self.known: dict[str, Any] = {}
         """The newest `raft.members`."""
         self.led_ns = 0
@@ -100,6 +106,7 @@ class AdminServer:
     # -- what comes in -------------------------------------------------------------------------------------------
 
     def receive(self, now_ns: int) -> None:
+        self.chronicle.flush(now_ns)
         while True:
             try:
                 parts = self.socket.recv_multipart(zmq.NOBLOCK)
@@ -123,6 +130,9 @@ class AdminServer:
             case "history":
                 events = [status.event_json(e) for e in self.snapshot.history]
                 self._send(client, answer(frame.id, {"history": events}, warnings=self._warnings()), remote)
+            case "events":
+                members = {m.name: m.raft for m in self.c.members}
+                self.chronicle.request(client, frame, now_ns, remote, members)
             case "config.show":
                 self._send(client, self._settings(frame), remote)
             case "uri":
@@ -209,6 +219,7 @@ class AdminServer:
     def publish(self, snapshot: status.Snapshot, now_ns: int) -> None:
         """A new snapshot: watchers see it, actions move on."""
         self.snapshot = snapshot
+        self.chronicle.publish(snapshot, self.c.view.cluster, now_ns)
         if snapshot.leader or not self.led_ns:
             self.led_ns = now_ns
         for request_id, (client, remote, asked_ns) in list(self.watchers.items()):
@@ -322,6 +333,7 @@ class AdminServer:
             self._end(request_id, error=error)
         for request_id, (client, remote, _) in self.watchers.items():
             self._send(client, answer(request_id, error=error), remote)
+        self.chronicle.close(error)
         self.socket.close(200)
 
     # -- what goes out -------------------------------------------------------------------------------------------

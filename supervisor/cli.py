@@ -1,6 +1,6 @@
 """``pgr``, the admin command. Data on stdout, talk on stderr; every refusal says why and ends with a hint.
 
-Nothing but this, clioptions.py and configcli.py imports typer. Help texts end up in REFERENCE.md.
+Nothing but this, clioptions.py, configcli.py and eventscli.py imports typer. Help texts end up in REFERENCE.md.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import Annotated, Any
 import typer
 
 from fencing.clock import now_ns
-from supervisor import render
+from supervisor import eventscli, render
 from supervisor.admin import ACTION_IDLE_MS, Admin, Progress, error_of, open_channel, who, write_private
 from supervisor.clioptions import DataOption, JsonOption, KeyOption, NodeOption
 from supervisor.configcli import config_app
 from supervisor.errors import PgrError, TryAgainError, UsageError, exit_for
 from supervisor.errors import explain as error_text
-from supervisor.status import Snapshot, event_from_json, from_json, lease_left_ms, member_rows
+from supervisor.status import Snapshot, from_json, lease_left_ms, member_rows
 
 app = typer.Typer(
     name="pgr",
@@ -42,6 +42,8 @@ app.add_typer(member_app, name="member")
 key_app = typer.Typer(help="Cluster keys.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(key_app, name="key")
 app.add_typer(config_app, name="config")
+app.command()(eventscli.history)
+app.command()(eventscli.events)
 
 
 @dataclass(slots=True)
@@ -161,24 +163,6 @@ def _change(admin: Admin, name: str, body: dict[str, Any], as_json: bool, dry_ru
         return
     result = admin.request(name, body, idle_ms=ACTION_IDLE_MS, on_progress=say)
     _out(json.dumps(result, indent=2) + "\n" if as_json else render.change(result))
-
-
-@app.command()
-def history(
-    ctx: typer.Context,
-    *,
-    as_json: JsonOption = False,
-    data: DataOption = None,
-    node: NodeOption = "",
-    key: KeyOption = None,
-) -> None:
-    """Every change of primary: when, why, the write gap, WAL salvaged; newest last."""
-    with _admin(ctx, data, node, key) as admin:
-        events = admin.request("history", {}).get("history", [])
-    if as_json:
-        _out(json.dumps(events, indent=2) + "\n")
-    else:
-        _out(render.history([event_from_json(event) for event in events]))
 
 
 @app.command()

@@ -14,13 +14,16 @@ from fencing.lease import Timings
 from supervisor.errors import UsageError
 from supervisor.render import table
 
+HOOKS = "hooks."
+
 
 def document(config: str) -> dict[str, Any]:
     """What `GET /config` adds to commit, profile and timings; every setting that can be set, defaults included."""
     values = {s.name: clusterwide.value_of(config, s.name) for s in SETTINGS if not s.fixed}
     del values["commit"]
     hba = values.pop(clusterwide.HBA)
-    return values | {"postgres": {"parameters": clusterwide.parameters(config), "hba": hba}}
+    hooks = {n.removeprefix(HOOKS): values.pop(n) for n in list(values) if n.startswith(HOOKS)}
+    return values | {"hooks": hooks, "postgres": {"parameters": clusterwide.parameters(config), "hba": hba}}
 
 
 def rows(cluster: ClusterState, timings: Timings) -> list[dict[str, Any]]:
@@ -72,9 +75,13 @@ def diff(changes: Mapping[str, list[Value]]) -> list[str]:
 def toml(found: list[dict[str, Any]]) -> str:
     """For `pgr config edit`: what is set; the rest as comments with their defaults."""
     head = ["# Cluster-wide settings. Save to apply, leave the file as it is to change nothing.", ""]
-    plain = [row for row in found if not row["name"].startswith("postgres.") and not row["fixed"]]
+    plain = [row for row in found if not row["name"].startswith(("postgres.", HOOKS)) and not row["fixed"]]
     for row in plain:
         head += [f"# {row['sentence']}", _line(row, str(row["name"])), ""]
+    head += ["[hooks]"]
+    for row in found:
+        if row["name"].startswith(HOOKS):
+            head += [f"# {row['sentence']}", _line(row, str(row["name"]).removeprefix(HOOKS)), ""]
     head += ["[postgres]"]
     head += [_line(row, "hba") for row in found if row["name"] == clusterwide.HBA]
     head += ["", "[postgres.parameters]"]
@@ -97,8 +104,11 @@ def from_toml(text: str) -> dict[str, Any]:
         body = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"this is no TOML: {error}", "`pgr config edit` again; text goes in quotes") from None
-    found = {name: value for name, value in body.items() if name != "postgres"}
-    postgres = body.get("postgres", {})
+    found = {name: value for name, value in body.items() if name not in ("postgres", "hooks")}
+    postgres, hooks = body.get("postgres", {}), body.get("hooks", {})
+    if not isinstance(hooks, dict):
+        raise UsageError("hooks is a table", "write [hooks] on its own line")
+    found |= {f"{HOOKS}{name}": value for name, value in hooks.items()}
     if not isinstance(postgres, dict) or not isinstance(postgres.get("parameters", {}), dict):
         raise UsageError("postgres and postgres.parameters are tables", "write [postgres.parameters] on its own line")
     found |= {f"postgres.{name}": value for name, value in postgres.items() if name != "parameters"}

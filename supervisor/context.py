@@ -10,8 +10,9 @@ from consensus import clusterwide
 from consensus.cluster import ClusterState, Grant
 from consensus.membership import Member
 from consensus.record import EpochStart, NodeRecord, Position
+from fencing.clock import now_ns
 from fencing.kill import ProcessId
-from fencing.lease import Timings
+from fencing.lease import MS, Timings
 from fencing.logs import Log
 from supervisor import settings
 from supervisor.binaries import Binaries
@@ -20,7 +21,7 @@ from supervisor.config import Config
 from supervisor.links import Link
 from supervisor.observe import Facts
 from supervisor.postgres import Postgres, Postmaster
-from supervisor.roles import Local, View, followable
+from supervisor.roles import Local, Server, View, followable
 from supervisor.sql import Session
 from supervisor.tasks import Task
 
@@ -72,10 +73,18 @@ class Context:
     attach_offset: int = 0
     """Size of Postgres's log when the upstream was last set: what it says of it comes later."""
     clone_progress: tuple[int, int] = (0, 0)
+    closed: tuple[int, int] = (0, 0)
+    """The newest epoch under which Postgres here was writable, and when it ceased to take writes."""
 
     def change(self, **facts: Any) -> None:
         """Set facts about this node."""
-        self.local = replace(self.local, **facts)
+        before, self.local = self.local, replace(self.local, **facts)
+        if before.server is Server.PRIMARY and self.local.server is not Server.PRIMARY:
+            self.closed = (before.epoch, now_ns())
+
+    def closed_ms(self, epoch: int) -> dict[str, int]:
+        """``{closed_ms}`` for `node.fenced`: so long ago Postgres here ceased to take writes; empty: not known."""
+        return {"closed_ms": (now_ns() - self.closed[1]) // MS} if self.closed[0] == epoch > 0 else {}
 
     @property
     def cluster(self) -> ClusterState:

@@ -20,7 +20,7 @@ from fencing.clock import now_ns
 from fencing.lease import MS, PROFILES
 from fencing.logs import Log
 from supervisor import binaries as find_binaries
-from supervisor import configcheck, controldata, datadir, member, observe, preflight, privileges, watch
+from supervisor import configcheck, controldata, datadir, hooks, member, observe, preflight, privileges, watch
 from supervisor.adminserver import AdminServer
 from supervisor.children import ChildTable
 from supervisor.config import Config
@@ -111,6 +111,8 @@ class Daemon:
         self.founding_sentence = ""
         self.offspring = Offspring(config, launcher, self.children, log)
         self.admin = AdminServer(self.zmq, self.c)
+        self.hooks = hooks.Hooks(self.c, launcher, self.runner)
+        self.admin.chronicle.on_record = self.hooks.record
         self.current = Current(self.admin.snapshot)
         self.http = HealthServer(self.current, config.http.host, config.http.port) if config.http is not None else None
         self.exit_code: int | None = None
@@ -175,6 +177,7 @@ class Daemon:
         self._take_in()
         self.runner.run({fd: ready[fd] for fd in task_fds if fd in ready}, now_ns())
         self._replan()
+        self.hooks.turn(self.plan.step, now_ns())
         self._publish()
 
     def _postmaster_fd(self) -> tuple[int, ...]:
@@ -551,6 +554,8 @@ class Daemon:
         """Postgres is down. After a hand-over, stay until the successor is elected, or for a bounded time."""
         if not self.exit_asked_ns:
             self.exit_asked_ns = now
+        if self.hooks.owed and now - self.exit_asked_ns < hooks.EXIT_MS * MS:
+            return
         view = self.c.view
         handed = view.leader not in ("", self.config.name) or not view.alive
         alone = view.cluster is None or len(view.cluster.members) < 2
@@ -563,6 +568,7 @@ class Daemon:
             self.task.cancel()
         if self.c.postmaster is not None:
             self.steps.postmaster_ended("the parent ends")
+        self.hooks.close()
         self.admin.close()
         self.c.raft.tell("node.stop", {})
         self.c.watchdog.tell("deadman.exit", {})

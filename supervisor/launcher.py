@@ -109,8 +109,9 @@ class Launcher:
     def spawn(self, kind: str, **args: Any) -> int:
         """Start a child and return its pid; it is our child and ours to reap.
 
-        `postgres`: `argv`, `log_path` (stdout and stderr are appended to it), optionally `env` (the whole environment)
-        and `cwd`; returns after exec. Other kinds: the JSON arguments of their target; returns when that is
+        `postgres` or any program: `argv`, `log_path` (stdout and stderr are appended to it), optionally `env` (the
+        whole environment), `cwd`, `stdin_path`, `death_signal` (what it gets when the parent dies); returns after exec.
+        Other kinds: the JSON arguments of their target; returns when that is
         about to be called. Raises `MissingError` if a program can't be executed, `LauncherLostError`, and
         `BugError` for an unknown kind.
         """
@@ -392,13 +393,13 @@ def _become_program(status_w: int, go_r: int, parent_pid: int, args: dict[str, A
     what = "start"
     try:
         # SIGQUIT is Postgres's immediate shutdown; it survives exec, and covers all of us being killed at once.
-        _born(status_w, go_r, parent_pid, signal.SIGQUIT)
+        _born(status_w, go_r, parent_pid, args.get("death_signal", signal.SIGQUIT))
         os.umask(0o077)
         what = "log"
         log = os.open(args["log_path"], os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         what = "start"
-        null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        for source, target in ((null, 0), (log, 1), (log, 2)):
+        stdin = os.open(args.get("stdin_path") or os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        for source, target in ((stdin, 0), (log, 1), (log, 2)):
             os.dup2(source, target)
         if args.get("cwd"):
             os.chdir(args["cwd"])

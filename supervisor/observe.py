@@ -63,6 +63,8 @@ def view_of(view: View, body: Mapping[str, Any]) -> View:
         granted=body["granted"],
         hand_over=body["hand_over"],
         sentence=body["sentence"],
+        pre_promote=tuple(body["pre_promote"]),
+        old_primary=tuple(body["old_primary"]),
         record=NodeRecord(body["promised"], history, proof, record["marker"]),
     )
 

@@ -9,7 +9,8 @@ from consensus.cluster import Grant
 from consensus.record import EpochStart
 from fencing.clock import now_ns
 from fencing.lease import MS
-from supervisor import sql, timelines
+from fencing.logs import utc_now
+from supervisor import reigns, sql, timelines
 from supervisor.context import Context, StepFailed
 from supervisor.firstrun import first_run
 from supervisor.receivers import receivers
@@ -127,7 +128,11 @@ class Promotion:
         while (yield from session.query("SELECT pg_conf_load_time()", until_ns=now_ns() + QUERY_MS * MS)) == loaded:
             yield from sleep(1 * MS)
         c.change(gate_open=True)
-        c.log.info("gate.open", term=plan.term)
+        gap_ms = reigns.gap_ms(c.cluster, plan.term, c.closed, c.view.old_primary, now_ns())
+        c.log.info("gate.open", term=plan.term, gap_ms=gap_ms)
+        if gap_ms is not None:
+            body = reigns.gap_event(plan.term, c.local.me, gap_ms) | {"at": utc_now()}
+            c.raft.tell("node.propose", {"kind": "event/1", "body": body})
 
     def _create_slots(self, session: sql.Session) -> Task[None]:
         for name in self.c.slots():

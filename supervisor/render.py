@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from supervisor.status import HistoryEvent, Member, Snapshot, lsn_text
+from supervisor.status import Member, Snapshot, lsn_text
 
 BOLD, RED, YELLOW, OFF = "\x1b[1m", "\x1b[31m", "\x1b[33m", "\x1b[0m"
 
@@ -110,19 +110,6 @@ def status(snapshot: Snapshot, left_ms: int, colour: bool = False) -> str:
         [snapshot.explanation] * bool(snapshot.explanation),
     ]
     return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
-
-
-def history(events: Sequence[HistoryEvent]) -> str:
-    """The page of ``pgr history``, newest last."""
-    if not events:
-        return "nothing has happened yet\n"
-    rows = [
-        [e.at, e.kind, str(e.term or ""), str(e.timeline or ""), e.node, lsn_text(e.lsn) or "", duration(e.gap_ms),
-         size(e.bytes_salvaged or None), e.reason]
-        for e in events
-    ]  # fmt: skip
-    header = ["AT", "KIND", "TERM", "TL", "NODE", "LSN", "GAP", "SALVAGED", "REASON"]
-    return "\n".join(table(header, rows, right=(2, 3, 5, 6, 7))) + "\n"
 
 
 def members(rows: Sequence[Mapping[str, object]]) -> str:

@@ -58,6 +58,10 @@ class View:
     hand_over: str | None = None
     """The leader (this node) has accepted a switchover to this node."""
     sentence: str = ""
+    pre_promote: tuple[int, int] = (0, 0)
+    """Term and number of the run of that hook which is wanted; zeros: none."""
+    old_primary: tuple[int, int] = (0, 0)
+    """With a grant: the term of the primary before, and when the Raft child last heard of it as leader."""
     record: NodeRecord = NodeRecord()
     cluster: ClusterState | None = None
     lease_term: int = 0

@@ -150,13 +150,15 @@ class Steps:
             # `crashed` stays: reported like any other end until the Raft child has taken it in. Until then the grant
             # looks as if it could still be used, and a standby that is up by then would be promoted once more.
             why = "switchover" if c.view.hand_over is not None else "a person keeps its Postgres down"
-            c.raft.tell("node.fenced", {"term": plan.term, "reason": why, "clean": clean, "at": utc_now()})
+            body = {"term": plan.term, "reason": why, "clean": clean, "at": utc_now()}
+            c.raft.tell("node.fenced", body | c.closed_ms(plan.term))
 
     def report_fenced(self, plan: Plan) -> Task[None]:
         c = self.c
         kept_down = c.local.me in c.cluster.fenced and not c.local.failed_promotion
         reason = "a person keeps its Postgres down" if kept_down else c.local.crashed or "the promotion failed"
-        c.raft.tell("node.fenced", {"term": plan.term, "reason": reason, "clean": False, "at": utc_now()})
+        body = {"term": plan.term, "reason": reason, "clean": False, "at": utc_now()}
+        c.raft.tell("node.fenced", body | c.closed_ms(plan.term))
         until_ns = now_ns() + 100 * MS
         yield Wait(until_ns=until_ns, ready=lambda: c.view.granted != plan.term)
 

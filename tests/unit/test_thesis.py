@@ -445,7 +445,7 @@ def test_6_4_a_new_leader_does_nothing_before_its_own_entry_is_committed() -> No
     cluster.until(lambda: cluster.leader() in ("b", "c"))
     leader = cluster.members[cluster.leader()].node
     assert leader.raft.log.term_at(leader.raft.commit) < leader.raft.term
-    assert not leader._leads()
+    assert not leader.leads()
     for name in "bc":
         cluster.members[name].up = name == leader.me
     cluster.run(H)

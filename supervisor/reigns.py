@@ -1,0 +1,115 @@
+"""Every change of primary, as `pgr history` tells it: who, why, after what, how long no write was possible. Pure.
+
+The write gap is measured by the new primary, on one clock (CLOCK_BOOTTIME of its host). It ends when the gate is open.
+It begins when the old primary could acknowledge for the last time, as far as that can be known:
+
+* it was primary itself before: when its Postgres ceased to take writes;
+* else when its Raft process last heard the old primary as the leader, less what the old one said, in the log, to have
+  been closed by then (``closed_ms``, of its own clock: it stopped for a switchover, or its Postgres died).
+
+So it is too long by up to one heartbeat where the old primary died without a word, and too short by the delay of one
+message where it said goodbye. What clients see is more: they have to notice and to connect again. It is not known where
+nobody was there to measure: the new primary was started after the loss.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from consensus.cluster import ClusterState
+from fencing.lease import MS
+from supervisor.status import HistoryEvent
+
+ENDS = ("switchover", "failover", "closed", "failed", "vetoed", "fenced")
+"""Kinds of events that say why a primary ended, or why another one came."""
+
+
+def gap_ms(
+    cluster: ClusterState, term: int, closed: tuple[int, int], heard: tuple[int, int], now_ns: int
+) -> int | None:
+    """None: not known, or there was no open primary before the grant of ``term``.
+
+    ``closed``: epoch and instant, of this node's own Postgres; ``heard``: term and instant, of the old primary.
+    """
+    before = [g for g in cluster.grants if g.opened and g.term < term]
+    if not before:
+        return None
+    last = before[-1]
+    if closed[0] == last.term:
+        return max(0, now_ns - closed[1]) // MS
+    if heard[0] != last.term:
+        return None
+    told = [e.fields for e in cluster.history if e.term == last.term and e.kind in ("closed", "failed")]
+    closed_ms = int(json.loads(told[-1]).get("closed_ms", 0)) if told else 0
+    return max(0, now_ns - heard[1]) // MS + closed_ms
+
+
+def gap_event(term: int, node: str, gap: int) -> dict[str, Any]:
+    """The body of the `event/1`; the caller adds the time."""
+    text = f"takes writes: none were possible for {gap} ms"
+    return {"kind": "gap", "term": term, "node": node, "text": text, "fields": {"gap_ms": gap}}
+
+
+@dataclass(frozen=True, slots=True)
+class Reign:
+    """One primary, from its grant on."""
+
+    at: str
+    """When it was open; if it never was, when it was chosen."""
+    node: str
+    term: int
+    timeline: int
+    opened: bool
+    why: str
+    """Why this node: the sentence of the decision."""
+    before: tuple[str, ...]
+    """What ended the one before, or failed meanwhile."""
+    gap_ms: int | None
+    salvaged: tuple[str, ...]
+    """WAL that was saved before a rewind to this primary, each with the command that shows it."""
+    bytes_salvaged: int
+
+
+def reigns(events: Sequence[HistoryEvent]) -> list[Reign]:
+    """Oldest first. ``events``: of the log, in its order."""
+    begun = [i for i, e in enumerate(events) if e.kind == "promoted"]
+    found = []
+    for n, i in enumerate(begun):
+        grant = events[i]
+        since = begun[n - 1] + 1 if n else 0
+        mine = [e for e in events[i + 1 :] if e.term == grant.term]
+        opened = next((e for e in mine if e.kind == "opened"), None)
+        saved = [e for e in mine if e.kind == "salvaged"]
+        found.append(Reign(
+            (opened or grant).at, grant.node, grant.term, grant.timeline, opened is not None, grant.reason,
+            _before(events[since:i], events[begun[n - 1]] if n else None),
+            next((e.gap_ms for e in mine if e.gap_ms is not None), None),
+            tuple(f"{e.node} {e.reason}" for e in saved), sum(e.bytes_salvaged for e in saved),
+        ))  # fmt: skip
+    return found
+
+
+def _before(events: Sequence[HistoryEvent], last: HistoryEvent | None) -> tuple[str, ...]:
+    lines = [f"{e.kind}: {e.node} {e.reason}".replace(":  ", ": ") for e in events if e.kind in ENDS]
+    if lines or last is None:
+        return tuple(lines)
+    return (f"{last.node}, primary of term {last.term}, was lost: nothing in the log says that it ended",)
+
+
+def page(events: Sequence[HistoryEvent]) -> str:
+    """The page of ``pgr history``: a line for each change of primary and below it why; newest last."""
+    found = reigns(events)
+    if not found:
+        return "nobody has been primary yet\n"
+    blocks = []
+    for r in found:
+        gap = "" if r.gap_ms is None else f"  write gap {r.gap_ms} ms"
+        lines = [f"{r.at}  {r.node}  term {r.term}  timeline {r.timeline}{gap}" + ("" if r.opened else "  never open")]
+        lines += [f"  why: {r.why}"] * bool(r.why)
+        lines += [f"  before: {line}" for line in r.before]
+        lines += [f"  salvage: {line}" for line in r.salvaged]
+        blocks.append("\n".join(lines) + "\n")
+    return "\n".join(blocks)
