@@ -32,16 +32,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from consensus import clusterwide
+from consensus.history import HistoryEvent, remembered
 from consensus.membership import VOTER, Member
 from consensus.messages import Entry
 from consensus.record import EpochStart, Position
 
-HISTORY_KEPT_MAX = 200
-"""Of what is told of primaries, and as many of everything else: neither pushes the other out."""
-OF_PRIMARIES = frozenset({
-    "founding", "initialized", "promoted", "opened", "closed", "failed", "vetoed", "switchover", "failover", "gap",
-    "salvaged",
-})  # fmt: skip
 REMOVED_KEPT_MAX = 100
 FEATURE_LEVEL = 2
 """2: cluster-wide settings; a sync group says whether it is asynchronous."""
@@ -114,18 +109,6 @@ class Reinit(NamedTuple):
     """Of that life only: a lost one gets a new copy anyway."""
     index: int  # type: ignore[assignment]  # shadows tuple.index, which nobody calls
     """Of the entry that asked for it; `rebuilt/1` names it."""
-
-
-class HistoryEvent(NamedTuple):
-    """One line of `pgr history`. ``at``: ISO 8601 UTC by the proposer's clock, for people only."""
-
-    at: str
-    kind: str
-    term: int
-    node: str
-    text: str
-    fields: str
-    """Canonical JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -457,9 +440,7 @@ def _change_grant(state: ClusterState, body: dict[str, Any], **change: Any) -> C
 
 def _remember(state: ClusterState, body: dict[str, Any], kind: str, term: int, node: str, text: str) -> ClusterState:
     event = HistoryEvent(str(body.get("at", "")), kind, term, node, text, canonical(body.get("fields", {})))
-    alike = [e for e in state.history if (e.kind in OF_PRIMARIES) == (kind in OF_PRIMARIES)]
-    oldest = alike[0] if len(alike) >= HISTORY_KEPT_MAX else None
-    return replace(state, history=(*(e for e in state.history if e is not oldest), event))
+    return replace(state, history=remembered(state.history, event))
 
 
 _KINDS: dict[str, Callable[[ClusterState, Entry, dict[str, Any]], ClusterState]] = {

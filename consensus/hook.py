@@ -21,7 +21,7 @@ REASON_MAX = 300
 
 def cleared(node: Node, notes: Campaigning) -> bool:
     """May this leader go on without asking?"""
-    return notes.hook_passed or not node.cluster.setting(PRE_PROMOTE)
+    return notes.hook_passed or not node.tip().setting(PRE_PROMOTE)
 
 
 def answered(node: Node, body: Mapping[str, Any], now_ns: int) -> None:

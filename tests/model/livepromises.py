@@ -18,6 +18,7 @@ from consensus.messages import Entry
 from consensus.positions import NoPosition
 from consensus.promotion import (
     LAST_PRIMARY_GRACE_MS,
+    AskHook,
     Degrade,
     HandOver,
     Situation,
@@ -106,8 +107,8 @@ class LivePromiseWorld(PromiseWorld):
                 case TurnBack(change):
                     body = canonical(turned_back(change, "", "").body)
                     state = apply(state, Entry(99, self.setup.terms + 1, "change/1", body))
-                case Degrade():
-                    raise AssertionError("the worlds of the model are strict")
+                case Degrade() | AskHook():
+                    raise AssertionError("the worlds of the model are strict and have no hook")
                 case Wait(reason):
                     raise ViolationError(f"liveness: {here} are up and there is no primary: {reason}")
         raise ViolationError(f"liveness: {here} are up and hand over in a circle")

@@ -130,3 +130,37 @@ def test_what_a_change_would_change() -> None:
 
 def test_names_of_the_table_can_be_written_in_toml() -> None:
     assert all(re.fullmatch(r"[a-z_]+(\.[a-z_]+)?", name) for name in TABLE)
+
+
+@pytest.mark.parametrize(
+    ("given", "value"),
+    [
+        ("/etc/pgr/hook", ["/etc/pgr/hook"]),
+        (' ["/bin/sh", "-c", "a b"]', ["/bin/sh", "-c", "a b"]),
+        (["/etc/pgr/a b", ""], ["/etc/pgr/a b", ""]),
+    ],
+)
+def test_a_hook_is_a_path_or_a_list_of_arguments(given: Any, value: list[str]) -> None:
+    assert check("hooks.on_event", given) == value
+
+
+@pytest.mark.parametrize(
+    ("given", "reason", "hint"),
+    [
+        ("/etc/pgr/hook --now", "no shell splits it into words", '["/etc/pgr/hook", "--now"]'),
+        ("hook", "begins with 'hook', and every node has to find it", "the whole path"),
+        ('["/bin/sh"', "is a path, or a list", "for example"),
+        ([], "is a path, or a list", "for example"),
+        ("", "is a path, or a list", "for example"),
+        (["/bin/sh", 1], "is a path, or a list", "for example"),
+        (["/bin/sh", "a\nb"], "is a path, or a list", "for example"),
+        ({"a": 1}, "is a path, or a list", "for example"),
+        (["/x"] * 65, "is longer than 64 arguments", "into a script"),
+        (["/" + "x" * 4096], "and 4096 characters", "into a script"),
+    ],
+)
+def test_what_is_no_hook(given: Any, reason: str, hint: str) -> None:
+    with pytest.raises(BadSetting) as refused:
+        check("hooks.pre_promote", given)
+    assert reason in refused.value.reason
+    assert hint in refused.value.hint

@@ -16,7 +16,8 @@ FENCING = (ROOT / "fencing" / "DESIGN.md").read_text(encoding="utf-8")
 SENDERS = (
     "consensus/node.py", "consensus/process.py", "consensus/founder.py",
     "consensus/reconfigure.py", "supervisor/adminserver.py", "supervisor/configcheck.py", "supervisor/context.py",
-    "supervisor/daemon.py", "supervisor/promote.py", "supervisor/rebuild.py", "supervisor/steps.py",
+    "supervisor/daemon.py", "supervisor/hooks.py", "supervisor/promote.py", "supervisor/rebuild.py",
+    "supervisor/steps.py",
 )  # fmt: skip
 """Who says something on the bus between the parent and its children."""
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from consensus.cluster import ClusterState, Grant, HistoryEvent
+from consensus.cluster import ClusterState, Grant
+from consensus.history import HistoryEvent
 from consensus.record import EpochStart, Position
 from supervisor import render
 from supervisor.explain import (

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import zmq
 
-from consensus.cluster import Change, ClusterState, Grant, HistoryEvent, Reinit, seat_of, sync_group
+from consensus.cluster import Change, ClusterState, Grant, Reinit, seat_of, sync_group
+from consensus.history import HistoryEvent
 from consensus.membership import GONE, LEARNER, VOTER, WITNESS, Member
 from consensus.record import EpochStart, Position
 from fencing import wire

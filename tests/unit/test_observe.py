@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from consensus.cluster import ClusterState, Grant, HistoryEvent, canonical, seat_of, sync_group
+from consensus.cluster import ClusterState, Grant, canonical, seat_of, sync_group
+from consensus.history import HistoryEvent
 from consensus.membership import Member
 from consensus.record import EpochStart, NodeRecord, Position
 from fencing.lease import MS, PROFILES
@@ -315,7 +316,8 @@ def state(**changes: Any) -> dict[str, Any]:
     record: dict[str, Any] = {"history": [], "proof": None, "marker": ""}
     body: dict[str, Any] = {
         "boot": 1, "term": 7, "role": "follower", "leader": "", "current": False, "wanted": 0, "promised": 5,
-        "granted": 0, "hand_over": None, "sentence": "", "record": record,
+        "granted": 0, "hand_over": None, "sentence": "", "record": record, "pre_promote": [0, 0],
+        "old_primary": [0, 0],
     }  # fmt: skip
     return body | changes
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any, cast
 
+from consensus.cluster import ClusterState, Grant
+from consensus.record import Position
+from fencing.clock import now_ns
+from fencing.lease import MS
 from supervisor.context import Context
 from supervisor.promote import Promotion
-from supervisor.roles import Plan, Step
+from supervisor.roles import Local, Plan, Step, View
 from supervisor.steps import Steps
 from supervisor.tasks import Task, run_blocking
 
@@ -22,6 +26,11 @@ class Opening:
         self.opened = False
         self.asked = 0
         self.log = SimpleNamespace(info=lambda *_, **__: None)
+        self.told: list[dict[str, Any]] = []
+        self.raft = SimpleNamespace(tell=lambda _, body: self.told.append(body["body"]))
+        old, new = (Grant(term, node, Position(0, 0), term, (), opened=True) for term, node in ((3, "b"), (5, "a")))
+        self.cluster, self.local, self.closed = ClusterState(grants=(old, new)), Local("a"), (0, 0)
+        self.view = View(old_primary=(3, now_ns() - 640 * MS))
         self.postgres = SimpleNamespace(write_settings=lambda owned, *_: self.written.append(owned))
 
     def primary_names(self, _: int) -> str:
@@ -60,3 +69,6 @@ def test_the_gate_is_opened_with_the_names_that_are_in_force() -> None:
     run_blocking(step)
     assert a.opened
     assert a.written == [a.conf["names"]]
+    (told,) = a.told
+    assert (told["kind"], told["node"], told["term"]) == ("gap", "a", 5)
+    assert told["fields"]["gap_ms"] >= 640, "from the last that was heard of the old primary to the open gate"

@@ -19,6 +19,7 @@ from consensus.promotion import (
     LAST_PRIMARY_GRACE_MS,
     LOSS_GRACE_MS,
     SILENT_GRACE_MS,
+    AskHook,
     Decision,
     Degrade,
     HandOver,
@@ -76,8 +77,8 @@ def test_situations(promises: dict[str, tuple[int, int] | None], winner: str | N
             assert winner == to
         case Wait(reason):
             assert winner is None, reason
-        case TurnBack() | Degrade():
-            raise AssertionError("no change is open, and none is wanted")
+        case TurnBack() | Degrade() | AskHook():
+            raise AssertionError("no change is open, none is wanted, and there is no hook")
 
 
 def test_a_wait_names_whose_promise_is_missing() -> None:

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consensus.cluster import ClusterState, HistoryEvent, canonical
+from consensus.cluster import ClusterState, canonical
+from consensus.history import HistoryEvent
 from consensus.positions import Ancestry
 from consensus.record import EpochStart, NodeRecord
 from fencing.lease import MS

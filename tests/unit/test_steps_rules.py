@@ -113,7 +113,7 @@ def test_a_grant_that_was_handed_over_is_not_used_again_by_a_raft_child_that_is_
         process=None, timings=PROFILES["default"], config=SimpleNamespace(pgdata=Path("/nowhere")), facts=Facts(),
         log=SimpleNamespace(info=lambda *_, **__: None, warning=lambda *_, **__: None), freeze_failing_ns=0,
         raft=SimpleNamespace(tell=lambda name, _: told.append(name)),
-        watchdog=SimpleNamespace(tell=lambda *_: True),
+        watchdog=SimpleNamespace(tell=lambda *_: True), closed_ms=lambda _: {},
     )  # fmt: skip
     c.change = lambda **facts: setattr(c, "local", replace(c.local, **facts))
     monkeypatch.setattr(steps, "fence", lambda *_: FenceReport(0, 0, ()))
