@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from consensus import clusterwide
 from consensus.changes import Proposal
 from consensus.cluster import ClusterState, canonical
-from consensus.clusterwide import HBA, PARAMETERS, TABLE, BadSetting, Value
+from consensus.clusterwide import HBA, ON_EVENT, ON_ROLE_CHANGE, PARAMETERS, PRE_PROMOTE, TABLE, BadSetting, Value
 
 if TYPE_CHECKING:
     from consensus.node import Node
@@ -122,6 +122,9 @@ def _notes(tip: ClusterState, changes: Mapping[str, tuple[Value, Value]]) -> lis
     notes = [f"{n}: takes effect with a {TABLE[n].needs}" for n in changes if n in TABLE and TABLE[n].needs == "reload"]
     if changes.get("commit", (None, None))[1] == "async":
         notes.append("asynchronous: a failover may lose acknowledged commits")
+    for name, (_, command) in changes.items():
+        if name in (PRE_PROMOTE, ON_ROLE_CHANGE, ON_EVENT) and isinstance(command, list):
+            notes.append(f"{name}: every node runs its own {command[0]}, as the user that its Postgres runs as")
     if changes.get("strict", (None, None))[1] is False:
         notes.append("not strict: with too few standbys writes go on, and only the nodes that have them can take over")
     acks = changes.get("sync_acks", (None, None))[1]

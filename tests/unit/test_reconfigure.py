@@ -271,3 +271,13 @@ def test_a_node_that_is_restarted_knows_the_newest_settings_at_once() -> None:
     index = put(cluster, "a", strict=False)["index"]
     cluster.until(lambda: config(cluster, "b") != {})
     assert cluster.members["b"].disk.hard.commit >= index
+
+
+def test_whoever_sets_a_hook_is_told_where_it_runs() -> None:
+    cluster = opened("a", "b", "c")
+    answer = put(cluster, "a", hooks__on_event='["/etc/pgr/hook", "x"]', hooks__on_event_timeout="2min")
+    assert answer["ok"], answer
+    (note,) = answer["notes"]
+    assert note == "hooks.on_event: every node runs its own /etc/pgr/hook, as the user that its Postgres runs as"
+    assert answer["changes"]["hooks.on_event"] == [None, ["/etc/pgr/hook", "x"]]
+    assert put(cluster, "a", ("hooks.on_event",))["notes"] == []
