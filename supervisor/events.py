@@ -89,6 +89,7 @@ TEXTS: Mapping[str, str] = {
     "hook.end": "{hook} ended with {code} after {took_ms} ms",
     "hook.failed": "{hook} ended with {code} after {took_ms} ms: {said}",
     "hook.killed": "{hook} was killed after {after_ms} ms",
+    "hook.not_killed": "{hook} can't be killed, process {pid}: {hint}",
     "hook.not_started": "{hook} can't be started: {error}",
     "hook.lost": "{hook}: {lost} calls were given up, too many were waiting",
     "warning.raised": "{text}",

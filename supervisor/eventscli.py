@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import queue
-import sys
+import shutil
 import threading
 from collections.abc import Iterator
 from datetime import datetime
@@ -210,8 +209,5 @@ def _show(found: list[Record], as_json: bool, name_width: int = 0) -> None:
 
 
 def _width() -> int:
-    """Of the terminal, or as COLUMNS says; 0: neither, and then nothing is wrapped."""
-    columns = os.environ.get("COLUMNS", "")
-    if columns.isdigit() and int(columns):
-        return int(columns)
-    return os.get_terminal_size().columns if sys.stdout.isatty() else 0
+    """Of the terminal; 0: there is none, and then nothing is wrapped."""
+    return shutil.get_terminal_size().columns if _cli()._on_terminal() else 0

@@ -37,7 +37,7 @@ class EventStore:
     def add(self, record: Record) -> Record:
         """Give it its number; it is written by the next `flush`."""
         self.seq += 1
-        numbered = {"seq": 0} | record | {"seq": self.seq}
+        numbered: Record = {"seq": 0} | record | {"seq": self.seq}
         if len(_line(numbered)) > RECORD_BYTES_MAX:
             numbered |= {"text": str(record["text"])[:TEXT_MAX], "fields": {}}
         self._waiting.append(numbered)

@@ -179,7 +179,9 @@ class Lane:
                             break
                         number, patience_ms = signals.pop(0)
                         killed, until_ns = True, now_ns() + patience_ms * MS
-                        _signal_group(pid, number)
+                        if not _signal_group(pid, number):
+                            hint = "it runs as another user, who has to end it"
+                            self.c.log.warning("hook.not_killed", hook=self.name, pid=pid, hint=hint)
         finally:
             os.close(pidfd)
             if code is None or killed:
@@ -233,11 +235,15 @@ class _Said:
         return self.last
 
 
-def _signal_group(group: int, number: signal.Signals) -> None:
+def _signal_group(group: int, number: signal.Signals) -> bool:
+    """False: there is somebody, and none of it is ours to end (sudo)."""
     try:
         os.killpg(group, number)
     except ProcessLookupError:
         pass  # all of it has ended
+    except PermissionError:
+        return False
+    return True
 
 
 class Hooks:
@@ -267,7 +273,7 @@ class Hooks:
     def turn(self, step: Step, now: int) -> None:
         """Each turn of the loop, after what is to be done is planned."""
         self.busy_since_ns = (self.busy_since_ns or now) if step in BUSY else 0
-        self._notice_role(now)
+        self._notice_role()
         self._check(now)
 
     def free(self) -> bool:
@@ -275,13 +281,13 @@ class Hooks:
         busy = self.busy_since_ns
         return self.c.view.cluster is not None and (not busy or now_ns() - busy > HOLD_MS * MS)
 
-    def _notice_role(self, now: int) -> None:
+    def _notice_role(self) -> None:
         before, self.role = self.role, role_of(self.c.local)
         command = self.command(ON_ROLE_CHANGE)
-        if before != self.role and self.told is not None:
-            self.role_change.add(self._body(self.role_change.name, role=self.role, previous_role=before))
+        if command is not None and self.told is not None and before != self.role:
+            self.role_change.add(self._body(self.role_change.name, previous_role=before))
         elif command is not None and command != self.told:
-            self.role_change.add(self._body(self.role_change.name, role=self.role, previous_role=""))
+            self.role_change.add(self._body(self.role_change.name, previous_role=""))
         if self.c.view.cluster is not None:
             self.told = command
 

@@ -34,6 +34,8 @@ def gap_ms(
 
     ``closed``: epoch and instant, of this node's own Postgres; ``heard``: term and instant, of the old primary.
     """
+    if closed[0] == term:  # started again in place
+        return max(0, now_ns - closed[1]) // MS
     before = [g for g in cluster.grants if g.opened and g.term < term]
     if not before:
         return None

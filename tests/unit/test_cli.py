@@ -403,19 +403,6 @@ def test_an_unreadable_node_is_told_apart(junk: bytes, data: Path, pgr: Run) -> 
         made.close()
 
 
-HISTORY_PAGE = """\
-AT                    KIND      TERM  TL  NODE        LSN     GAP  SALVAGED  REASON
-2026-11-22T19:00:00Z  founding     1   1  b             -       -         -  founded
-2026-11-22T20:00:00Z  failover     7   2  a     0/3000000  640 ms    8.0 kB  b was lost
-"""
-
-
-def test_history(pgr: Run, node: Node, data: Path) -> None:
-    assert pgr("history", "--data", str(data)) == (0, HISTORY_PAGE, "")
-    found = json.loads(pgr("history", "--json", "--data", str(data))[1])
-    assert found == [event_json(e) for e in HISTORY]
-
-
 def test_uri(pgr: Run, node: Node, data: Path) -> None:
     base = "postgresql://10.0.0.1:5432,10.0.0.2:5432/postgres?connect_timeout=3&target_session_attrs="
     assert pgr("uri", "--data", str(data)) == (

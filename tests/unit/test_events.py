@@ -186,7 +186,7 @@ def test_on_a_full_disk_it_waits_and_loses_the_oldest(tmp_path: Path, monkeypatc
     def write(fd: int, data: bytes) -> int:
         return real(fd, data[:10]) if full and bytes(data).startswith(b'{"seq"') else real(fd, data)
 
-    monkeypatch.setattr(eventstore.os, "write", write)
+    monkeypatch.setattr(os, "write", write)
     for i in range(WAITING_MAX + 5):
         store.add(record(text=str(i)))
     assert store.flush(NOW) == []

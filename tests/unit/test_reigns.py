@@ -40,6 +40,10 @@ def test_of_its_own_reign_it_knows_the_end_itself() -> None:
     assert gap_ms(cluster(), 6, (3, NOW - 900 * MS), (3, NOW - 640 * MS), NOW) == 900
 
 
+def test_one_that_was_started_again_in_place_counts_from_its_own_end() -> None:
+    assert gap_ms(cluster(), 6, (6, NOW - 300 * MS), (3, NOW - 90_000 * MS), NOW) == 300
+
+
 def test_a_grant_that_was_never_open_is_no_reign() -> None:
     failed = Grant(5, "c", Position(3, 9), 3, (), failed="x")
     assert gap_ms(cluster(failed), 6, (0, 0), (3, NOW - 640 * MS), NOW) == 640
