@@ -23,6 +23,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from fencing.logs import scrub
 from supervisor.status import HistoryEvent
 
 Record = dict[str, Any]
@@ -107,8 +108,9 @@ def of_log(level: str, event: str, fields: Mapping[str, object]) -> tuple[str, d
         return None
     if event == "raft.role" and not fields.get("leader"):
         return f"knows no leader, term {fields.get('term')}", plain(fields)
-    words = {name: _word(value) for name, value in fields.items()}
-    return " ".join(form.format_map(_Missing(words)).split()), plain(fields)
+    kept: dict[str, Any] = plain(fields)
+    words = {name: _word(value) for name, value in kept.items()}
+    return " ".join(form.format_map(_Missing(words)).split()), kept
 
 
 class _Missing(dict[str, str]):
@@ -117,20 +119,20 @@ class _Missing(dict[str, str]):
 
 
 def _word(value: object) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else "" if value is None else str(value)
+    return ", ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
 
 
 def plain(value: Any) -> Any:
-    """As JSON can carry it."""
+    """As JSON can carry it, without passwords."""
     match value:
-        case None | bool() | int() | float() | str():
+        case None | bool() | int() | float():
             return value
         case Mapping():
             return {str(k): plain(v) for k, v in value.items()}
         case list() | tuple() | set() | frozenset():
             return [plain(v) for v in value]
         case _:
-            return str(value)
+            return scrub(str(value))
 
 
 def of_history(event: HistoryEvent) -> Record:

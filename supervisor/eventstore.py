@@ -18,8 +18,8 @@ from supervisor.events import Record
 
 MAX_BYTES = 1 << 20
 WAITING_MAX = 1_000
-RECORD_BYTES_MAX = 8_000
-"""A longer one loses its fields and the end of its text, so that a hundred fit into a frame."""
+RECORD_BYTES_MAX = 4_000
+"""A longer one loses its fields and the end of its text, so that a hundred fit into a frame and that into another."""
 TEXT_MAX = 1_000
 AGAIN_MS = 1_000
 """After a write that failed."""

@@ -17,7 +17,7 @@ from supervisor.status import HistoryEvent, Snapshot
 OPEN, OPENING, NO_PRIMARY, NO_LEADER, FOUNDING = "open", "opening", "no primary", "no leader", "founding"
 TOLD_LATELY_MS = 2_000
 ASKED = ("switchover", "failover")
-ENDED = (*ASKED, "failed")
+ENDED = (*ASKED, "failed", "vetoed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +100,16 @@ def findings(cluster: ClusterState | None, seen: Snapshot, told: Heard) -> Findi
         overruled=overruled,
         trouble=tuple(_trouble(seen)),
         warnings=seen.warnings,
-        hints=tuple(_hints(state, election, overruled, primary, cluster.fenced if cluster is not None else ())),
+        hints=(
+            *_hints(state, election, overruled, primary, cluster.fenced if cluster is not None else ()),
+            *([_VETO_HINT] if state == NO_PRIMARY and cluster is not None and cluster.standing_vetoes else []),
+        ),
     )
+
+
+_VETO_HINT = (
+    "mend what pre_promote looks at: each node is asked again; `pgr config unset hooks.pre_promote` goes on without it"
+)
 
 
 def _state(cluster: ClusterState | None, grant: Grant | None, seen: Snapshot) -> str:

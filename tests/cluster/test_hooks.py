@@ -184,6 +184,7 @@ def test_with_a_no_everywhere_there_is_no_primary_and_it_is_said(world: World) -
         )
     assert world.primary() is None
     assert "no primary: " in explained()
+    assert "hint: mend what pre_promote looks at" in explained()
     seen = world.asked_status(left[0])
     assert [e["node"] for e in seen["history"] if e["kind"] == "vetoed"] == [n.name for n in left] or [
         e["node"] for e in seen["history"] if e["kind"] == "vetoed"

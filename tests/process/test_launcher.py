@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -201,6 +202,25 @@ def test_death_of_the_parent(parent: Parent, tmp_path: Path) -> None:
 
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # no child keeps the data directory's lock
     lock.close()
+
+
+def test_a_program_may_be_given_input_a_pipe_for_its_output_and_another_death_signal(
+    parent: Parent, tmp_path: Path
+) -> None:
+    """As a hook is (supervisor/hooks.py)."""
+    stdin, pipe = tmp_path / "stdin", tmp_path / "pipe"
+    stdin.write_text("told\n")
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
+    code = "trap 'echo quit' QUIT; cat; while :; do sleep 0.05; done"
+    pid = parent.spawn(
+        "postgres", argv=["/bin/sh", "-c", code], log_path=str(pipe), stdin_path=str(stdin), death_signal=signal.SIGKILL
+    )
+    assert select.select([reader], [], [], 20)[0], "it says something"
+    parent.kill()
+    until(lambda: gone(pid), "dead with the parent")
+    assert os.read(reader, 100) == b"told\n", "no SIGQUIT came"
+    os.close(reader)
 
 
 def test_a_program_starts_clean(parent: Parent, tmp_path: Path) -> None:

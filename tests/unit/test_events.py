@@ -61,6 +61,14 @@ def test_a_line_that_lacks_a_field_or_has_a_strange_one_is_no_reason_to_fail() -
     assert json.dumps(fields) == '{"bytes": null, "place": "/x{y}", "more": {"a": [1]}}'
 
 
+def test_no_password_is_kept() -> None:
+    found = events.of_log("warning", "rewind.failed", {"error": "host=b password=hush", "more": ["password='a b'"]})
+    assert found is not None
+    assert "hush" not in str(found)
+    assert "a b" not in str(found)
+    assert "password=***" in found[0]
+
+
 def logged() -> dict[str, set[str]]:
     """Every event of the log of the parent, with the fields it has somewhere."""
     found: dict[str, set[str]] = {}
@@ -246,6 +254,15 @@ def test_whoever_asks_gets_the_last_ones_and_where_the_others_are(desk: Desk) ->
     assert desk.ask(last=0) == []
     assert desk.ask(since="9") == []
     assert [r["seq"] for r in desk.ask(after=250)] == [251]
+
+
+def test_a_hundred_of_the_longest_fit_into_a_frame_within_a_frame(desk: Desk) -> None:
+    for i in range(CHUNK):
+        desk.chronicle.note("info", "promotion.state", {"text": f"{i}" + '"' * 1_900})
+    desk.ask()
+    for _, sent in desk.sent:
+        data = wire.encode(sent.name, sent.body, sent.id)
+        assert wire.encode("remote.answer", {"client": "00", "frame": data.decode()})
 
 
 def test_whoever_follows_is_told_of_each_until_it_is_forgotten(desk: Desk) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from consensus.cluster import ClusterState, Grant
+from consensus.cluster import ClusterState, Grant, Veto, seat_of
 from consensus.history import HistoryEvent
 from consensus.record import EpochStart, Position
 from supervisor import render
@@ -153,6 +153,18 @@ def test_one_that_is_fenced_is_named_and_so_is_the_way_back() -> None:
     assert {c.name: c.why for c in found.election.candidates}["c"] == "is fenced: a person keeps its Postgres down"
     assert found.hints == ("`pgr unfence c`: a person keeps its Postgres down",)
     assert ask(kept_down).hints == (), "b can do without"
+
+
+def test_a_no_of_pre_promote_is_named_and_so_is_the_way_on() -> None:
+    vetoes = (Veto(seat_of(agreed().members[0]), 1, "ended with 1"), Veto(seat_of(agreed().members[2]), 1, "x"))
+    state = agreed(history=EVENTS, config='{"hooks.pre_promote":["/h"]}', vetoes=vetoes)
+    found = ask(state, term=6, silent="b")
+    assert found.state == NO_PRIMARY
+    assert found.hints[-1].startswith("mend what pre_promote looks at")
+    assert found.election is not None
+    whys = {c.name: c.why for c in found.election.candidates}
+    assert "its pre_promote hook said no (" in " ".join(whys.values())
+    assert ask(agreed(history=EVENTS), term=6, silent="b").hints == ()
 
 
 def test_without_a_leader_it_says_what_it_knows_and_since_when() -> None:
