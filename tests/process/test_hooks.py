@@ -318,7 +318,7 @@ def test_an_answer_is_said_again_while_it_is_wanted_and_each_run_is_run_once(
 
 @pytest.mark.parametrize("why", ["no longer wanted", "the Raft child is gone", "another run"])
 def test_a_run_that_nobody_wants_any_more_is_killed(node: Node, why: str) -> None:
-    node.set(pre_promote=node.script('sleep 999 & echo $$ $! > "$PGR_DATA/pid"; wait'))
+    node.set(pre_promote=node.script('sleep 999 & echo $$ $! > "$PGR_DATA/pid"; wait'), pre_promote_timeout=600)
     node.view(pre_promote=(7, 1))
     node.until(lambda: node.lines("pid"))
     pids = [int(word) for word in node.lines("pid")[0].split()]

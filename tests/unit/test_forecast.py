@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from consensus.cluster import Change, ClusterState, Grant
+from consensus.cluster import Change, ClusterState, Grant, Seat, Veto
 from consensus.forecast import (
     PATIENT_MS,
     Forecast,
@@ -72,6 +72,13 @@ def test_of_two_alike_whoever_leads_wins() -> None:
     led = foretell({"b": said(90), "c": said(90)}, "bc", leaders=["b"])
     assert led.winners == ("b",)
     assert why(led)["c"] == "could be primary, but the leader or the later name goes first"
+
+
+def test_one_whose_hook_said_no_is_not_the_next_and_it_says_why() -> None:
+    vetoed = replace(state(), config='{"hooks.pre_promote":["/h"]}', vetoes=(Veto(Seat("c", 1), 1, "ended with 1"),))
+    found = foretell({"b": said(90), "c": said(90)}, "bc", vetoed)
+    assert found.winners == ("b",)
+    assert why(found)["c"] == "could be primary, but its pre_promote hook said no (ended with 1)"
 
 
 def test_it_says_what_the_promotion_would() -> None:
