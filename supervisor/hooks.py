@@ -21,7 +21,7 @@ import select
 import signal
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ HOLD_MS = 3_000
 EXIT_MS = 10_000
 """A node that stops waits so long for what is still to be told of its role."""
 SAY_AGAIN_MS = 1_000
+LOOK_EVERY_MS = 5_000
 LINES_MAX, LINE_MAX = 200, 2_000
 """Of what one call says, into the log."""
 BUSY = (
@@ -266,7 +267,7 @@ class Hooks:
         self.check: Handle | None = None
         self.verdict: dict[str, Any] | None = None
         self.say_again_ns = 0
-        self.busy_since_ns = 0
+        self.busy_since_ns = self.look_ns = 0
 
     # -- what happens ------------------------------------------------------------------------------------------------
 
@@ -275,6 +276,16 @@ class Hooks:
         self.busy_since_ns = (self.busy_since_ns or now) if step in BUSY else 0
         self._notice_role()
         self._check(now)
+        if now >= self.look_ns:
+            self.look_ns = now + LOOK_EVERY_MS * MS
+            self._look()
+
+    def _look(self) -> None:
+        """Is everything there that may be called? Found out at a promotion it would be too late."""
+        commands = {lane.setting: self.command(lane.setting) for lane in self.lanes}
+        missing = tuple(f"{n}: {c[0]}" for n, c in commands.items() if c is not None and not os.access(c[0], os.X_OK))
+        if missing != self.c.facts.missing_hooks:
+            self.c.facts = replace(self.c.facts, missing_hooks=missing)
 
     def free(self) -> bool:
         """May a hook that nobody waits for be started now?"""

@@ -43,6 +43,8 @@ class Facts:
     """When Postgres last answered."""
     pending: Mapping[str, str] = field(default_factory=dict)
     """Settings that wait for a restart, with what is in force."""
+    missing_hooks: tuple[str, ...] = ()
+    """Commands of hooks that this node can't execute (`hooks.pre_promote: /etc/pgr/fence`)."""
     overrides: tuple[str, ...] = ()
     """On the primary: who has set synchronous_commit lower (`role app: off`)."""
 
@@ -125,6 +127,7 @@ def observation(
         "checkpointed": facts.checkpointed, "version": facts.version, "since": facts.since,
         "reason": reason, "pgr_version": pgr_version, "incarnation": view.incarnation,
         "proven": proven(view.record, facts), "pending": dict(facts.pending), "overrides": list(facts.overrides),
+        "missing_hooks": list(facts.missing_hooks),
     }  # fmt: skip
 
 
@@ -169,7 +172,7 @@ def snapshot(
     if own is not None and own.role == LEARNER and role == "replica":
         role = LEARNER
     degraded = degraded_words(cluster)
-    warnings = (*_warnings(cluster, rows, primary), *_overrides(members, primary))
+    warnings = (*_warnings(cluster, rows, primary), *_overrides(members, primary), *_missing_hooks(members))
     return Snapshot(
         node=local.me,
         cluster_id=cluster.cluster_id,
@@ -274,6 +277,12 @@ def _overrides(members: Mapping[str, Mapping[str, Any]], primary: Primary | None
     found = seen.get("overrides", [])
     what = "their commits are acknowledged before the sync group has them"
     return [f"synchronous_commit is set lower: {', '.join(found)}; {what}"] if found else []
+
+
+def _missing_hooks(members: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """By node: none of them can do what it is told to do there, and pre_promote says no."""
+    found = ((name, list(m["seen"].get("missing_hooks", []))) for name, m in sorted(members.items()))
+    return [f"{name} can't execute {', '.join(missing)}" for name, missing in found if missing]
 
 
 def _warnings(cluster: ClusterState, rows: tuple[Member, ...], primary: Primary | None) -> list[str]:

@@ -26,6 +26,7 @@ from supervisor.context import Context
 from supervisor.errors import MissingError
 from supervisor.hooks import HOLD_MS, Hooks
 from supervisor.launcher import Launcher
+from supervisor.observe import Facts
 from supervisor.roles import Local, Server, Step, View
 from supervisor.tasks import Runner
 
@@ -70,7 +71,7 @@ class Node:
         self.settings: dict[str, Any] = {}
         self.c = cast(Context, SimpleNamespace(
             config=config, log=log, os_user="nobody", children=ChildTable(), local=Local("a"),
-            view=View(alive=True, leader="a"), cluster=ClusterState(),
+            view=View(alive=True, leader="a"), cluster=ClusterState(), facts=Facts(),
             raft=SimpleNamespace(tell=lambda name, body: self.told.append({"name": name} | body)),
         ))  # fmt: skip
         self.hooks = Hooks(self.c, cast(Launcher, self.programs), self.runner)
@@ -296,6 +297,16 @@ def test_a_hook_that_is_not_there_says_no(node: Node) -> None:
         False, f"it can't be started: {node.home}/nothing can't be started: No such file or directory",
     )  # fmt: skip
     assert node.events("hook.not_started")
+
+
+def test_what_can_not_be_executed_is_known_before_it_is_needed(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LOOK_EVERY_MS", 10)
+    (path,) = node.script("exit 0")
+    Path(path).chmod(0o600)
+    node.set(pre_promote=[path], on_event=["/bin/true"])
+    node.until(lambda: node.c.facts.missing_hooks == (f"hooks.pre_promote: {path}",))
+    Path(path).chmod(0o700)
+    node.until(lambda: node.c.facts.missing_hooks == ())
 
 
 def test_an_answer_is_said_again_while_it_is_wanted_and_each_run_is_run_once(

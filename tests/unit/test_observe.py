@@ -306,6 +306,13 @@ def test_events_get_the_timeline_and_its_beginning_from_their_grant() -> None:
     assert (rewound.bytes_salvaged, rewound.node, rewound.reason) == (4096, "c", "was rewound")
 
 
+def test_a_hook_that_a_node_can_not_execute_is_warned_of() -> None:
+    members = {name: told(name) for name in "abc"}
+    assert not any("execute" in w for w in picture(members=members).warnings)
+    members["b"]["seen"]["missing_hooks"] = ["hooks.pre_promote: /etc/pgr/fence"]
+    assert "b can't execute hooks.pre_promote: /etc/pgr/fence" in picture(members=members).warnings
+
+
 def test_a_lease_that_is_over_has_nothing_left() -> None:
     assert observe.lease_left_ms(View(lease_until_ns=NOW + 5 * MS), NOW) == 5
     assert observe.lease_left_ms(View(lease_until_ns=NOW), NOW + 1) == 0
