@@ -72,6 +72,11 @@ def _clean(name: str, value: object) -> object:
             return scrub(str(value))
 
 
+def cleaned(fields: Mapping[str, object]) -> dict[str, object]:
+    """`fields` as JSON can carry them, without secrets."""
+    return {name: _clean(name, value) for name, value in fields.items()}
+
+
 def _word(value: object) -> str:
     match value:
         case None:
@@ -91,7 +96,7 @@ def render(
 ) -> str:
     """One line without its newline; `ts_ns` is CLOCK_REALTIME. Text shows local time, JSON shows UTC."""
     seconds, ms = ts_ns // 1_000_000_000, ts_ns // 1_000_000 % 1000
-    cleaned = {name: _clean(name, value) for name, value in fields.items()}
+    clean = cleaned(fields)
     if fmt == "json":
         line: dict[str, object] = {
             "ts": f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{ms:03d}Z",
@@ -99,12 +104,12 @@ def render(
             "node": node,
             "process": process,
             "event": event,
-            "fields": cleaned,
+            "fields": clean,
         }
         return json.dumps(line, ensure_ascii=False, separators=(",", ":"))
     who = node if process in ("", "parent") else f"{node}/{process}"
     mark = "" if level == "info" else f"{level.upper()} "
-    words = " ".join(f"{name}={_word(value)}" for name, value in cleaned.items())
+    words = " ".join(f"{name}={_word(value)}" for name, value in clean.items())
     return f"{time.strftime('%H:%M:%S', time.localtime(seconds))}.{ms:03d} {who}  {mark}{event}" + (
         f"  {words}" if words else ""
     )

@@ -5,12 +5,12 @@ Whoever asks over the admin protocol is served from the store and, following, to
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from consensus.cluster import ClusterState
 from fencing.lease import MS
-from fencing.logs import utc_now
+from fencing.logs import cleaned, utc_now
 from fencing.wire import Frame
 from supervisor import events
 from supervisor.admin import FORGET_MS, answer, progress
@@ -57,12 +57,12 @@ class Chronicle:
 
     # -- what happens ------------------------------------------------------------------------------------------------
 
-    def note(self, level: str, event: str, fields: Any) -> None:
+    def note(self, level: str, event: str, fields: Mapping[str, object]) -> None:
         """A line of the log of this process (`Log.listen`)."""
-        found = events.of_log(level, event, fields)
-        if found is None:
+        kept = cleaned(fields)
+        text = events.of_log(event, kept)
+        if text is None:
             return
-        text, kept = found
         last_ns = self._recent.get((event, text))
         if last_ns is not None and self._now_ns - last_ns < AGAIN_MS * MS:
             return

@@ -23,7 +23,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from fencing.logs import scrub
 from supervisor.status import HistoryEvent
 
 Record = dict[str, Any]
@@ -101,16 +100,15 @@ _UNEXPECTED_ONLY = ("child.ended", "node.removed")
 _BAD = ("failed", "vetoed")
 
 
-def of_log(level: str, event: str, fields: Mapping[str, object]) -> tuple[str, dict[str, Any]] | None:
-    """Sentence and fields of a line of the log; None: it is no event."""
+def of_log(event: str, fields: Mapping[str, object]) -> str | None:
+    """The sentence of a line of the log; None: it is no event."""
     form = TEXTS.get(event)
     if form is None or (event in _UNEXPECTED_ONLY and fields.get("expected") is True):
         return None
     if event == "raft.role" and not fields.get("leader"):
-        return f"knows no leader, term {fields.get('term')}", plain(fields)
-    kept: dict[str, Any] = plain(fields)
-    words = {name: _word(value) for name, value in kept.items()}
-    return " ".join(form.format_map(_Missing(words)).split()), kept
+        return f"knows no leader, term {fields.get('term')}"
+    words = {name: _word(value) for name, value in fields.items()}
+    return " ".join(form.format_map(_Missing(words)).split())
 
 
 class _Missing(dict[str, str]):
@@ -122,19 +120,6 @@ def _word(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
 
 
-def plain(value: Any) -> Any:
-    """As JSON can carry it, without passwords."""
-    match value:
-        case None | bool() | int() | float():
-            return value
-        case Mapping():
-            return {str(k): plain(v) for k, v in value.items()}
-        case list() | tuple() | set() | frozenset():
-            return [plain(v) for v in value]
-        case _:
-            return scrub(str(value))
-
-
 def of_history(event: HistoryEvent) -> Record:
     """An entry of the replicated log as a record, without `seq` and `by`."""
     level = "warning" if event.kind in _BAD else "info"
@@ -143,7 +128,7 @@ def of_history(event: HistoryEvent) -> Record:
     fields |= {"bytes_salvaged": event.bytes_salvaged} if event.bytes_salvaged else {}
     return {
         "at": event.at, "node": event.node, "scope": "cluster", "event": event.kind, "level": level,
-        "text": event.reason, "fields": plain(fields),
+        "text": event.reason, "fields": fields,
     }  # fmt: skip
 
 
