@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +20,8 @@ from fencing.clock import now_ns
 
 HOOKS = Path(__file__).resolve().parents[2] / "deploy" / "hooks"
 ADDRESS = "10.99.7.100"
+NOBODY = ("setpriv", "--reuid", "65534", "--clear-groups")
+CAPABLE = ("--inh-caps", "+net_admin,+net_raw", "--ambient-caps", "+net_admin,+net_raw")
 
 
 def run(*words: str | Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
@@ -97,6 +101,17 @@ def test_the_address_moves_with_the_primary_and_the_network_is_told() -> None:
         assert net.reaches()
         assert net.vip("b", "replica") == f"{ADDRESS}/24 is off eth0\n"
         assert not net.reaches()
+        # As the user of Postgres with the two capabilities that README.md names, and without.
+        reach_any_user = Path(tempfile.mkdtemp())
+        try:
+            reach_any_user.chmod(0o755)
+            script = shutil.copy2(HOOKS / "vip", reach_any_user)
+            words = [script, f"{ADDRESS}/24", "eth0", "on_role_change", "primary", "c0ffee"]
+            assert "Operation not permitted" in net.inside("b", *NOBODY, *words, fails=True)
+            net.inside("b", *NOBODY, *CAPABLE, *words)
+            net.settles(net.reaches)
+        finally:
+            shutil.rmtree(reach_any_user)
         said = net.inside("b", HOOKS / "vip", f"{ADDRESS}/24", "eth9", "on_role_change", "primary", "c", fails=True)
         assert "eth9" in said
 
