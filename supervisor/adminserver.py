@@ -26,6 +26,7 @@ from supervisor.roles import Local, View
 
 ACTION_TIMEOUT_MS = 60_000
 SAY_SOMETHING_MS = 5_000
+GAP_TOLD_MS = 500
 MEMBER_ACTIONS = ("member.add", "member.remove", "member.replace")
 NODE_ACTIONS = ("fence", "unfence", "reinit")
 ACTIONS = ("switchover", "failover", "config.set", *MEMBER_ACTIONS, *NODE_ACTIONS)
@@ -54,6 +55,8 @@ class Action:
     accepted: dict[str, Any] | None = None
     stopped_ns: int = 0
     """When the old primary was seen to be gone."""
+    opened_ns: int = 0
+    """When the new one was seen to be open."""
     said_ns: int = 0
 
 
@@ -318,7 +321,11 @@ class AdminServer:
         if not action.stopped_ns and (old or (grant is not None and grant.term > action.term)):
             action.stopped_ns = now_ns
         if grant is not None and grant.term > action.term and grant.opened:
-            gap_ms = (now_ns - action.stopped_ns) // MS
+            action.opened_ns = action.opened_ns or now_ns
+            told = [e.gap_ms for e in self.snapshot.history if e.term == grant.term and e.gap_ms is not None]
+            if not told and now_ns - action.opened_ns < GAP_TOLD_MS * MS:
+                return  # the new primary has measured it, and is about to say so
+            gap_ms = told[0] if told else (action.opened_ns - action.stopped_ns) // MS
             accepted = action.accepted or {}
             result = {
                 "from": accepted.get("from", ""), "to": grant.node, "term": grant.term, "timeline": grant.timeline,

@@ -24,7 +24,9 @@ from supervisor.status import Snapshot
 LASTING_MS = 1_000
 """A warning counts once it has been there for so long: many come and go with every failover."""
 AGAIN_MS = 10_000
-"""The same event with the same words is told once in this time."""
+"""The same event with the same words is told once in this time: a step that fails is tried again and again."""
+ALWAYS = ("gate.open", "postgres.exited", "follow.attached")
+"""But each of these, as each is another one."""
 CHUNK = 100
 """Records in one frame."""
 RECENT_MAX = 200
@@ -64,7 +66,7 @@ class Chronicle:
         if text is None:
             return
         last_ns = self._recent.get((event, text))
-        if last_ns is not None and self._now_ns - last_ns < AGAIN_MS * MS:
+        if event not in ALWAYS and last_ns is not None and self._now_ns - last_ns < AGAIN_MS * MS:
             return
         self._recent[event, text] = self._now_ns
         if len(self._recent) > RECENT_MAX:

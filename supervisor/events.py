@@ -23,7 +23,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from supervisor.status import HistoryEvent
+from supervisor.status import HistoryEvent, lsn_text
 
 Record = dict[str, Any]
 
@@ -107,7 +107,7 @@ def of_log(event: str, fields: Mapping[str, object]) -> str | None:
         return None
     if event == "raft.role" and not fields.get("leader"):
         return f"knows no leader, term {fields.get('term')}"
-    words = {name: _word(value) for name, value in fields.items()}
+    words = {name: _word(name, value) for name, value in fields.items()}
     return " ".join(form.format_map(_Missing(words)).split())
 
 
@@ -116,8 +116,18 @@ class _Missing(dict[str, str]):
         return "?"
 
 
-def _word(value: object) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
+def _word(name: str, value: object) -> str:
+    match value:
+        case None:
+            return ""
+        case int() if name == "lsn":
+            return str(lsn_text(value))
+        case list():
+            return ", ".join(map(str, value))
+        case dict():
+            return ", ".join(f"{key} = {inner}" for key, inner in value.items())
+        case _:
+            return str(value)
 
 
 def of_history(event: HistoryEvent) -> Record:

@@ -3,9 +3,9 @@
 The write gap is measured by the new primary, on one clock (CLOCK_BOOTTIME of its host). It ends when the gate is open.
 It begins when the old primary could acknowledge for the last time, as far as that can be known:
 
-* it was primary itself before: when its Postgres ceased to take writes;
+* it was primary itself before: when its Postgres began to stop, or was verified to be gone;
 * else when its Raft process last heard the old primary as the leader, less what the old one said, in the log, to have
-  been closed by then (``closed_ms``, of its own clock: it stopped for a switchover, or its Postgres died).
+  been closed by then (``closed_ms``, of its own clock: since it began to stop, or since it was verified to be gone).
 
 So it is too long by up to one heartbeat where the old primary died without a word, and too short by the delay of one
 message where it said goodbye. What clients see is more: they have to notice and to connect again. It is not known where

@@ -50,6 +50,14 @@ def test_lines_of_the_log_become_sentences() -> None:
     assert events.of_log("raft.role", {"term": 3, "leader": "", "role": "follower"}) == "knows no leader, term 3"
 
 
+def test_positions_and_settings_are_written_as_people_know_them() -> None:
+    fields = {"term": 2, "epoch": 1, "lsn": 0x502F788, "reason": ""}
+    assert events.of_log("promise.given", fields) == "promised to term 2: epoch 1 up to 0/502F788"
+    raised = events.of_log("settings.raised", {"values": {"max_connections": 100, "max_wal_senders": 20}})
+    assert raised is not None
+    assert raised.endswith("with less: max_connections = 100, max_wal_senders = 20")
+
+
 def test_a_line_that_lacks_a_field_or_has_a_strange_one_is_no_reason_to_fail() -> None:
     assert events.of_log("clone.begin", {}) == "copies ?"
     fields = cleaned({"bytes": None, "place": Path("/x{y}"), "more": {"a": {1}}})
@@ -320,7 +328,9 @@ def test_the_same_again_and_again_is_told_now_and_then(desk: Desk) -> None:
     for ms in (0, 5_000, 9_999, 10_000):
         at(ms)
         desk.chronicle.note("info", "node.reloaded", {})
+        desk.chronicle.note("info", "gate.open", {})
     assert names(desk.ask()).count("node.reloaded") == 2
+    assert names(desk.ask()).count("gate.open") == 4
 
 
 def test_the_log_tells_whoever_listens(desk: Desk) -> None:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from consensus.cluster import ClusterState, Grant, canonical
+from consensus.history import HistoryEvent as Logged
 from consensus.keys import new_key, read_key
+from consensus.record import Position
 from fencing.wire import Frame
 from supervisor import admin, cli, eventscli
 from supervisor.errors import TryAgainError
 from supervisor.status import event_json
 from tests.unit.test_cli import Node, Run, data, no_environment, pgr  # noqa: F401  (fixtures)
 from tests.unit.test_events import record
+from tests.unit.test_member_surfaces import FOUR, Asked, asked, ended  # noqa: F401  (a fixture)
 from tests.unit.test_reigns import EVENTS, PAGE
 
 OPENED = record(
@@ -177,3 +182,25 @@ def test_history(pgr: Run, node: Node, data: Path) -> None:  # noqa: F811
 def test_history_as_json_is_what_the_log_has(pgr: Run, node: Node, data: Path) -> None:  # noqa: F811
     code, out, err = pgr("history", "--json", "--data", str(data))
     assert (code, json.loads(out), err) == (0, [event_json(e) for e in EVENTS], "")
+
+
+def reigning(term: int, *, opened: bool, gap_ms: int | None = None) -> ClusterState:
+    grants = tuple(Grant(t, n, Position(0, 0), t, (), opened=True) for t, n in ((5, "a"),))
+    if term > 5:
+        grants += (Grant(term, "b", Position(5, 9), term, (), opened=opened),)
+    told_ = () if gap_ms is None else (Logged("t", "gap", term, "b", "", canonical({"gap_ms": gap_ms})),)
+    return replace(FOUR, grants=grants, history=told_)
+
+
+@pytest.mark.parametrize(("told_", "shown"), [(765, 765), (None, 100)], ids=["measured", "nobody measured it"])
+def test_a_switchover_answers_with_the_gap_that_the_new_primary_measured(
+    asked: Asked, told_: int | None, shown: int  # noqa: F811
+) -> None:
+    asked.log(reigning(5, opened=True))
+    asked.ask("switchover", to="b")
+    asked.agrees(**{"from": "a", "to": "b"})
+    asked.log(reigning(6, opened=False))
+    asked.log(reigning(6, opened=True))
+    assert not any(event == "answer" for event, _ in asked.said()), "it is about to say so"
+    asked.log(reigning(6, opened=True, gap_ms=told_), later_ms=100 if told_ else 600)
+    assert ended(asked.said())["result"]["gap_ms"] == shown
