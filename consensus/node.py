@@ -17,6 +17,7 @@ from consensus.addressbook import Entry as Address
 from consensus.campaign import Campaigning
 from consensus.changes import Facts, MakeWay, Proposal, Refusal
 from consensus.cluster import ClusterState, Grant, Seat, apply, canonical, dump, found, load, seat_of
+from consensus.comeback import NOBODY, begun
 from consensus.effects import Effect, Removed, Save, Send, SendStranger, Tell, TellLease
 from consensus.founding import (
     Greeting,
@@ -52,18 +53,7 @@ from consensus.promotion import (
     decide,
     quorum_promised,
 )
-from consensus.raft import (
-    Compact,
-    Event,
-    Propose,
-    Raft,
-    Ready,
-    Received,
-    Release,
-    Role,
-    StepDown,
-    Tick,
-)
+from consensus.raft import Compact, Event, Propose, Raft, Ready, Received, Release, Role, StepDown, Tick
 from consensus.reconfigure import Asked
 from consensus.record import EpochStart, Identity, NodeRecord, Position
 from consensus.sightings import Sightings
@@ -107,6 +97,7 @@ class Node:
         self.book = AddressBook()
         self.handed_to: dict[str, int] = {}
         """Whom this node gave way to so that they take the grant, and after which grant that was."""
+        self.comeback = NOBODY
         for entry in raft.log.between(self.applied + 1, raft.commit):
             self.cluster = apply(self.cluster, entry)
         self.applied = max(self.applied, raft.commit)
@@ -406,6 +397,7 @@ class Node:
         return Situation(
             self.me, notes.term, self.tip(), notes.promises, connected, waited_ms,
             last_known=self.sightings.last_known(self.cluster.grant), in_vain=in_vain,
+            comeback_ms=self.comeback.left_ms(self.cluster, self.me, now_ns),
         )  # fmt: skip
 
     def _act(self, notes: Campaigning, decision: Decision, now_ns: int) -> None:
@@ -462,6 +454,8 @@ class Node:
         if epoch >= 0 and self.record.promised < term:
             self.record = self.record._replace(promised=term)
             self.effects.append(Save(Write(record=self.record)))
+        if body.get("gave_up") is True:
+            self.comeback = NOBODY
         self.answer = PromiseResp(term, epoch, int(body["lsn"]), str(body["reason"]))
         if self.raft.role is Role.LEADER and self.notes is not None:
             known = Position(epoch, self.answer.lsn) if epoch >= 0 else NoPosition(self.answer.reason)
@@ -495,7 +489,9 @@ class Node:
             self._raft(Propose("failed/1", canonical(failed)), now_ns)
         notes.handed_over = True
         notes.handing_over_to = None
-        self._raft(Release(planned or self.sightings.furthest(self.cluster.members, now_ns)), now_ns)
+        self.comeback = begun(self.cluster, body, now_ns) if planned is None else NOBODY
+        furthest = "" if self.comeback.after else self.sightings.furthest(self.cluster.members, now_ns)
+        self._raft(Release(planned or furthest), now_ns)
 
     # -- requests ------------------------------------------------------------------------------------------------
 
@@ -518,6 +514,7 @@ class Node:
 
     def wish(self, kind: str, to: str, now_ns: int, *, accept_loss: bool, **more: Any) -> None:
         """In the log, so that whoever leads next knows it too. ``more``: who asked, and what is given up."""
+        self.comeback = NOBODY
         after = self.cluster.grant.term if self.cluster.grant is not None else 0
         body = {"kind": kind, "to": to, "accept_data_loss": accept_loss, "after": after, "at": self.wall_clock()}
         self._raft(Propose("wish/1", canonical(body | more)), now_ns)

@@ -299,7 +299,7 @@ class Daemon:
         if self.task is not None and stopping and awaited:
             return  # that step waits for it
         code = self.children.poll(postmaster.pid)
-        self.steps.postmaster_ended(f"postmaster ended with {code}")
+        self.steps.postmaster_ended(f"postmaster ended with {code}", died=True)
 
     # -- the Raft child ------------------------------------------------------------------------------------------
 

@@ -64,7 +64,7 @@ class Start:
             c.process = process_id(c.postmaster.pid)
             c.change(
                 server=Server.STARTING, epoch=0, upstream=0, may_receive=False, frozen=0, gate_open=False, crashed="",
-                clean=True, failed_promotion=0,
+                clean=True, failed_promotion=0, died=False,
             )  # fmt: skip
             body = {"pid": c.process.pid, "start_ticks": c.process.start_ticks}
             c.watchdog.tell("deadman.watch", body)
