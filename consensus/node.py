@@ -30,16 +30,7 @@ from consensus.founding import (
     stranger_message,
 )
 from consensus.membership import Member
-from consensus.messages import (
-    Forward,
-    ForwardResp,
-    Hello,
-    Observation,
-    PeerMessage,
-    PromiseReq,
-    PromiseResp,
-    Snapshot,
-)
+from consensus.messages import Forward, ForwardResp, Hello, Observation, PeerMessage, PromiseReq, PromiseResp, Snapshot
 from consensus.positions import NoPosition
 from consensus.promotion import (
     GRACE_MS,
@@ -116,13 +107,19 @@ class Node:
     def tick(self, now_ns: int) -> list[Effect]:
         if now_ns >= self.raft.wakeup_ns:
             leads = self.raft.role is Role.LEADER
-            if leads or not self._parent_silent(now_ns):
+            if leads or not self._unfit(now_ns):
                 self._raft(Tick(), now_ns)
         return self._finish(now_ns)
 
     def _parent_silent(self, now_ns: int) -> bool:
         """Only among several: a lone node has nobody to make way for."""
         return len(self.cluster.members) > 1 and now_ns - self.parent_heard_ns > PARENT_SILENT_MS * MS
+
+    def _unfit(self, now_ns: int) -> bool:
+        """May it neither campaign nor, for long, lead? With its parent silent, or something of Postgres left that does
+        not die (a disk that hangs): it could neither promise nor give its lease up before that is gone."""
+        stuck = self.sightings.unfenced_ms(now_ns) > self.timings.election_ms and len(self.cluster.members) > 1
+        return stuck or self._parent_silent(now_ns)
 
     def peer(self, src: str, message: PeerMessage, now_ns: int) -> list[Effect]:
         """A message from a member; the host has checked cluster id, incarnation and addressee."""
@@ -229,8 +226,8 @@ class Node:
     @property
     def wakeup_ns(self) -> int:
         """When `tick` is due next."""
-        silent = self.raft.role is not Role.LEADER and self._parent_silent(self.turned_at_ns)
-        times = [self.observe_at_ns] if silent else [self.raft.wakeup_ns, self.observe_at_ns]
+        unfit = self.raft.role is not Role.LEADER and self._unfit(self.turned_at_ns)
+        times = [self.observe_at_ns] if unfit else [self.raft.wakeup_ns, self.observe_at_ns]
         notes = self.notes
         # Only what `_conduct` will act on, and move on: a time that stays in the past would make the host spin.
         if notes is not None and notes.term == self.raft.term and self._undecided(notes):
@@ -317,7 +314,7 @@ class Node:
         return effects
 
     def _conduct(self, notes: Campaigning, now_ns: int) -> None:
-        if self._parent_silent(now_ns):
+        if self._unfit(now_ns):
             # Also as primary: a frozen parent cannot demote, so the lease has to end and the watchdog to act.
             self._raft(StepDown(), now_ns)
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from fencing.logs import Log
 from supervisor import controldata, files, member, preflight
 from supervisor.config import Config
 from supervisor.context import Context
-from supervisor.errors import RefusedError
+from supervisor.errors import MissingError, RefusedError
 from supervisor.postgres import OccupiedError, Postgres
 from supervisor.rebuild import NEW_SUFFIX, read_mark
 from supervisor.roles import Data, is_founder
@@ -110,8 +111,27 @@ def raft_arguments(c: Context) -> dict[str, Any]:
         except (controldata.ControlDataError, TaskTimeout) as error:
             hint = f"repair it, or move {config.pgdata} away"
             raise RefusedError(f"{config.pgdata} cannot be brought into a cluster: {error}", hint) from error
+        refuse_config_elsewhere(config.pgdata)
         adopts = str(control.system_identifier)
     return member.raft_arguments(config, mark, adopts)
+
+
+DEBIAN = "/etc/postgresql/*/*/postgresql.conf"
+
+
+def refuse_config_elsewhere(pgdata: Path) -> None:
+    """Configuration outside PGDATA (Debian keeps it in /etc/postgresql): base backups do not have it, so no copy of
+    this cluster could start. Raises MissingError."""
+    if (pgdata / "postgresql.conf").exists():
+        return
+    named = f"data_directory = '{pgdata}'"
+    found = [path for path in sorted(glob(DEBIAN)) if named in (files.read_optional(Path(path)) or b"").decode()]
+    source = found[0] if found else "postgresql.conf"
+    raise MissingError(
+        f"{pgdata} has no postgresql.conf: the cluster keeps its configuration elsewhere, where copies do not get it",
+        f"copy {source} and what it includes to {pgdata}; pgr writes pg_hba.conf and pg_ident.conf itself "
+        "(client rules: [postgres] hba of pgr.toml)",
+    )
 
 
 _WRITERS = ("initdb", "pg_basebackup", "pg_rewind", "rm")

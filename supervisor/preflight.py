@@ -36,6 +36,7 @@ def check(config: Config) -> DataLock:
     check_kernel()
     lock = lock_data(config.data)
     check_pgdata(config.pgdata, os.geteuid())
+    check_mount(config.pgdata)
     check_files(config)
     check_ports(config)
     return lock
@@ -128,6 +129,25 @@ def check_pgdata(pgdata: Path, uid: int) -> None:
             f"{pgdata} is not empty and holds no Postgres cluster",
             "nothing is deleted here: move its content away, or name the right directory with --pgdata",
         )
+
+
+MOUNT_ABOVE: Final = "stop this node, mount that file system one directory higher, and name its data by --pgdata"
+
+
+def check_mount(pgdata: Path) -> None:
+    """A file system mounted at PGDATA itself, with nothing in it yet: nothing can be renamed to there."""
+    if os.path.ismount(pgdata) and not has_postgres(pgdata):
+        raise UsageError(
+            f"{pgdata} is a mount point",
+            f"a new copy is renamed into place, which a mount point does not allow: {MOUNT_ABOVE}",
+        )
+
+
+def mount_warnings(pgdata: Path) -> tuple[str, ...]:
+    """Of one that holds a cluster: it can be used, and never replaced."""
+    if not os.path.ismount(pgdata):
+        return ()
+    return (f"{pgdata} is a mount point: this node can be rewound, but never be copied anew; {MOUNT_ABOVE}",)
 
 
 def pgdata_major(pgdata: Path) -> int | None:

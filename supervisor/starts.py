@@ -52,6 +52,7 @@ class Start:
             yield from self._look_at_control_data()
             # What was set while this node was away would else take one more restart. At once if it has met the leader.
             yield Wait(until_ns=now_ns() + MEET_MS * MS, ready=lambda: c.view.met)
+            self._refuse_stray_label()
             if c.record.marker:  # set, but nothing was written since: `data` says that the directory is whole
                 yield from c.save_record(marker="")
             owned = c.write_settings(names=c.idle_names())
@@ -97,6 +98,20 @@ class Start:
         c.facts = replace(c.facts, version=(version or "").split(" ", maxsplit=1)[0], streaming=False)
         c.change(server=Server.STANDBY)
         c.log.info("postgres.started", pid=postmaster.pid)
+
+    def _refuse_stray_label(self) -> None:
+        """A backup_label in data that has been complete. A fresh copy and a rewound one have a rightful one, and a
+        proof to pass; Postgres has taken it by the time they did. To obey it would make pg_control wait for the end of
+        a backup that never comes; to ignore it would be wrong where somebody has put a backup here."""
+        c = self.c
+        label = c.config.pgdata / "backup_label"
+        if c.record.proof is not None or not label.exists():
+            return
+        problem = f"{label} says that this data is a backup that is not complete yet, and it has been complete before"
+        remedy = "if a backup tool left it, move it away; if a backup was put here, join or found anew with that"
+        self._quarantine(f"{problem}: {remedy}")
+        self._copy_again("start.stray_label", problem)
+        raise StepFailed(f"{problem}: {remedy}")
 
     def _quarantine(self, problem: str) -> None:
         """It goes on trying, as a person may mend the cause, but what is wrong is told, also to the caretaker."""
