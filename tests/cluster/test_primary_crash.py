@@ -13,7 +13,7 @@ from fencing.clock import now_ns
 from supervisor.localcluster import LocalNode
 from supervisor.localwriter import Writer
 from tests.cluster.test_quorum_promises import Cut, mutate, times_logged
-from tests.cluster.world import World
+from tests.cluster.world import Gone, World, postgres_pids
 
 pytestmark = pytest.mark.cluster
 
@@ -47,10 +47,12 @@ def wants(world: World, **settings: object) -> None:
 
 
 def crash(node: LocalNode) -> int:
-    """SIGKILL for the postmaster; when."""
-    at_ns = now_ns()
+    """SIGKILL for the postmaster; when the last of its backends was gone, which may acknowledge until then."""
+    gone = Gone(postgres_pids(node))
     os.kill(node.pid_of("postmaster"), signal.SIGKILL)
-    return at_ns
+    gone.join(30)
+    assert gone.at_ns, "the orphaned backends are still there"
+    return gone.at_ns
 
 
 def timelines(world: World) -> list[int]:

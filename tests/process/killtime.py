@@ -58,15 +58,18 @@ def kill_once(tmp_path: Path | None = None) -> FenceReport:
         try:
             report = fence(postgres.pgdata, process_id(postgres.pid), now_ns() + F)
             if postgres.pids():
-                raise AssertionError(f"left: {postgres.pids()}")
+                raise AssertionError(f"it says that all are gone, and there are {postgres.pids()}")
             return report
         finally:
             busy.close()
 
 
 def stated() -> Stated:
-    numbers = re.findall(r"\d+", re.search(f"{BEGIN}(.*?){END}", DESIGN.read_text(encoding="utf-8"), re.DOTALL)[1])  # type: ignore[index]  # else it fails
-    return Stated(*map(int, numbers[:4]))
+    line = DESIGN.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
+    found = re.search(r"With (\d+) backends busy, (\d+) times .*: median (\d+) ms, at most (\d+) ms", line)
+    if found is None:
+        raise ValueError(f"there are no figures in {DESIGN}")
+    return Stated(*map(int, found.groups()))
 
 
 def main() -> None:

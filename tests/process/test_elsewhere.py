@@ -43,7 +43,7 @@ def test_a_data_directory_in_postgresql_conf_leads_nobody_elsewhere() -> None:
         a.start()
         assert a.one("SHOW data_directory") == str(a.pgdata)
         a.promote()
-        a.ask("CREATE TABLE t (i int)")
+        a.ask("CREATE TABLE public.t (i int)")
         b.clone_of(a)
         b.follow(a)
         b.start(2)
@@ -52,12 +52,12 @@ def test_a_data_directory_in_postgresql_conf_leads_nobody_elsewhere() -> None:
         # Promoted, while the other one goes on, and then dies: an unclean target, which the tool recovers first.
         b.promote()
         b.ask("CHECKPOINT")
-        a.ask("INSERT INTO t VALUES (1)")
+        a.ask("INSERT INTO public.t VALUES (1)")
         a.stop(StopMode.IMMEDIATE)
         do(jobs.rewind(a.binaries, b.conninfo_for_others(), a.pgdata, a.table, scratch=a.home))
         a.follow(b)
         a.start(3)
-        a.until("SELECT count(*) FROM t", "0")
+        a.until("SELECT count(*) FROM public.t", "0")
         assert content(other.pgdata) == untouched
 
 
