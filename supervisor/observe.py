@@ -98,10 +98,10 @@ def state_of(local: Local, facts: Facts, running: Step) -> str:
             return "creating"
         case _:
             pass
-    if facts.problem and local.server in (Server.DOWN, Server.STARTING):
-        return QUARANTINED
     if local.server is Server.DOWN and not local.clean:
         return NOT_FENCED
+    if facts.problem and local.server in (Server.DOWN, Server.STARTING):
+        return QUARANTINED
     if local.server is Server.STANDBY:
         return "streaming" if facts.streaming and local.upstream else "running"
     if local.server in (Server.PRIMARY, Server.PROMOTING):
