@@ -14,13 +14,13 @@ import pytest
 
 from supervisor import segments
 from supervisor.localcluster import LocalNode, own
-from tests.cluster.world import World
+from tests.cluster.world import World, rare
 
 SHM = "/dev/shm"  # what is made there is a directory of its own
 
 pytestmark = [
     pytest.mark.cluster,
-    pytest.mark.slow,
+    rare,
     pytest.mark.timeout(300),
     pytest.mark.skipif(not os.access(SHM, os.W_OK), reason=f"needs a second file system: {SHM}"),
 ]

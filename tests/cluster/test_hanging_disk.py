@@ -12,10 +12,10 @@ import pytest
 from fencing.clock import now_ns
 from supervisor import segments
 from supervisor.localcluster import own
-from tests.cluster.world import World
+from tests.cluster.world import World, rare
 from tests.hangingdisk import HangingDisk, state
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.root, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, rare, pytest.mark.root, pytest.mark.timeout(300)]
 
 
 @pytest.fixture

@@ -1,4 +1,7 @@
-"""Postgres alone crashes on the primary (`on_primary_crash`): handed over at once, or started again in place."""
+"""Postgres alone crashes on the primary and is started again in place (`on_primary_crash = restart`).
+
+That it is handed over at once otherwise: tests/cluster/test_failover.py.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from fencing.clock import now_ns
 from supervisor.localcluster import LocalNode
 from supervisor.localwriter import Writer
 from tests.cluster.test_quorum_promises import Cut, mutate, times_logged
-from tests.cluster.world import Gone, World, postgres_pids
+from tests.cluster.world import Gone, World, postgres_pids, rare
 
 pytestmark = pytest.mark.cluster
 
@@ -73,20 +76,6 @@ def restarted_in_place(world: World, writer: Writer) -> LocalNode:
     return primary
 
 
-def test_a_crashed_primary_hands_over_and_is_a_standby_afterwards(world: World) -> None:
-    primary = world.primary()
-    assert primary is not None
-    with world.writing() as writer:
-        killed_ns = crash(primary)
-        world.writes_again(writer, killed_ns)
-        assert world.primary() is not primary
-        gap = writer.gap(killed_ns).seconds
-        print(f"handed over: write gap {gap:.2f} s, load {os.getloadavg()[0]:.1f}")
-        world.wait_streaming(primary)
-    world.check_no_loss(writer, everywhere=True)
-    assert not world.logged(world.nodes[0], "raft.bug")
-
-
 def test_a_crashed_primary_is_started_again_in_place(world: World) -> None:
     wants(world, on_primary_crash="restart")
     with world.writing() as writer:
@@ -97,7 +86,7 @@ def test_a_crashed_primary_is_started_again_in_place(world: World) -> None:
     assert not any(world.logged(node, "rewind.begin") for node in world.nodes), f"{primary.name} lost nothing"
 
 
-@pytest.mark.slow
+@rare
 def test_a_lost_backend_takes_the_same_way(world: World) -> None:
     """As after an out-of-memory kill: Postgres ends itself (`restart_after_crash = off`), what it left is killed."""
     wants(world, on_primary_crash="restart")
@@ -173,7 +162,7 @@ def test_one_that_does_not_come_up_in_time_hands_over(make_world: Callable[..., 
     world.check_no_loss(writer, everywhere=True)
 
 
-@pytest.mark.slow
+@rare
 def test_one_that_cannot_start_hands_over_before_its_time_is_up(world: World) -> None:
     wants(world, on_primary_crash="restart", primary_start_timeout="10min")
     primary = world.primary()
