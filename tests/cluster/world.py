@@ -22,7 +22,7 @@ from supervisor import segments
 from supervisor.localcluster import LocalCluster, LocalNode, Place, free_ports, node_environment, private_home, wait_for
 from supervisor.localwriter import Audit, Writer
 
-rare = pytest.mark.skipif(os.environ.get("PGR_TEST_LEVEL") != "all", reason="takes long for what is rare: bin/test --all")
+rare = pytest.mark.skipif(os.environ.get("PGR_TEST_LEVEL") != "all", reason="long, and rare: bin/test --all")
 START_S = 120.0
 """For anything that starts Postgres, on a machine that does other things as well."""
 SETTLE_S = 60.0
