@@ -33,7 +33,7 @@ NEW_SUFFIX = ".new"
 
 
 def read_mark(pgdata: Path) -> dict[str, Any]:
-    """{incarnation, nonce, rebuilt}; empty if this directory was never a node's of pgr."""
+    """{incarnation, nonce, rebuilt, fresh}; empty if this directory was never a node's of pgr."""
     data = files.read_optional(pgdata / MARK)
     if data is None:
         return {}
@@ -45,9 +45,10 @@ def read_mark(pgdata: Path) -> dict[str, Any]:
     return body
 
 
-def write_mark(pgdata: Path, incarnation: int, nonce: str, rebuilt: int = 0) -> None:
-    """``rebuilt``: index of the `reinit/1` that this copy was made for."""
-    body = {"incarnation": incarnation, "nonce": nonce, "rebuilt": rebuilt}
+def write_mark(pgdata: Path, incarnation: int, nonce: str, rebuilt: int = 0, *, fresh: bool = False) -> None:
+    """``rebuilt``: index of the `reinit/1` that this copy was made for; ``fresh``: it was never started yet, so that a
+    backup_label in it is its own."""
+    body = {"incarnation": incarnation, "nonce": nonce, "rebuilt": rebuilt, "fresh": fresh}
     files.write_atomically(pgdata / MARK, json.dumps(body).encode())
 
 
@@ -59,6 +60,14 @@ def _refuse_mount_point(pgdata: Path) -> None:
 
 def _mount_point(pgdata: Path) -> str:
     return f"{pgdata} is a mount point, so no new copy can be put in its place: {preflight.MOUNT_ABOVE}"
+
+
+def note_first_start(pgdata: Path, *, done: bool) -> None:
+    """Postgres has become consistent in it, and with that has taken its backup_label; or, not ``done``, it has a new
+    one (pg_rewind makes one too)."""
+    mark = read_mark(pgdata)
+    if mark and bool(mark.get("fresh")) is done:
+        files.write_atomically(pgdata / MARK, json.dumps(mark | {"fresh": not done}).encode())
 
 
 class Rebuild:
@@ -163,7 +172,7 @@ class Rebuild:
         control = yield from controldata.read(c.binaries, self.new, c.children)
         if str(control.system_identifier) != c.cluster.system_identifier:
             raise StepFailed(f"{grant.node} has the foreign system identifier {control.system_identifier}")
-        write_mark(self.new, c.view.incarnation, c.cluster.nonce, asked or c.local.rebuilt)
+        write_mark(self.new, c.view.incarnation, c.cluster.nonce, asked or c.local.rebuilt, fresh=True)
         self._install_histories(self.new, grant)
         # From here until the history is written the directory is not what the record says.
         yield from c.save_record(marker="clone")
@@ -270,6 +279,7 @@ class Rebuild:
             )  # fmt: skip
             proof = yield from self._end_of_primary(grant)
             self._install_histories(c.config.pgdata, grant)
+            note_first_start(c.config.pgdata, done=False)
             yield from c.save_record(grant.ancestry, proof=proof, marker="")
             done = True
         except (jobs.JobFailed, sql.SqlFailure) as error:

@@ -16,6 +16,7 @@ from fencing.lease import MS
 from supervisor import controldata, sql
 from supervisor.context import Context, StepFailed
 from supervisor.postgres import StartFailed
+from supervisor.rebuild import note_first_start, read_mark
 from supervisor.receivers import receivers
 from supervisor.roles import Plan, Server
 from supervisor.steps import QUERY_MS, Steps, switch_lsn
@@ -84,6 +85,7 @@ class Start:
             except TimeoutError:
                 self._help_to_consistency(now_ns() - began)
         c.started()
+        note_first_start(c.config.pgdata, done=True)
         session = yield from sql.connect(c.own_conninfo(), now_ns() + 5_000 * MS)
         rows = yield from session.query(
             "SELECT (SELECT setting FROM pg_settings WHERE name = 'wal_segment_size'),"
@@ -100,12 +102,12 @@ class Start:
         c.log.info("postgres.started", pid=postmaster.pid)
 
     def _refuse_stray_label(self) -> None:
-        """A backup_label in data that has been complete. A fresh copy and a rewound one have a rightful one, and a
-        proof to pass; Postgres has taken it by the time they did. To obey it would make pg_control wait for the end of
-        a backup that never comes; to ignore it would be wrong where somebody has put a backup here."""
+        """A backup_label in data that was started before: a new copy and a rewound one have a rightful one, which
+        Postgres takes at their first start. To obey it would make pg_control wait for the end of a backup that never
+        comes; to ignore it would be wrong where somebody has put a backup here."""
         c = self.c
         label = c.config.pgdata / "backup_label"
-        if c.record.proof is not None or not label.exists():
+        if not label.exists() or read_mark(c.config.pgdata).get("fresh"):
             return
         problem = f"{label} says that this data is a backup that is not complete yet, and it has been complete before"
         remedy = "if a backup tool left it, move it away; if a backup was put here, join or found anew with that"

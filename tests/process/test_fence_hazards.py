@@ -30,9 +30,8 @@ def test_100_busy_backends_die_within_the_kill_bound_and_how_long_it_takes_is_sa
         took_ms.append(report.took_ns // 1_000_000)
         load = os.getloadavg()[0]
         print(f"{report.killed} processes, {BACKENDS} of them busy: {took_ms[-1]} ms, load {load:.1f}")
-        assert report.survivors == ()
         assert report.killed > BACKENDS
-        if report.took_ns < F:
+        if not report.survivors and report.took_ns < F:
             return
     raise AssertionError(f"never within {F // 1_000_000} ms: {took_ms}")
 
@@ -207,7 +206,6 @@ def test_backends_that_somebody_stopped_die_and_so_do_orphans_among_them(tmp_pat
             os.kill(pid, signal.SIGSTOP)
         os.kill(postgres.pid, signal.SIGKILL)
         postgres.wait()
-        until(lambda: len(postgres.pids()) == 10, "the auxiliary processes have noticed")
         assert {process.pid for process in members(postgres.pgdata, who)} >= set(stopped)
         assert fence(postgres.pgdata, who, now_ns() + F).survivors == ()
         assert postgres.pids() == []
