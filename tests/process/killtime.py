@@ -1,5 +1,5 @@
 """How long a fence takes: 100 busy backends on a real PostgreSQL. `python -m tests.process.killtime` writes what it
-measured into fencing/DESIGN.md; a test holds the figures there against the kill bounds of the profiles."""
+measured into fencing/DESIGN.md, with the load beside it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import psycopg
 
 from fencing.clock import now_ns
 from fencing.kill import FenceReport, fence, process_id
-from fencing.lease import MS, PROFILES
+from fencing.lease import MS
 from tests.pgbare import BarePostgres
 
 DESIGN = Path(__file__).resolve().parents[2] / "fencing" / "DESIGN.md"
@@ -22,7 +22,8 @@ BEGIN, END = "<!-- kill time: begin -->", "<!-- kill time: end -->"
 BACKENDS = 100
 ROUNDS = 20
 BUSY = "SELECT count(*) FROM generate_series(1, 100000000000)"
-F = max(profile.kill_bound_ms for profile in PROFILES.values()) * MS
+GIVE_UP_NS = 10_000 * MS
+"""Long beyond any kill bound: what is measured is the whole of it."""
 
 
 class Stated(NamedTuple):
@@ -56,7 +57,7 @@ def kill_once(tmp_path: Path | None = None) -> FenceReport:
     with busy_postgres(tmp_path) as postgres:
         busy = Busy(postgres)
         try:
-            report = fence(postgres.pgdata, process_id(postgres.pid), now_ns() + F)
+            report = fence(postgres.pgdata, process_id(postgres.pid), now_ns() + GIVE_UP_NS)
             if not report.survivors and postgres.pids():
                 raise AssertionError(f"it says that all are gone, and there are {postgres.pids()}")
             return report
@@ -73,7 +74,7 @@ def stated() -> Stated:
 
 
 def main() -> None:
-    took_ms = []
+    took_ms, load = [], os.getloadavg()[0]
     for _ in range(ROUNDS):
         report = kill_once()
         if report.survivors:
@@ -81,7 +82,7 @@ def main() -> None:
         took_ms.append(-(-report.took_ns // MS))
         print(f"{took_ms[-1]} ms, {report.killed} processes, load {os.getloadavg()[0]:.1f}")
     line = (
-        f"With {BACKENDS} backends busy, {ROUNDS} times on {os.cpu_count()} cores: median"
+        f"With {BACKENDS} backends busy, {ROUNDS} times on {os.cpu_count()} cores, load {load:.0f} before: median"
         f" {round(statistics.median(took_ms))} ms, at most {max(took_ms)} ms from the first signal until everything is"
         " verified to be gone."
     )

@@ -117,7 +117,7 @@ def mounted(node: Candidate) -> Iterator[Path]:
     pgdata = node.mkdir(node.data / "pgdata")
     owner = pgdata.stat()
     options = f"size=200m,mode=700,uid={owner.st_uid},gid={owner.st_gid}"
-    words = ["mount", "-t", "tmpfs", "-o", options, "pgr-test", pgdata]
+    words: list[str | Path] = ["mount", "-t", "tmpfs", "-o", options, "pgr-test", pgdata]
     done = subprocess.run(words, check=False, capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"cannot mount a tmpfs here: {done.stderr.strip()}")

@@ -266,8 +266,9 @@ def test_it_runs_while_armed_and_each_renewal_is_one_word(guarded: WithDevice) -
 
 
 def test_it_is_stopped_once_everything_is_killed_and_not_before(guarded: WithDevice) -> None:
+    guarded.device.says("1V|")
     guarded.armed()
-    guarded.device.says("1V|11")
+    guarded.device.says("11")
     guarded.killed()
     guarded.device.says("V|")
 
@@ -302,11 +303,12 @@ def test_it_is_not_stopped_while_something_is_left(postgres: BarePostgres, devic
     """A postmaster.pid that can not be read: nobody knows what is attached."""
     guarded = WithDevice(postgres, device)
     try:
+        device.says("1V|")
         guarded.armed()
         path = postgres.pgdata / "postmaster.pid"
         path.rename(path.with_name("kept"))
         path.mkdir()
-        device.says("1V|11")
+        device.says("11")
         assert guarded.as_parent.hear("deadman.killed").body["survivors"]
         assert device.said() == "", "open and not told any more: the machine is reset in time"
         path.rmdir()
