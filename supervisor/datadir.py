@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from fencing.clock import now_ns
 from fencing.kill import end, fence
 from fencing.lease import MS
 from fencing.logs import Log
-from supervisor import controldata, files, member, preflight
+from supervisor import controldata, files, member, preflight, waldir
 from supervisor.config import Config
 from supervisor.context import Context
 from supervisor.errors import MissingError, RefusedError
@@ -124,9 +125,11 @@ def refuse_config_elsewhere(pgdata: Path) -> None:
     this cluster could start. Raises MissingError."""
     if (pgdata / "postgresql.conf").exists():
         return
-    named = f"data_directory = '{pgdata}'"
-    found = [path for path in sorted(glob(DEBIAN)) if named in (files.read_optional(Path(path)) or b"").decode()]
-    source = found[0] if found else "postgresql.conf"
+    source = "postgresql.conf"
+    for path in sorted(glob(DEBIAN), reverse=True):
+        with suppress(OSError):  # not for us to read: then it is not named
+            if f"data_directory = '{pgdata}'" in Path(path).read_text(encoding="utf-8", errors="replace"):
+                source = path
     raise MissingError(
         f"{pgdata} has no postgresql.conf: the cluster keeps its configuration elsewhere, where copies do not get it",
         f"copy {source} and what it includes to {pgdata}; pgr writes pg_hba.conf and pg_ident.conf itself "
@@ -146,6 +149,7 @@ def end_jobs(config: Config, log: Log) -> None:
     does not end.
     """
     places = {os.path.realpath(p) for p in (config.pgdata, config.pgdata.with_name(config.pgdata.name + NEW_SUFFIX))}
+    places.add(os.path.realpath(waldir.new_in(config.pgdata / waldir.LINK)))
     found = [int(entry) for entry in os.listdir("/proc") if entry.isdigit() and _writes_to(int(entry), places)]
     if not found:
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import select
 import signal
 import socket
@@ -134,9 +135,17 @@ def check_pgdata(pgdata: Path, uid: int) -> None:
 MOUNT_ABOVE: Final = "stop this node, mount that file system one directory higher, and name its data by --pgdata"
 
 
+def is_mount_point(path: Path) -> bool:
+    """Bind mounts as well, which `os.path.ismount` does not see on one file system."""
+    wanted = os.path.realpath(path)
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        places = [line.split()[4] for line in file]
+    return wanted in (re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), place) for place in places)
+
+
 def check_mount(pgdata: Path) -> None:
     """A file system mounted at PGDATA itself, with nothing in it yet: nothing can be renamed to there."""
-    if os.path.ismount(pgdata) and not has_postgres(pgdata):
+    if is_mount_point(pgdata) and not has_postgres(pgdata):
         raise UsageError(
             f"{pgdata} is a mount point",
             f"a new copy is renamed into place, which a mount point does not allow: {MOUNT_ABOVE}",
@@ -145,7 +154,7 @@ def check_mount(pgdata: Path) -> None:
 
 def mount_warnings(pgdata: Path) -> tuple[str, ...]:
     """Of one that holds a cluster: it can be used, and never replaced."""
-    if not os.path.ismount(pgdata):
+    if not is_mount_point(pgdata):
         return ()
     return (f"{pgdata} is a mount point: this node can be rewound, but never be copied anew; {MOUNT_ABOVE}",)
 

@@ -54,7 +54,7 @@ def write_mark(pgdata: Path, incarnation: int, nonce: str, rebuilt: int = 0, *, 
 
 def _refuse_mount_point(pgdata: Path) -> None:
     """Nothing can be renamed over it, and nothing in it may be deleted."""
-    if os.path.ismount(pgdata):
+    if preflight.is_mount_point(pgdata):
         raise StepFailed(_mount_point(pgdata))
 
 

@@ -137,6 +137,23 @@ def test_and_warned_of_when_there_is_a_cluster_in_it(node: Candidate, mounted: P
     node.says("config.warning", f"{mounted} is a mount point", "gate.open")
 
 
+@pytest.mark.root
+def test_a_bind_mount_is_one_too(tmp_path: Path) -> None:
+    source, place = tmp_path / "source", tmp_path / "with blank"
+    source.mkdir()
+    place.mkdir()
+    done = subprocess.run(["mount", "--bind", source, place], check=False, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"cannot mount here: {done.stderr.strip()}")
+    try:
+        assert preflight.is_mount_point(place)
+        assert preflight.is_mount_point(tmp_path / "source" / ".." / "with blank")
+        assert not preflight.is_mount_point(source)
+    finally:
+        subprocess.run(["umount", place], check=True)
+    assert not preflight.is_mount_point(place)
+
+
 def test_elsewhere_nobody_is_warned(tmp_path: Path) -> None:
     assert preflight.mount_warnings(tmp_path) == ()
     preflight.check_mount(tmp_path / "absent")
