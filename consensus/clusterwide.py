@@ -70,12 +70,14 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting(
         "primary_start_timeout", "int", 30,
-        "a granted node that has not become primary within this gives up and hands over", unit="s", low=5, high=86_400,
+        "a granted node that has not become primary within this gives up and hands over, and so does one that is "
+        "started again in place", unit="s", low=5, high=86_400,
     ),
     Setting(
         "on_primary_crash", "choice", "failover",
-        "when Postgres alone crashes on the primary: hand over at once (restart in place is not built)",
-        choices=("failover",),
+        "when Postgres alone crashes on the primary: failover hands over at once; restart starts it again in place and "
+        "promotes it anew, and hands over if that takes longer than primary_start_timeout or fails three times",
+        choices=("failover", "restart"),
     ),
     Setting(HBA, "lines", [], "client rules of pg_hba.conf; pgr puts its own before them", needs="reload"),
     *(

@@ -50,6 +50,9 @@ class Situation:
     """Asynchronous mode: the newest position the leader has heard of the last primary."""
     in_vain: frozenset[str] = frozenset()
     """Whom this node has handed over to since the newest grant, and here it leads again."""
+    comeback_ms: int = 0
+    """This leader was the last primary, its Postgres went down, and it is to come back itself: so long it is waited for
+    (comeback.py); 0: it is not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +168,8 @@ def decide(s: Situation) -> Decision:
     quorums = required(s.state)
     if not quorum_promised(s):
         return _not_enough(s, quorums)
+    if s.comeback_ms > 0 and not isinstance(s.promises.get(s.me), Position):
+        return Wait(f"the Postgres of {s.me} went down and is started again in place (on_primary_crash = restart)")
     seated = frozenset[str]().union(*(q.seated for q in quorums))
     positions = _held(s, quorums)
     silent = [n for n in s.connected & seated if n not in positions]
@@ -358,7 +363,7 @@ def _choose(s: Situation) -> str | None:
         return None
     best = max(able[n] for n in fit)
     # With quorum commit every fit node holds all that was acknowledged; without it only the best one may.
-    wished = s.state.wish_to
+    wished = s.state.wish_to or (s.me if s.comeback_ms > 0 else "")
     if wished in fit and (not s.state.asynchronous or s.state.wish_loss or able[wished] == best):
         return wished
     leaving = {m.name for m in s.state.members if m.aim != m.role}

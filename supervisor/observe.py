@@ -12,6 +12,7 @@ from consensus.cluster import ClusterState, seat_of
 from consensus.membership import GONE, LEARNER, VOTER, WITNESS
 from consensus.membership import Member as LogMember
 from consensus.record import EpochStart, NodeRecord, Position
+from consensus.sightings import NOT_FENCED
 from fencing.lease import MS, Timings
 from supervisor import configview
 from supervisor.roles import Data, Local, Server, Step, View
@@ -97,6 +98,8 @@ def state_of(local: Local, facts: Facts, running: Step) -> str:
             return "creating"
         case _:
             pass
+    if local.server is Server.DOWN and not local.clean:
+        return NOT_FENCED
     if facts.problem and local.server in (Server.DOWN, Server.STARTING):
         return QUARANTINED
     if local.server is Server.STANDBY:

@@ -234,7 +234,9 @@ class Postgres:
             # Stale, but its number may be alive as someone else: Postgres lets it pass as its grandparent. Removing
             # the file instead would race with a postmaster that starts by other means (hazard 3).
             env["PG_GRANDPARENT_PID"] = str(lock.pid)
-        pid = self.spawn([self.binaries.path("postgres"), "-D", str(self.pgdata)], env, self.log_path)
+        # postgresql.conf may have a data_directory (Debian's has): of another place, or of the node it was copied from.
+        place = ["-D", str(self.pgdata), "-c", f"data_directory={self.pgdata}"]
+        pid = self.spawn([self.binaries.path("postgres"), *place], env, self.log_path)
         return Postmaster(pid, os.pidfd_open(pid), offset)
 
     def wait_ready(self, postmaster: Postmaster, until_ns: int = NEVER) -> Task[str]:

@@ -111,6 +111,8 @@ class Local:
     """The term of a grant that this node could not carry out."""
     crashed: str = ""
     """Why the server is down although it was primary under `epoch`; empty: it is not, or that was reported."""
+    died: bool = False
+    """It went down by itself then, nobody stopped it (`on_primary_crash`)."""
 
 
 class Step(StrEnum):

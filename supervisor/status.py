@@ -148,7 +148,8 @@ class Snapshot:
     """Not empty: fewer nodes than wanted have a commit when it is acknowledged, in words."""
     paused: bool = False
     scheduling: Mapping[str, str] = field(default_factory=dict)
-    """Process (``raft``, ``watchdog``) to what it got: ``SCHED_RR 10``, ``nice -15``, ..."""
+    """Process (``raft``, ``watchdog``) to what it got: ``SCHED_RR 10``, ``nice -15``, ...; and ``hardware watchdog``:
+    ``off``, ``/dev/watchdog, 1 s, armed``, ``not used: ...``."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """Cluster-wide settings as in the log, beyond commit, profile and timings."""
     warnings: tuple[str, ...] = ()

@@ -132,9 +132,11 @@ class Steps:
             crashed=(crashed or "stopped") if writable else "",
         )  # fmt: skip
 
-    def postmaster_ended(self, why: str) -> None:
-        """Called by the loop the moment the postmaster's pidfd says so, outside any step that stops it."""
+    def postmaster_ended(self, why: str, *, died: bool = False) -> None:
+        """Called by the loop the moment the postmaster's pidfd says so, outside any step that stops it. ``died``: by
+        itself; else the node has to end at once."""
         self.c.log.warning("postgres.exited", expected=False, reason=why, epoch=self.c.local.epoch)
+        self.c.change(died=died and self.c.local.epoch > 0)
         self._bury(why)
 
     def hand_over(self, plan: Plan) -> Task[None]:
@@ -156,7 +158,8 @@ class Steps:
         c = self.c
         kept_down = c.local.me in c.cluster.fenced and not c.local.failed_promotion
         reason = "a person keeps its Postgres down" if kept_down else c.local.crashed or "the promotion failed"
-        c.raft.tell("node.fenced", {"term": plan.term, "reason": reason, "clean": False, "at": utc_now()})
+        body = {"term": plan.term, "reason": reason, "clean": False, "at": utc_now()}
+        c.raft.tell("node.fenced", body | {"died": c.local.died and not c.local.stopping and not kept_down})
         until_ns = now_ns() + 100 * MS
         yield Wait(until_ns=until_ns, ready=lambda: c.view.granted != plan.term)
 
@@ -168,7 +171,8 @@ class Steps:
         server, data = c.local.server, c.local.data
         why = f"Postgres is {server.value}" if data is Data.READY else f"its data is {data.value}"
         why = c.facts.problem or why
-        if c.raft.tell("node.frozen", {"term": term, "epoch": -1, "lsn": 0, "reason": reason or why}):
+        body = {"term": term, "epoch": -1, "lsn": 0, "reason": reason or why, "gave_up": bool(c.facts.problem)}
+        if c.raft.tell("node.frozen", body):
             c.change(said_no_position=term)
 
     def detach(self, _: Plan) -> Task[None]:

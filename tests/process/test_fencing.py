@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +230,9 @@ class Bus:
 class Watched:
     """A watchdog process, with the parent and the raft child played by the test. The parent process is a `sleep`."""
 
+    program: Sequence[str] = ("-m", "fencing.process")
+    more: Sequence[str] = ()
+
     def __init__(self, postgres: BarePostgres) -> None:
         self.postgres = postgres
         self.run_dir = own_directory("pgr-run-")
@@ -238,8 +241,8 @@ class Watched:
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [
-                    sys.executable, "-m", "fencing.process", "--run", self.run_dir, "--pgdata", postgres.pgdata,
-                    "--parent", str(self.parent.pid), "--profile", "default",
+                    sys.executable, *self.program, "--run", self.run_dir, "--pgdata", postgres.pgdata,
+                    "--parent", str(self.parent.pid), "--profile", "default", *self.more,
                 ],
                 stderr=log, cwd=ROOT, env=ENVIRONMENT, **as_postgres(),
             )  # fmt: skip

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 COVERING = (
-    "addressbook", "changes", "cluster", "clusterwide", "forecast", "founding", "known_bugs", "membership",
+    "addressbook", "changes", "cluster", "clusterwide", "comeback", "forecast", "founding", "known_bugs", "membership",
     "never_stuck", "node", "peerwire", "positions", "promotion", "quorum", "raft", "reconfigure", "requests",
     "sightings", "thesis",
 )  # fmt: skip
