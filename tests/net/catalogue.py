@@ -337,7 +337,6 @@ STORIES = (
     Story(
         19, "the disk under the Raft log is full", "cluster/trouble::a_full_raft_disk_stops_that_node_and_nothing_else"
     ),
-    Story(19, "the same under load", "net/disks::a_full_raft_disk", "", NOTHING),
     Story(19, "the primary's pg_wal is full", "net/disks::a_full_pg_wal_of_the_primary_makes_way", "", NOTHING),
     Story(19, "a standby's is", "net/disks::a_full_pg_wal_of_a_standby_costs_no_write", "", "no failed write"),
     Story(19, "PGDATA is full, WAL and Raft log are not", "net/disks::a_full_pgdata", "", NOTHING),
@@ -345,7 +344,7 @@ STORIES = (
     Story(
         19,
         "fsync takes 100 ms, of the Raft log, of WAL",
-        "net/disks::a_slow_disk_costs_no_write",
+        "net/disks::slow_disks_cost_no_write",
         "",
         "no failed write",
     ),

@@ -62,12 +62,6 @@ class Disks:
         self._made.append(Disk(place, megabytes))
         return self._made[-1]
 
-    def raft(self, node: LocalNode, megabytes: int = 8) -> Disk:
-        """Its DIR/raft; before its first start."""
-        node.data.mkdir(exist_ok=True)
-        own(node.data)
-        return self._disk(node.data / "raft", megabytes)
-
     def everything(self, node: LocalNode, megabytes: int = 700) -> Disk:
         """All of DIR; before its first start."""
         return self._disk(node.data, megabytes)

@@ -52,12 +52,19 @@ promotion.HandOver = lambda to, reason: promotion.Wait(f"only {to} may lead")
 """Newest log and newest WAL, both, are asked of one node."""
 
 NUMBERS_COME_BACK = """
+import supervisor.timelines as timelines
 from consensus.cluster import ClusterState
 
 opened = lambda state: [grant.timeline for grant in state.grants if grant.opened]
 ClusterState.next_timeline = lambda state: max([state.initial_timeline, *opened(state)]) + 1
+
+def install_list(ancestry, own, new, shipped=timelines.install_list):
+    return shipped([epoch for epoch in ancestry if epoch.timeline < new], min(own, new - 1), new)
+
+timelines.install_list = install_list
 """
-"""The number of a promotion that nobody was let in to is given out again, as Postgres itself would."""
+"""The number of a promotion that nobody was let in to is given out again, as Postgres itself would; and who has heard
+of the one before does not mind."""
 
 COMMITS_WAIT_FOR_NOBODY = """
 import supervisor.settings

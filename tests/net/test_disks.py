@@ -90,7 +90,7 @@ def test_a_full_pg_wal_of_the_primary_makes_way(disked: Disked) -> None:
         disk.fill()
         assert writes_until_refused(world, node, MEGABYTE) == "", "it ends"
         world.moves_on(load, timeline)
-        assert primary_of(world) is not node
+        world.settles(lambda: world.primary() not in (None, node), "another one is open", world.describe)
         while_full(world, load)
         comes_back(world, load, node, disk)
     world.check(load)
@@ -155,37 +155,13 @@ def test_one_disk_for_everything_is_full(disked: Disked, role: str) -> None:
         if role == "primary":
             writes_until_refused(world, node, MEGABYTE)
             world.moves_on(load, timeline)
-            assert primary_of(world) is not node
+            world.settles(lambda: world.primary() not in (None, node), "another one is open", world.describe)
         else:
             with psycopg.connect(world.node_uri(primary_of(world)), autocommit=True) as session:
                 for _ in range(60):
                     session.execute(MEGABYTE.encode())
             world.settles(lambda: not world.streams(node), "it cannot go on")
         while_full(world, load)
-        comes_back(world, load, node, made_of[node.name])
-    world.check(load)
-
-
-@pytest.mark.parametrize("role", ["primary", "standby"])
-def test_a_full_raft_disk(disked: Disked, role: str) -> None:
-    world, made = disked
-    made_of = {node.name: made.raft(node) for node in world.nodes}
-    world.begin()
-    with world.working() as load:
-        node, timeline = chosen(world, role), world.timeline(load)
-        made_of[node.name].fill()
-        other = next(each for each in world.nodes if each is not node)
-
-        def ends() -> bool:
-            """Entries for everybody's log, until this one has to write and cannot."""
-            world.pgr("config", "set", f"maximum_lag_on_failover={1 + now_ns() % 1_000_000}", node=other)
-            return not node.alive()
-
-        world.settles(ends, f"{node.name} ends", world.describe)
-        if role == "primary":
-            world.moves_on(load, timeline)
-        while_full(world, load)
-        assert not node.pids(), "nothing of it is left"
         comes_back(world, load, node, made_of[node.name])
     world.check(load)
 
@@ -199,14 +175,12 @@ def raft_of(node: LocalNode) -> list[int]:
 
 @pytest.mark.skipif(bool(disks.missing()), reason=disks.missing())
 @pytest.mark.parametrize("pids_of", [raft_of, postgres_pids], ids=["Raft log", "WAL"])
-@pytest.mark.parametrize("role", ["primary", "standby", "all"])
-def test_a_slow_disk_costs_no_write(net: NetWorld, pids_of: Callable[[LocalNode], list[int]], role: str) -> None:
-    """100 ms for each fsync: writes take longer, and nobody loses its place."""
+def test_slow_disks_cost_no_write(net: NetWorld, pids_of: Callable[[LocalNode], list[int]]) -> None:
+    """100 ms for each fsync on every node: writes take longer, and nobody loses its place."""
     world, primary = net, primary_of(net)
-    nodes = world.nodes if role == "all" else [chosen(world, role)]
     with world.working() as load:
         timeline = world.timeline(load)
-        pids = [pid for node in nodes for pid in pids_of(node)]
+        pids = [pid for node in world.nodes for pid in pids_of(node)]
         with slow(pids, 100):
             world.settles(lambda: traced(pids), "every fsync is slow")
             for number in range(3):
