@@ -337,13 +337,19 @@ STORIES = (
     Story(
         19, "the disk under the Raft log is full", "cluster/trouble::a_full_raft_disk_stops_that_node_and_nothing_else"
     ),
-    Story(19, "the primary's pg_wal is full", "net/disks::a_full_pg_wal_of_the_primary_makes_way", "", NOTHING),
+    Story(
+        19,
+        "the primary's pg_wal is full, its last record is torn",
+        "net/disks::a_full_pg_wal_of_the_primary_makes_way",
+        "net/disks::control_with_a_torn_record_kept_what_is_not_there_counts_as_flushed",
+        "0 lost, 0 doubles, the same rows on all",
+    ),
     Story(19, "a standby's is", "net/disks::a_full_pg_wal_of_a_standby_costs_no_write", "", "no failed write"),
     Story(19, "PGDATA is full, WAL and Raft log are not", "net/disks::a_full_pgdata", "", NOTHING),
     Story(19, "one disk for everything is full", "net/disks::one_disk_for_everything_is_full", "", NOTHING),
     Story(
         19,
-        "fsync takes 100 ms, of the Raft log, of WAL",
+        "fsync takes 20 ms, of the Raft log, of WAL, on every node",
         "net/disks::slow_disks_cost_no_write",
         "",
         "no failed write",

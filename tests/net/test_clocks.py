@@ -6,6 +6,7 @@ CLOCK_BOOTTIME has not counted it: so a primary fences first. On any other node 
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -15,9 +16,8 @@ from fencing.lease import MS
 from supervisor.localcluster import SECOND, LocalNode
 from tests.net import clocks
 from tests.net.clocks import Clocks
-from tests.net.network import between
 from tests.net.test_partition import ends_within_the_lease, primary_of
-from tests.net.world import NetWorld, Workload
+from tests.net.world import NetWorld, Workload, send
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
@@ -148,11 +148,18 @@ def paused_and_resumed(world: NetWorld, times: Clocks, load: Workload) -> tuple[
     """The primary stood still until another one wrote, and its CLOCK_BOOTTIME with it: by that its lease goes on, and
     nobody reaches it to say otherwise. The node, its timeline and the instant it went on."""
     old, timeline = primary_of(world), world.timeline(load)
-    frozen_ns = world.freeze(old)
+    pids = old.pids()  # looked up before: it is a matter of milliseconds
+    world.isolate(old)
+    for pid in pids:
+        send(pid, signal.SIGSTOP)
+    frozen_ns = now_ns()
+    world.freeze(old)
     world.moves_on(load, timeline)
-    world.cut(between([old.name], [node.name for node in world.others(old)]))
-    times.set(old, boottime_s=-(now_ns() - frozen_ns) / SECOND)
-    thawed_ns = world.thaw(old)
+    pids = old.pids()
+    thawed_ns = now_ns()
+    times.set(old, boottime_s=-(thawed_ns - frozen_ns) / SECOND)
+    for pid in pids:
+        send(pid, signal.SIGCONT)
     times.tell(old)
     world.settles(lambda: now_ns() - thawed_ns > 3 * SECOND, "three seconds")
     return old, timeline, thawed_ns
