@@ -365,7 +365,7 @@ STORIES = (
         20,
         "pg_rewind or pg_basebackup half way: its node, itself, its source dies",
         "net/rejoin::a_copy_half_made",
-        "",
+        "model: a copy is proven before it has a position",
         NOTHING,
     ),
     Story(
