@@ -189,11 +189,13 @@ class Steps:
         try:
             yield from self._detach()
             found = yield from self._position(plan.term)
-        except (sql.SqlFailure, StepFailed, TimeoutError) as error:
+        except (sql.SqlFailure, StepFailed, OSError) as error:  # TimeoutError is one, so is a full disk
+            disk = isinstance(error, OSError) and not isinstance(error, TimeoutError)
             # Nobody need wait for this node; its own leadership must not either.
             if c.local.said_no_position != plan.term:
-                self.say_no_position(plan.term, f"Postgres does not answer: {error}")
-            self._kill_if_hung(began)
+                self.say_no_position(plan.term, str(error) if disk else f"Postgres does not answer: {error}")
+            if not disk:  # it would not start again either
+                self._kill_if_hung(began)
             raise
         c.freeze_failing_ns = 0
         body: dict[str, Any] = {"term": plan.term, "reason": ""}
