@@ -22,6 +22,7 @@ from supervisor.postgres import StopMode
 from supervisor.receivers import receivers, terminate, too_young
 from supervisor.roles import Data, Plan, Server
 from supervisor.tasks import Task, TaskTimeout, Wait, sleep
+from supervisor.torn import blank, torn_record
 
 FREEZE_MS = 200
 """The WAL receiver must be gone within this; else Postgres is restarted without upstream (safety.md, promotion 1)."""
@@ -192,11 +193,13 @@ class Steps:
         try:
             yield from self._detach()
             found = yield from self._position(plan.term)
-        except (sql.SqlFailure, StepFailed, TimeoutError) as error:
+        except (sql.SqlFailure, StepFailed, OSError) as error:  # TimeoutError is one, so is a full disk
+            disk = isinstance(error, OSError) and not isinstance(error, TimeoutError)
             # Nobody need wait for this node; its own leadership must not either.
             if c.local.said_no_position != plan.term:
-                self.say_no_position(plan.term, f"Postgres does not answer: {error}")
-            self._kill_if_hung(began)
+                self.say_no_position(plan.term, str(error) if disk else f"Postgres does not answer: {error}")
+            if not disk:  # it would not start again either
+                self._kill_if_hung(began)
             raise
         c.freeze_failing_ns = 0
         body: dict[str, Any] = {"term": plan.term, "reason": ""}
@@ -368,8 +371,24 @@ class Steps:
                 c.log.warning("follow.diverged", at=timelines.format_lsn(lsn), lost_bytes=lost, reason=reason)
                 c.change(diverged=plan.term)
             case Attach(history):
+                self._forget_torn_record(grant, replayed)
                 yield from c.save_record(history)
                 self.attach(grant)
+
+    def _forget_torn_record(self, grant: Grant, end: int) -> None:
+        """Or Postgres would ask the primary for what comes after it, and lack what comes before (torn.py)."""
+        c = self.c
+        names = os.listdir(c.postgres.wal_dir)
+        mine = timelines.newest_wal_timeline(names, end, c.wal_segment_bytes, self._never_used()) or grant.timeline
+        left_at = min((e.start_lsn for e in grant.ancestry if e.timeline > mine), default=None)
+        if left_at is None or end < left_at:
+            return  # what comes is the rest of it
+        found = torn_record(c.postgres.wal_dir, mine, end, c.wal_segment_bytes)
+        if found is not None:
+            c.log.warning("follow.torn_record", at=timelines.format_lsn(end), segment=found[0].name)
+            blank(*found)
+            c.need_postmaster().stop(StopMode.FAST)
+            raise StepFailed("the last record here was torn: Postgres is restarted without it")
 
 
 def switch_lsn(c: Context, timeline: int) -> int | None:
