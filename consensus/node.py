@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from consensus import changes, requests
+from consensus import changes, operate, requests
 from consensus.addressbook import AddressBook
 from consensus.addressbook import Entry as Address
 from consensus.campaign import Campaigning
@@ -37,7 +37,6 @@ from consensus.messages import (
     PeerMessage,
     PromiseReq,
     PromiseResp,
-    Snapshot,
 )
 from consensus.positions import NoPosition
 from consensus.promotion import (
@@ -89,8 +88,9 @@ class Node:
         self.identity, self.record, self.raft, self.timings = identity, record, raft, timings
         self.token, self.wall_clock = token, wall_clock
         self.me, self.mine = identity.name, mine
-        self.cluster = _initial_state(identity, raft.log.snapshot)
-        self.applied = raft.log.snapshot.index
+        kept = raft.log.snapshot
+        self.cluster = load(kept.data) if kept.index else found(identity.charter, identity.cluster_id)
+        self.applied = kept.index
         self.notes: Campaigning | None = None
         self.wanted = 0
         self.answer: PromiseResp | None = None
@@ -330,6 +330,7 @@ class Node:
             # Also as primary: a frozen parent cannot demote, so the lease has to end and the watchdog to act.
             self._raft(StepDown(), now_ns)
             return
+        operate.conduct(self, notes, now_ns, requests.carry_out)
         if self.granted() is not None and not notes.handed_over and notes.handing_over_to is None:
             self._reform(notes, now_ns)
         if self.granted() is not None or notes.handed_over:
@@ -594,7 +595,3 @@ class Node:
         if lease.until_ns and lease != self.told_lease:
             self.told_lease = lease
             self.effects.append(lease)
-
-
-def _initial_state(identity: Identity, snapshot: Snapshot) -> ClusterState:
-    return load(snapshot.data) if snapshot.index else found(identity.charter, identity.cluster_id)

@@ -100,7 +100,10 @@ def findings(cluster: ClusterState | None, seen: Snapshot, told: Heard) -> Findi
         overruled=overruled,
         trouble=tuple(_trouble(seen)),
         warnings=seen.warnings,
-        hints=tuple(_hints(state, election, overruled, primary, cluster.fenced if cluster is not None else ())),
+        hints=(
+            *_while_paused(seen, state),
+            *_hints(state, election, overruled, primary, cluster.fenced if cluster is not None else ()),
+        ),
     )
 
 
@@ -196,6 +199,14 @@ def _trouble(seen: Snapshot) -> list[str]:
     rows = [m for m in seen.members if m.state not in ("streaming", "voting")]
     odd = [m for m in rows if m.state != "running" or (led and m.role != "primary")]
     return [f"{m.name} is {m.state or 'silent'}: {m.reason or 'no reason is known'}" for m in odd]
+
+
+def _while_paused(seen: Snapshot, state: str) -> list[str]:
+    if not seen.paused:
+        return []
+    if state in (OPEN, OPENING):
+        return ["`pgr resume` once the work is done: until then nothing takes over if the primary is lost"]
+    return ["`pgr resume`, or `pgr failover`: the cluster is paused, and nobody is made primary by itself"]
 
 
 def _hints(

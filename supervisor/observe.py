@@ -9,11 +9,12 @@ from typing import Any
 
 from consensus import clusterwide
 from consensus.cluster import ClusterState, seat_of
+from consensus.hold import PAUSE
 from consensus.membership import GONE, LEARNER, VOTER, WITNESS
 from consensus.membership import Member as LogMember
 from consensus.record import EpochStart, NodeRecord, Position
 from fencing.lease import MS, Timings
-from supervisor import configview
+from supervisor import configview, operating
 from supervisor.roles import Data, Local, Server, Step, View
 from supervisor.settings import FLOORED
 from supervisor.status import HistoryEvent, Member, Primary, Snapshot, SyncGroup
@@ -43,6 +44,8 @@ class Facts:
     """When Postgres last answered."""
     pending: Mapping[str, str] = field(default_factory=dict)
     """Settings that wait for a restart, with what is in force."""
+    reloaded: int = 0
+    """Index of the newest `reload/1` after which ``pending`` was looked at."""
     overrides: tuple[str, ...] = ()
     """On the primary: who has set synchronous_commit lower (`role app: off`)."""
 
@@ -123,6 +126,8 @@ def observation(
         "checkpointed": facts.checkpointed, "version": facts.version, "since": facts.since,
         "reason": reason, "pgr_version": pgr_version, "incarnation": view.incarnation,
         "proven": proven(view.record, facts), "pending": dict(facts.pending), "overrides": list(facts.overrides),
+        "standbys_first": sorted(set(facts.pending) & set(FLOORED)), "reloaded": facts.reloaded,
+        "config": view.cluster.config_index if view.cluster is not None else 0,
     }  # fmt: skip
 
 
@@ -189,6 +194,9 @@ def snapshot(
         scheduling=dict(scheduling),
         warnings=(degraded, *warnings) if degraded else warnings,
         degraded=degraded,
+        paused=bool(cluster.setting(PAUSE)),
+        scheduled=operating.scheduled(cluster),
+        restarting=operating.restarting(cluster),
         config=configview.document(cluster.config),
         explanation=sentence,
         history=tuple(_event(e, cluster) for e in cluster.history),

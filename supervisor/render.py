@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from supervisor import operating
 from supervisor.status import HistoryEvent, Member, Snapshot, lsn_text
 
 BOLD, RED, YELLOW, OFF = "\x1b[1m", "\x1b[31m", "\x1b[33m", "\x1b[0m"
@@ -100,12 +101,13 @@ def status(snapshot: Snapshot, left_ms: int, colour: bool = False) -> str:
             lines[i] = f"{style}{lines[i]}{OFF}" if style else lines[i]
     reasons = [f"{m.name}: {m.reason}" for m in snapshot.members if m.reason]
     reasons += [f"{m.name}: waits for a restart: {m.pending}" for m in snapshot.members if m.pending]
-    warnings = ["paused: nothing is done automatically"] * snapshot.paused + list(snapshot.warnings)
+    warnings = [operating.PAUSED] * snapshot.paused + list(snapshot.warnings)
     mark, off = (YELLOW, OFF) if colour else ("", "")
     blocks = [
         [_headline(snapshot)],
         lines if rows else ["no members known yet"],
         reasons,
+        operating.lines(snapshot),
         [f"{mark}warning:{off} {text}" for text in warnings],
         [snapshot.explanation] * bool(snapshot.explanation),
     ]

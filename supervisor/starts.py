@@ -17,7 +17,7 @@ from supervisor import controldata, sql
 from supervisor.context import Context, StepFailed
 from supervisor.postgres import StartFailed
 from supervisor.receivers import receivers
-from supervisor.roles import Plan, Server
+from supervisor.roles import Plan, Server, restart_due
 from supervisor.steps import QUERY_MS, Steps, switch_lsn
 from supervisor.tasks import Task, Wait
 
@@ -64,7 +64,8 @@ class Start:
             c.process = process_id(c.postmaster.pid)
             c.change(
                 server=Server.STARTING, epoch=0, upstream=0, may_receive=False, frozen=0, gate_open=False, crashed="",
-                clean=True, failed_promotion=0,
+                clean=True, failed_promotion=0, left_down=False,
+                restarted=max(c.local.restarted, restart_due(c.view, c.local)),
             )  # fmt: skip
             body = {"pid": c.process.pid, "start_ticks": c.process.start_ticks}
             c.watchdog.tell("deadman.watch", body)

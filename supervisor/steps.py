@@ -134,7 +134,10 @@ class Steps:
 
     def postmaster_ended(self, why: str) -> None:
         """Called by the loop the moment the postmaster's pidfd says so, outside any step that stops it."""
-        self.c.log.warning("postgres.exited", expected=False, reason=why, epoch=self.c.local.epoch)
+        c = self.c
+        c.log.warning("postgres.exited", expected=False, reason=why, epoch=c.local.epoch)
+        ran = c.local.server in (Server.STANDBY, Server.PROMOTING, Server.PRIMARY)
+        c.change(left_down=ran and c.postmaster is not None and not c.postmaster.told_to_stop)
         self._bury(why)
 
     def hand_over(self, plan: Plan) -> Task[None]:
