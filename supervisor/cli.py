@@ -50,8 +50,6 @@ app.add_typer(member_app, name="member")
 key_app = typer.Typer(help="Cluster keys.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(key_app, name="key")
 app.add_typer(config_app, name="config")
-for command in opscli.COMMANDS:
-    app.command()(command)
 
 
 @dataclass(slots=True)
@@ -337,6 +335,10 @@ def _change_member(admin: Admin, name: str, body: dict[str, Any], timeout_s: flo
     body |= asker | {"timeout_ms": int(timeout_s * 1000)}
     result = admin.request(name, body, idle_ms=ACTION_IDLE_MS, on_progress=say)
     _out(json.dumps(result, indent=2) + "\n" if as_json else render.member_changed(name, result))
+
+
+for command in opscli.COMMANDS:
+    app.command()(command)
 
 
 @key_app.command("new")

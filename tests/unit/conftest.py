@@ -9,7 +9,7 @@ import pytest
 
 COVERING = (
     "addressbook", "changes", "cluster", "clusterwide", "forecast", "founding", "known_bugs", "membership",
-    "never_stuck", "node", "peerwire", "positions", "promotion", "quorum", "raft", "reconfigure", "requests",
+    "never_stuck", "node", "operate", "peerwire", "positions", "promotion", "quorum", "raft", "reconfigure", "requests",
     "sightings", "thesis",
 )  # fmt: skip
 
