@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 REQUESTS = ("restart", "reload", "schedule.cancel")
 TIMEOUT_S = 300
+FIT = ("running", "streaming", "starting", rolling.STOPPED, rolling.QUARANTINED)
+"""What a node's Postgres may be doing when it is to be restarted; else there is no Postgres there to restart."""
 TIMEOUT_MAX_S = 86_400
 WHO_MAX = 100
 
@@ -114,6 +116,9 @@ def _unfit_to_restart(node: Node, tip: ClusterState, names: list[str], force: bo
     silent = [n for n in names if n not in facts.connected]
     if silent:
         return refused(75, f"{silent[0]} is not connected", "see `pgr status`; bring it back, or leave it out")
+    busy = [(n, at) for n in names if (at := _state_of(node, n)[0]) not in FIT and n in facts.connected]
+    if busy:
+        return refused(75, f"{busy[0][0]} is {busy[0][1] or 'not heard of'}", "wait until it runs, or leave it out")
     if force or grant is None:
         return None
     for name in names:

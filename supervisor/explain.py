@@ -212,7 +212,7 @@ def _while_paused(seen: Snapshot, state: str) -> list[str]:
 def _hints(
     state: str, election: Forecast | None, overruled: Forecast | None, primary: str, fenced: tuple[str, ...]
 ) -> list[str]:  # fmt: skip
-    if election is None or election.winners:
+    if election is None or election.winners or election.reason.startswith("paused: "):
         return []
     if fenced and state in (NO_PRIMARY, OPEN, OPENING):
         return [f"`pgr unfence {name}`: a person keeps its Postgres down" for name in fenced]

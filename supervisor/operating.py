@@ -15,7 +15,7 @@ from supervisor.errors import PgrError, TryAgainError
 from supervisor.status import Member, Snapshot
 
 ACTIONS = ("pause", "resume", "restart", "reload", "schedule.cancel")
-PAUSED = "paused: no automatic action is taken until `pgr resume`; nothing takes over from a lost primary"
+PAUSED = "paused: no automatic failover, restart or copy until `pgr resume`"
 RUNS = ("running", "streaming")
 
 

@@ -9,8 +9,9 @@ import pytest
 
 from consensus import rolling, timetable
 from fencing.lease import MS
+from tests.unit import test_requests
 from tests.unit.nodes import Cluster, T
-from tests.unit.test_requests import opened, refusal
+from tests.unit.test_requests import refusal
 
 PENDING = {"max_connections": "100"}
 
@@ -64,6 +65,12 @@ def fenced(cluster: Cluster, name: str) -> None:
     machine = cluster.members[name]
     body = {"term": machine.state["granted"], "reason": "switchover", "clean": True, "at": ""}
     cluster.tell(name, "node.fenced", body)
+
+
+def opened(*names: str, witnesses: str = "") -> Cluster:
+    cluster = test_requests.opened(*names, witnesses=witnesses)
+    says(cluster, "a", state="running")
+    return cluster
 
 
 # -- restart
@@ -259,6 +266,13 @@ def test_what_can_not_be_restarted_is_refused() -> None:
     cluster.ask("a", "unfence", name="b")
     cluster.sleep(T.election_ms)
     assert refusal(cluster.ask("a", "restart", nodes=["b"])) == (75, "b is not connected")
+
+
+def test_a_node_that_is_being_copied_has_no_postgres_to_restart() -> None:
+    cluster = opened("a", "b", "c")
+    cluster.streams = False
+    says(cluster, "c", state="cloning")
+    assert refusal(cluster.ask("a", "restart")) == (75, "c is cloning")
 
 
 # -- pause

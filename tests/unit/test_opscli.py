@@ -223,7 +223,7 @@ c: c has not been heard of for 3 s
 scheduled: switchover to b at 2030-01-01T00:05:00Z (by ops@host)
 restarting: b now; done: c; left: a
 
-warning: paused: no automatic action is taken until `pgr resume`; nothing takes over from a lost primary
+warning: paused: no automatic failover, restart or copy until `pgr resume`
 warning: one more failure stops all writes
 
 a is primary of term 7
