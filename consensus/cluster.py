@@ -98,6 +98,8 @@ class Grant(NamedTuple):
     opened: bool = False
     failed: str = ""
     """Why the grant ended before another one; empty while it holds."""
+    lease_lost: bool = False
+    """It failed for want of a lease and nothing else: pgr ended a Postgres that was well."""
 
 
 class Reinit(NamedTuple):
@@ -312,7 +314,7 @@ def _failed(state: ClusterState, entry: Entry, body: dict[str, Any]) -> ClusterS
     grant = state.grant
     if grant is None or grant.term != body["term"] or grant.failed:
         return state
-    state = _change_grant(state, body, failed=str(body["reason"]))
+    state = _change_grant(state, body, failed=str(body["reason"]), lease_lost=body.get("lease_lost") is True)
     return _remember(state, body, "failed", grant.term, grant.node, str(body["reason"]))
 
 
@@ -480,7 +482,7 @@ def load(data: str) -> ClusterState:
     body["reinits"] = tuple(Reinit(Seat(*seat), index) for seat, index in body.get("reinits", ()))
     body["ops"] = operations.load(body.get("ops"))
     body["grants"] = tuple(
-        Grant(g[0], g[1], Position(*g[2]), g[3], tuple(EpochStart(*e) for e in g[4]), g[5], g[6])
+        Grant(g[0], g[1], Position(*g[2]), g[3], tuple(EpochStart(*e) for e in g[4]), *g[5:])
         for g in body["grants"]
     )
     body["history"] = tuple(HistoryEvent(*h) for h in body["history"])

@@ -23,7 +23,7 @@ def stays(state: ClusterState) -> str:
         return ""
     if rolling is not None and rolling.turn_in_place == grant.node:
         return grant.node
-    return grant.node if state.setting(PAUSE) and not grant.failed else ""
+    return grant.node if state.setting(PAUSE) and (not grant.failed or grant.lease_lost) else ""
 
 
 def waits_for(state: ClusterState) -> str:

@@ -493,6 +493,7 @@ class Node:
         planned = notes.handing_over_to
         if planned is None:
             failed = {"term": self.raft.term, "reason": str(body["reason"]), "at": str(body["at"])}
+            failed |= {"lease_lost": body.get("lease_lost") is True}
             self._raft(Propose("failed/1", canonical(failed)), now_ns)
         notes.handed_over = True
         notes.handing_over_to = None

@@ -17,7 +17,7 @@ from consensus.operations import Rolling
 
 PATIENCE_MS = 30_000
 """So long for the others to stream before the next node is stopped."""
-QUARANTINED, STOPPED = "quarantined", "stopped"
+QUARANTINED, STOPPED, CLONING = "quarantined", "stopped", "cloning"
 """States of a node's Postgres, as it says itself (supervisor/observe.py)."""
 
 
@@ -60,6 +60,8 @@ def _failed(state: ClusterState, rolling: Rolling, facts: Facts, seen: Seen) -> 
     what, reason = seen.states.get(rolling.turn, ("", ""))
     if what == QUARANTINED:
         return f"{rolling.turn} does not start: {reason}"
+    if what == CLONING:
+        return f"{rolling.turn} did not start, and is copied again"
     in_place = rolling.turn_in_place
     if in_place and in_place not in facts.connected:
         return f"{in_place} was lost while it was being restarted in place"

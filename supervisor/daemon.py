@@ -252,7 +252,7 @@ class Daemon:
                 self._guard_again()
             case "deadman.killed":
                 self.log.warning("watchdog.killed_postgres", expected=False, **frame.body)
-                self.c.change(left_down=False)
+                self.steps.ended_by_pgr()
             case _:
                 pass  # late answers to questions that were given up
 

@@ -140,6 +140,12 @@ class Steps:
         c.change(left_down=ran and c.postmaster is not None and not c.postmaster.told_to_stop)
         self._bury(why)
 
+    def ended_by_pgr(self) -> None:
+        """The watchdog has killed Postgres: whether its end is known here already or not, nobody wanted it down."""
+        self.c.change(left_down=False)
+        if self.c.postmaster is not None:
+            self.c.postmaster.told_to_stop = True
+
     def hand_over(self, plan: Plan) -> Task[None]:
         """A planned change: as little as possible left to flush, then a clean stop that standbys receive to the end."""
         c = self.c
@@ -159,7 +165,9 @@ class Steps:
         c = self.c
         kept_down = c.local.me in c.cluster.fenced and not c.local.failed_promotion
         reason = "a person keeps its Postgres down" if kept_down else c.local.crashed or "the promotion failed"
-        c.raft.tell("node.fenced", {"term": plan.term, "reason": reason, "clean": False, "at": utc_now()})
+        otherwise = kept_down or c.local.left_down or c.local.failed_promotion or c.local.stopping
+        body = {"term": plan.term, "reason": reason, "clean": False, "at": utc_now(), "lease_lost": not otherwise}
+        c.raft.tell("node.fenced", body)
         until_ns = now_ns() + 100 * MS
         yield Wait(until_ns=until_ns, ready=lambda: c.view.granted != plan.term)
 

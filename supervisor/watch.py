@@ -139,10 +139,11 @@ class Watcher:
         c = self.c
         running = c.view.cluster.ops.restarting if c.view.cluster is not None else None
         turn = running.turn_of(c.local.me) if running is not None else 0
-        back = c.local.gate_open if c.local.epoch else proven(c.record, c.facts)
-        if not c.local.epoch and c.followed is not None:
-            back = back and c.facts.streaming and c.local.upstream == c.followed.term
-        if turn and c.local.restarted >= turn and back:
+        if running is None or not turn or c.local.restarted < turn:
+            return
+        follows = c.followed is not None and c.local.upstream == c.followed.term and c.facts.streaming
+        alone = c.followed is None and not c.local.epoch and running.turn_in_place != c.local.me
+        if c.local.gate_open or ((follows or alone) and proven(c.record, c.facts)):
             body = {"node": c.local.me, "turn": turn, "at": utc_now()}
             c.raft.tell("node.propose", {"kind": "restarted/1", "body": body})
 

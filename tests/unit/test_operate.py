@@ -133,6 +133,16 @@ def test_it_stops_at_the_first_that_does_not_start_and_says_so() -> None:
     assert cluster.ask("a", "restart", nodes=["b"])["ok"], "it may be tried again"
 
 
+def test_one_that_is_copied_instead_of_started_ends_it() -> None:
+    cluster = opened("a", "b", "c")
+    cluster.ask("a", "restart")
+    cluster.until(lambda: turn(cluster) == "b")
+    cluster.streams = False
+    says(cluster, "b", state="cloning")
+    cluster.until(lambda: ops(cluster).restarting is None)
+    assert ops(cluster).rolling.halted == "b did not start, and is copied again"
+
+
 def test_one_that_is_not_back_in_time_ends_it() -> None:
     cluster = opened("a", "b", "c")
     cluster.ask("a", "restart", nodes=["b", "c"], timeout_s=20)
@@ -331,11 +341,22 @@ def test_in_pause_a_primary_that_only_lost_its_lease_is_primary_again() -> None:
 
 def test_in_pause_a_primary_whose_postgres_went_down_is_not() -> None:
     cluster = paused("a", "b", "c")
-    term = cluster.members["a"].state["granted"]
-    cluster.members["a"].position = (1, 160)
-    cluster.tell("a", "node.fenced", {"term": term, "reason": "it crashed", "clean": False, "at": ""})
+    ended(cluster, lease_lost=False)
     cluster.sleep(5000)
     assert cluster.primary() == ""
+
+
+def ended(cluster: Cluster, *, lease_lost: bool) -> None:
+    """The parent of a tells that its Postgres is gone, before others have noticed anything; it is up again soon."""
+    body = {"term": cluster.members["a"].state["granted"], "reason": "gone", "clean": False, "at": ""}
+    cluster.members["a"].position = (1, 160)
+    cluster.tell("a", "node.fenced", body | {"lease_lost": lease_lost})
+
+
+def test_in_pause_a_primary_whose_lease_was_too_short_for_once_is_primary_again() -> None:
+    cluster = paused("a", "b", "c")
+    ended(cluster, lease_lost=True)
+    cluster.until(lambda: cluster.primary() == "a" and cluster.members["a"].state["granted"] > 1)
 
 
 def test_pausing_twice_changes_nothing() -> None:
