@@ -153,8 +153,7 @@ class AdminServer:
 
     def _warnings(self) -> tuple[str, ...]:
         """What people should see whatever they ask for."""
-        paused = (operating.PAUSED,) if self.snapshot.paused else ()
-        return (*paused, self.snapshot.degraded) if self.snapshot.degraded else paused
+        return operating.urgent(self.snapshot)
 
     def _explain(self, now_ns: int) -> dict[str, Any]:
         leaderless_ms = (now_ns - self.led_ns) // MS if self.led_ns and not self.snapshot.leader else 0

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from fencing.clock import now_ns
-from supervisor import opscli, render
+from supervisor import operating, opscli, render
 from supervisor.admin import ACTION_IDLE_MS, Admin, Progress, error_of, open_channel, who, write_private
 from supervisor.clioptions import (
     MEMBER_TIMEOUT_S,
@@ -269,8 +269,8 @@ def member_list(
     """Every member with its role, what it is to become, its seat in the sync group and its addresses."""
     with _admin(ctx, data, node, key) as admin:
         snapshot = _snapshot(admin.request("status", {}), now_ns())
-    if snapshot.degraded:  # `pgr status` itself shows it on its page
-        _talk(f"warning: {snapshot.degraded}")
+    for text in operating.urgent(snapshot):  # `pgr status` itself shows it on its page
+        _talk(f"warning: {text}")
     rows = member_rows(snapshot)
     _out(json.dumps(rows, indent=2) + "\n" if as_json else render.members(rows))
 

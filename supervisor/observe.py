@@ -173,6 +173,8 @@ def snapshot(
         role = LEARNER
     degraded = degraded_words(cluster)
     warnings = (*_warnings(cluster, rows, primary), *_overrides(members, primary))
+    paused = bool(cluster.setting(PAUSE))
+    urgent = [text for text in (operating.PAUSED if paused else "", degraded) if text]
     return Snapshot(
         node=local.me,
         cluster_id=cluster.cluster_id,
@@ -192,9 +194,9 @@ def snapshot(
         timings=timings,
         unprotected=sum(m.votes for m in cluster.members) < 3 or group.k < 2,
         scheduling=dict(scheduling),
-        warnings=(degraded, *warnings) if degraded else warnings,
+        warnings=(*urgent, *warnings),
         degraded=degraded,
-        paused=bool(cluster.setting(PAUSE)),
+        paused=paused,
         scheduled=operating.scheduled(cluster),
         restarting=operating.restarting(cluster),
         config=configview.document(cluster.config),

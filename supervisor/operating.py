@@ -40,6 +40,11 @@ def restarting(cluster: ClusterState) -> dict[str, Any] | None:
     return {"now": running.turn, "done": list(running.done), "left": left, "by": running.by}
 
 
+def urgent(snapshot: Snapshot) -> tuple[str, ...]:
+    """What people should see whatever they ask for."""
+    return tuple(text for text in (PAUSED if snapshot.paused else "", snapshot.degraded) if text)
+
+
 def lines(snapshot: Snapshot) -> list[str]:
     """For the page of `pgr status`: what is scheduled and what is under way."""
     found = []

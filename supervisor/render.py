@@ -101,14 +101,13 @@ def status(snapshot: Snapshot, left_ms: int, colour: bool = False) -> str:
             lines[i] = f"{style}{lines[i]}{OFF}" if style else lines[i]
     reasons = [f"{m.name}: {m.reason}" for m in snapshot.members if m.reason]
     reasons += [f"{m.name}: waits for a restart: {m.pending}" for m in snapshot.members if m.pending]
-    warnings = [operating.PAUSED] * snapshot.paused + list(snapshot.warnings)
     mark, off = (YELLOW, OFF) if colour else ("", "")
     blocks = [
         [_headline(snapshot)],
         lines if rows else ["no members known yet"],
         reasons,
         operating.lines(snapshot),
-        [f"{mark}warning:{off} {text}" for text in warnings],
+        [f"{mark}warning:{off} {text}" for text in snapshot.warnings],
         [snapshot.explanation] * bool(snapshot.explanation),
     ]
     return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"

@@ -15,9 +15,11 @@ import pytest
 
 from consensus.cluster import ClusterState
 from consensus.operations import Operations, Reload, Rolling, Scheduled
+from fencing.lease import PROFILES
 from fencing.wire import Frame
-from supervisor import admin, cli, health, operating, render
+from supervisor import admin, cli, health, observe, operating, render
 from supervisor.errors import PgrError, RefusedError, TryAgainError, UsageError
+from supervisor.roles import Local, View
 from supervisor.status import from_json, to_json
 from tests.unit.snapshots import NOW, snapshot
 from tests.unit.test_cli import Node
@@ -235,7 +237,8 @@ def test_the_page_shows_what_is_to_come_what_is_under_way_and_the_pause() -> Non
     rolling = Rolling(7, ("a", "b"), False, False, 300, "me", done=("c",), turn="b", turn_index=8)
     cluster = state(scheduled=made, rolling=rolling)
     shown = snapshot(
-        paused=True, scheduled=operating.scheduled(cluster), restarting=operating.restarting(cluster)
+        paused=True, scheduled=operating.scheduled(cluster), restarting=operating.restarting(cluster),
+        warnings=(operating.PAUSED, "one more failure stops all writes"),
     )  # fmt: skip
     assert render.status(shown, 623) == PAGE
     assert render.status(from_json(to_json(shown, NOW), NOW), 623) == PAGE
@@ -263,3 +266,19 @@ def test_no_line_of_the_help_is_wider_than_a_terminal(capsys: pytest.CaptureFixt
         out = capsys.readouterr().out
         assert max(len(line) for line in out.splitlines()) <= 80
         assert "\x1b" not in out
+
+
+def test_a_pause_is_the_first_warning_whatever_is_asked_for(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    seen = observe.snapshot(
+        View(cluster=ClusterState(config='{"pause":true}')), Local("a"), observe.Facts(), {}, PROFILES["default"],
+        state="running", sentence="", now_ns=NOW, scheduling={}, pgr_version="",
+    )  # fmt: skip
+    assert (seen.paused, seen.warnings[0]) == (True, operating.PAUSED)
+    assert f"warning: {operating.PAUSED}\n" in render.status(seen, 0)
+    assert operating.urgent(replace(seen, degraded="degraded: x")) == (operating.PAUSED, "degraded: x")
+    node = Node(data, lambda frame: [admin.answer(frame.id, to_json(seen, NOW))])
+    try:
+        assert cli.main(["member", "list", "--data", str(data)]) == 0
+    finally:
+        node.close()
+    assert capsys.readouterr().err == f"warning: {operating.PAUSED}\n"
