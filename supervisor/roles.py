@@ -301,6 +301,10 @@ def _copy_held(s: Situation) -> bool:
     return is_paused(s.view) and wanted and source(s.view, local) is not None and not _wants_copy(s)
 
 
+def _needs_clone(s: Situation) -> bool:
+    return s.local.needs_clone == _grant_term(s) > 0 and not _copy_held(s)
+
+
 def _change_index(s: Situation) -> int:
     change = s.view.cluster.change if s.view.cluster is not None else None
     return change.index if change is not None else 0
@@ -406,11 +410,6 @@ RULES: tuple[Rule, ...] = (
         lambda s: restart_due(s.view, s.local),
     ),
     Rule(
-        "copy-held", Step.WAIT,
-        "paused: this node needs a rewind or a new copy, which it gets by `pgr reinit` or after `pgr resume`",
-        _copy_held,
-    ),
-    Rule(
         "clone",
         Step.CLONE,
         "there is no usable data directory, or a person wants a new one: copy the primary's",
@@ -418,21 +417,27 @@ RULES: tuple[Rule, ...] = (
             source(s.view, s.local) is not None
             and s.local.data in (Data.ABSENT, Data.BROKEN)
             and not s.local.rebuilding
+            and not _copy_held(s)
         )
-        or (s.follows is not None and (s.local.needs_clone == _grant_term(s) > 0 or _wants_copy(s))),
+        or (s.follows is not None and (_needs_clone(s) or _wants_copy(s))),
         _grant_term,
     ),
     Rule(
         "rewind",
         Step.REWIND,
         "this node holds WAL that the primary does not have: save it, then rewind",
-        lambda s: (s.follows is not None and s.local.diverged == _grant_term(s) > 0)
+        lambda s: (s.follows is not None and s.local.diverged == _grant_term(s) > 0 and not _copy_held(s))
         or s.local.rebuilding == _grant_term(s) > 0,
         _grant_term,
     ),
     Rule(
         "start", Step.START, "start Postgres as a standby without upstream",
         lambda s: s.local.data is Data.READY and s.local.server in (Server.DOWN, Server.STARTING),
+    ),
+    Rule(
+        "copy-held", Step.WAIT,
+        "paused: this node needs a rewind or a new copy, which it gets by `pgr reinit` or after `pgr resume`",
+        _copy_held,
     ),
     Rule(
         "follow", Step.FOLLOW, "follow the primary, if this node's history is part of the primary's",

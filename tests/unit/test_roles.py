@@ -151,6 +151,8 @@ DECIDES: tuple[tuple[str, int, Situation], ...] = (
     ("start", 0, streaming(view={"cluster": turn_of("b", **PAUSED)}, local={**DOWN, "left_down": True})),
     ("copy-held", 0, streaming(view={"cluster": PAUSE}, local={**DOWN, "data": Data.BROKEN})),
     ("copy-held", 0, streaming(view={"cluster": PAUSE}, local={"needs_clone": 5})),
+    ("start", 0, streaming(view={"cluster": PAUSE}, local={**DOWN, "needs_clone": 5})),
+    ("start", 0, streaming(view={"cluster": PAUSE}, local={**DOWN, "diverged": 5})),
     ("copy-held", 0, streaming(view={"cluster": PAUSE}, local={**DETACHED, "diverged": 5})),
     ("clone", 5, streaming(view={"cluster": PAUSE}, local={**DOWN, "data": Data.ABSENT})),
     ("clone", 5, streaming(view={"cluster": replace(ASKED, **PAUSED)}, local={"needs_clone": 5})),
