@@ -91,6 +91,8 @@ def restart(node: Node, body: dict[str, Any], now_ns: int) -> Answer:
     problem = _unfit_to_restart(node, tip, wanted, bool(body.get("force")), now_ns)
     if problem is not None:
         return problem
+    if body.get("dry_run"):
+        return True, {"nodes": wanted, "index": 0, "term": node.raft.term}
     primary = node.granted()
     entry = {
         "nodes": wanted, "in_place": primary is not None and wanted == [primary.node],
@@ -265,9 +267,22 @@ def _timetable(node: Node, notes: Campaigning, now_ns: int, carry_out: CarryOut)
     )
     if not begin and not dropped:
         return
+    problem = _speaks_against(node, made, now_ns, carry_out) if _open(node) else None
+    if begin and problem is not None:
+        if problem["code"] == 75:
+            return  # later it may work, until it is too late
+        begin, dropped = False, f"is not done: {problem['error']}"
+    elif problem is not None:
+        dropped += f": {problem['error']}"
     index = node.propose_change(Proposal("unschedule/1", {"index": made.index, "text": dropped or "begins"}), now_ns)
     if begin and index:
         notes.begun = (index, made)
+
+
+def _speaks_against(node: Node, made: Scheduled, now_ns: int, carry_out: CarryOut) -> dict[str, Any] | None:
+    ok, said = carry_out(node, made.what, json.loads(made.request) | {"dry_run": True}, now_ns)
+    found: dict[str, Any] | None = said.get("refusal") if ok else said
+    return found
 
 
 def _begin(node: Node, made: Scheduled, now_ns: int, carry_out: CarryOut) -> None:

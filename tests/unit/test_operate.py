@@ -406,6 +406,23 @@ def test_the_next_leader_carries_out_what_is_scheduled() -> None:
     assert ops(cluster, primary).scheduled is None
 
 
+def test_nothing_is_done_before_its_begin_is_committed_so_it_is_done_once() -> None:
+    cluster = opened("a", "b", "c")
+    clock = Clock(cluster)
+    cluster.ask("a", "switchover", at="+1m")
+    cluster.until(lambda: all(ops(cluster, n).scheduled for n in "abc"))
+    cluster.cut = {(x, y) for x in "abc" for y in "abc" if "a" in (x, y)}
+    clock.go(minutes=1)
+    cluster.run(400)
+    assert cluster.members["a"].state["role"] == "leader"
+    assert cluster.members["a"].state["hand_over"] is None, "its leader may be another one already"
+    cluster.members["a"].up = False
+    primary = cluster.open()
+    other = "c" if primary == "b" else "b"
+    cluster.until(lambda: cluster.members[primary].state["hand_over"] == other)
+    assert sum(text.endswith("begins") for _, text in lines(cluster, "schedule", primary)) == 1
+
+
 def test_a_time_that_passed_while_nobody_led_is_dropped_and_that_is_said() -> None:
     cluster = opened("a", "b", "c")
     clock = Clock(cluster)
@@ -453,7 +470,23 @@ def test_what_can_not_be_done_at_its_time_is_told() -> None:
     cluster.members["c"].up = False
     cluster.sleep(2000)
     clock.go(minutes=1)
-    cluster.until(lambda: "is not done: c is not connected" in lines(cluster, "schedule")[-1][1])
+    cluster.sleep(2000)
+    assert ops(cluster).scheduled is not None, "it may come back in time"
+    clock.go(seconds=16)
+    cluster.until(lambda: ops(cluster).scheduled is None)
+    said = lines(cluster, "schedule")[-1][1]
+    assert "is dropped: its time passed 16 s ago, when it could not be begun: c is not" in said
+
+
+def test_what_never_can_be_done_is_dropped_at_once() -> None:
+    cluster = opened("a", "b", "c")
+    clock = Clock(cluster)
+    cluster.ask("a", "restart", nodes=["c"], at="+1m")
+    cluster.until(lambda: ops(cluster).scheduled)
+    cluster.ask("a", "fence", name="c")
+    clock.go(minutes=1)
+    cluster.until(lambda: ops(cluster).scheduled is None)
+    assert "is not done: c is fenced" in lines(cluster, "schedule")[-1][1]
 
 
 @pytest.mark.parametrize(
