@@ -164,6 +164,19 @@ def test_a_restart_never_takes_what_the_sync_group_needs_unless_by_force() -> No
     cluster.until(lambda: turn(cluster) == "b")
 
 
+def test_a_copy_that_is_needed_by_the_time_of_its_turn_is_left_alone() -> None:
+    cluster = opened("a", "b", "c", "d", "e")
+    cluster.ask("a", "restart", nodes=["b", "c"])
+    cluster.until(lambda: turn(cluster) == "b")
+    cluster.members["d"].up = cluster.members["e"].up = False
+    cluster.sleep(T.election_ms)
+    back(cluster, "b")
+    cluster.sleep(3000)
+    assert turn(cluster) == "", "a, b and c are what is left, and three must have every commit"
+    cluster.members["d"].up = True
+    cluster.until(lambda: turn(cluster) == "c")
+
+
 def test_a_group_that_loses_a_copy_meanwhile_is_waited_for_and_then_left_alone() -> None:
     cluster = opened("a", "b", "c")
     cluster.ask("a", "restart", nodes=["b", "c"])
