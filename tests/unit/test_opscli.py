@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from consensus.cluster import ClusterState
+from consensus.keys import new_key, read_key
 from consensus.operations import Operations, Reload, Rolling, Scheduled
 from fencing.lease import PROFILES
 from fencing.wire import Frame
@@ -118,7 +120,10 @@ def test_whom_to_restart_has_to_be_said_once(data: Path, capsys: pytest.CaptureF
     assert (out, err.count("hint: name a node, or `--all`, or `--pending`")) == ("", 1)
 
 
-def test_a_node_that_ends_meanwhile_ends_the_wait_at_once(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_node_that_ends_meanwhile_ends_the_wait_at_once(
+    data: Path, capsys: pytest.CaptureFixture[str], remote: bool
+) -> None:  # fmt: skip
     """Not after 30 s: whoever waits for a switchover of the very node it asked would otherwise sit there."""
     nodes: list[Node] = []
 
@@ -126,29 +131,27 @@ def test_a_node_that_ends_meanwhile_ends_the_wait_at_once(data: Path, capsys: py
         nodes[0]._stop.send(b"")
         return [admin.progress(frame.id, "accepted", "switchover accepted: from a to b")]
 
-    nodes.append(Node(data, handler))
-    watcher = _closing(nodes[0])
-    try:
-        assert cli.main(["switchover", "--data", str(data)]) == 75
-    finally:
-        watcher.join()
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert "error: the node has ended meanwhile; the last that is known: switchover accepted: from a to b\n" in err
-    assert "hint: look at `pgr status`, of any node, before trying again" in err
-
-
-def _closing(node: Node) -> Any:
-    """Closes the node's socket once its thread has ended."""
-    from threading import Thread
+    key = data / "cluster.key"
+    key.touch(mode=0o600)
+    key.write_text(new_key())
+    nodes.append(Node(data, handler, key=read_key(key) if remote else None))
+    where = ["--node", f"127.0.0.1:{nodes[0].port}", "--cluster-key", str(key)] if remote else ["--data", str(data)]
 
     def close() -> None:
-        node._thread.join(10)
-        node._context.destroy(linger=200)
+        nodes[0]._thread.join(10)
+        nodes[0]._context.destroy(linger=200)
 
-    made = Thread(target=close)
-    made.start()
-    return made
+    closing = threading.Thread(target=close)
+    closing.start()
+    try:
+        assert cli.main(["switchover", *where]) == 75
+    finally:
+        closing.join()
+    out, err = capsys.readouterr()
+    assert out == ""
+    what = f"127.0.0.1:{nodes[0].port}: the connection" if remote else "the node"
+    assert f"error: {what} has ended meanwhile; the last that is known: switchover accepted: from a to b\n" in err
+    assert "hint: look at `pgr status`, of any node, before trying again" in err
 
 
 # -- when it is done
