@@ -246,9 +246,9 @@ class AdminServer:
             self._end(request_id, error=TryAgainError(text, "see `pgr status`; it goes on by itself if it can"))
         elif now_ns - action.said_ns > SAY_SOMETHING_MS * MS:
             action.said_ns = now_ns
-            now = (self.snapshot.restarting or {}).get("now", "") if action.name == "restart" else ""
-            row = self.snapshot.member(now or str(action.body.get("name")))
-            text = f"{row.name}: {row.reason}" if row is not None and row.reason else self.snapshot.explanation
+            row = self.snapshot.member(str(action.body.get("name")))
+            otherwise = operating.under_way(self.snapshot) or self.snapshot.explanation
+            text = f"{row.name}: {row.reason}" if row is not None and row.reason else otherwise
             self._send(action.client, progress(request_id, "waiting", text), action.remote)
 
     def _advance_node(self, request_id: str, action: Action) -> None:

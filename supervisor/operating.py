@@ -50,12 +50,17 @@ def lines(snapshot: Snapshot) -> list[str]:
     found = []
     if snapshot.scheduled is not None:
         found.append(f"scheduled: {plan_words(snapshot.scheduled)}")
+    return [*found, under_way(snapshot)] if snapshot.restarting is not None else found
+
+
+def under_way(snapshot: Snapshot) -> str:
+    """``restarting: b now; done: c; left: a``; empty: nothing is."""
     running = snapshot.restarting
-    if running is not None:
-        now = f"{running['now']} now" if running["now"] else "waiting"
-        rest = [f"{word}: {', '.join(running[key])}" for word, key in (("done", "done"), ("left", "left"))]
-        found.append(f"restarting: {'; '.join([now, *(text for text in rest if not text.endswith(': '))])}")
-    return found
+    if running is None:
+        return ""
+    now = f"{running['now']} now" if running["now"] else "waiting"
+    rest = [f"{word}: {', '.join(running[word])}" for word in ("done", "left") if running[word]]
+    return f"restarting: {'; '.join([now, *rest])}"
 
 
 def plan_words(plan: Mapping[str, Any]) -> str:

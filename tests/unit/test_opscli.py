@@ -14,17 +14,21 @@ from typing import Any
 
 import pytest
 
-from consensus.cluster import ClusterState
+from consensus.cluster import ClusterState, HistoryEvent
 from consensus.keys import new_key, read_key
 from consensus.operations import Operations, Reload, Rolling, Scheduled
+from fencing import wire
 from fencing.lease import PROFILES
 from fencing.wire import Frame
 from supervisor import admin, cli, health, observe, operating, render
+from supervisor.config import Facts as Machine
+from supervisor.config import load
 from supervisor.errors import PgrError, RefusedError, TryAgainError, UsageError
 from supervisor.roles import Local, View
 from supervisor.status import from_json, to_json
 from tests.unit.snapshots import NOW, snapshot
 from tests.unit.test_cli import Node
+from tests.unit.test_member_surfaces import Asked, agreed, ended, listed
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -285,3 +289,59 @@ def test_a_pause_is_the_first_warning_whatever_is_asked_for(data: Path, capsys: 
     finally:
         node.close()
     assert capsys.readouterr().err == f"warning: {operating.PAUSED}\n"
+
+
+# -- through the node's own end of the admin protocol
+
+
+@pytest.fixture
+def server(data: Path) -> Iterator[Asked]:
+    (data / "run").mkdir()
+    made = Asked(load({"data": str(data), "name": "b"}, {}, None, None, Machine("host", "/")))
+    yield made
+    made.close()
+
+
+MEMBERS = (listed("a"), listed("b"), listed("c"))
+
+
+def test_a_restart_is_followed_to_its_end(server: Asked) -> None:
+    server.ask("restart", nodes=None, timeout_ms=600_000)
+    assert [(o.name, o.body["name"]) for o in server.c.raft.orders] == [("admin.request", "restart")]
+    server.said()
+    server.agrees(nodes=["b", "c"], index=7, term=5)
+    running = Rolling(7, ("b", "c"), False, False, 300, "me", turn="b", turn_index=8)
+    event = HistoryEvent("t", "restart", 5, "b", "is restarted now", "{}")
+    server.log(agreed(*MEMBERS, ops=Operations(running), history=(event,)))
+    assert server.said() == [("restart", "restart: b is restarted now")]
+    server.log(agreed(*MEMBERS, ops=Operations(running), history=(event,)), later_ms=5_001)
+    assert server.said() == [("waiting", "restarting: b now; left: c")]
+    over = running._replace(todo=(), done=("b", "c"), turn="")
+    server.log(agreed(*MEMBERS, ops=Operations(over), history=(event,)))
+    assert ended(server.said())["result"] == {"restarted": ["b", "c"]}
+
+
+def test_a_switchover_with_a_time_ends_when_it_is_noted(server: Asked) -> None:
+    server.ask("switchover", to="c", at="+5m")
+    server.said()
+    server.agrees(scheduled="switchover", at="2030-01-01T00:05:00Z", index=7, term=5)
+    assert server.said() == []
+    made = Scheduled(7, "switchover", "2030-01-01T00:05:00Z", "{}", "me")
+    server.log(agreed(*MEMBERS, ops=Operations(scheduled=made)))
+    assert ended(server.said())["result"] == {"scheduled": "switchover", "at": "2030-01-01T00:05:00Z"}
+
+
+def test_a_pause_ends_with_what_it_changed_and_warns_of_itself(server: Asked) -> None:
+    server.ask("pause", wait=False)
+    server.said()
+    server.agrees(changes={"pause": [False, True]}, notes=[], after=0, index=7)
+    server.log(agreed(*MEMBERS, config='{"pause":true}', config_index=7))
+    body = ended(server.said())
+    assert (body["result"], body["warnings"]) == ({"paused": True, "changed": True}, [operating.PAUSED])
+
+
+def test_a_refusal_ends_it_at_once(server: Asked) -> None:
+    server.ask("schedule.cancel", what="restart")
+    server.said()
+    server.server.answered(wire.Frame("admin.answer", "r1", {"ok": False, "code": 64, "error": "no", "hint": "h"}))
+    assert (ended(server.said())["code"], server.server.actions) == (64, {})
