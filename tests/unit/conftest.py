@@ -10,7 +10,7 @@ import pytest
 COVERING = (
     "addressbook", "changes", "cluster", "clusterwide", "forecast", "founding", "known_bugs", "membership",
     "never_stuck", "node", "operate", "operations", "peerwire", "positions", "promotion", "quorum", "raft",
-    "reconfigure", "requests", "sightings", "thesis",
+    "reconfigure", "requests", "rolling", "sightings", "thesis",
 )  # fmt: skip
 
 

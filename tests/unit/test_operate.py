@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from consensus import rolling, timetable
+from consensus import operate, requests, rolling, timetable
+from consensus.forecast import forecast
+from consensus.operations import Scheduled
 from fencing.lease import MS
 from tests.unit import test_requests
 from tests.unit.nodes import Cluster, T
@@ -145,12 +147,12 @@ def test_one_that_is_copied_instead_of_started_ends_it() -> None:
 
 def test_one_that_is_not_back_in_time_ends_it() -> None:
     cluster = opened("a", "b", "c")
-    cluster.ask("a", "restart", nodes=["b", "c"], timeout_s=20)
+    cluster.ask("a", "restart", nodes=["b", "c"], timeout_s=4)
     cluster.until(lambda: turn(cluster) == "b")
-    cluster.sleep(19_000)
+    cluster.sleep(3_000)
     assert turn(cluster) == "b"
     cluster.sleep(1_500)
-    assert ops(cluster).rolling.halted.startswith("b was not back after 20 s")
+    assert ops(cluster).rolling.halted.startswith("b was not back after 4 s")
 
 
 def test_a_restart_never_takes_what_the_sync_group_needs_unless_by_force() -> None:
@@ -177,7 +179,10 @@ def test_a_copy_that_is_needed_by_the_time_of_its_turn_is_left_alone() -> None:
     cluster.until(lambda: turn(cluster) == "c")
 
 
-def test_a_group_that_loses_a_copy_meanwhile_is_waited_for_and_then_left_alone() -> None:
+def test_a_group_that_loses_a_copy_meanwhile_is_waited_for_and_then_left_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(rolling, "PATIENCE_MS", 4_000)
     cluster = opened("a", "b", "c")
     cluster.ask("a", "restart", nodes=["b", "c"])
     cluster.until(lambda: turn(cluster) == "b")
@@ -213,6 +218,7 @@ def test_the_primary_alone_is_restarted_in_place_and_leads_again() -> None:
 @pytest.mark.parametrize("trouble", ["quarantined", "late", "lost"])
 def test_a_primary_that_does_not_come_back_in_place_is_replaced(trouble: str) -> None:
     cluster = opened("a", "b", "c")
+    cluster.ask("a", "config.set", set={"primary_start_timeout": 5}, unset=[])
     cluster.ask("a", "restart", nodes=["a"])
     cluster.until(lambda: cluster.members["a"].state["hand_over"] == "a")
     cluster.members["a"].position = (-1, 0)
@@ -224,11 +230,11 @@ def test_a_primary_that_does_not_come_back_in_place_is_replaced(trouble: str) ->
         cluster.members["a"].seen = {"state": "quarantined", "reason": "FATAL: no memory"}
         cluster.tell("a", "node.observed", cluster.members["a"].seen)
     if trouble == "late":
-        cluster.sleep(29_000)
+        cluster.sleep(4_000)
         assert cluster.primary() == ""
     cluster.until(lambda: cluster.primary() in ("b", "c"))
     halted = ops(cluster, cluster.primary()).rolling.halted
-    words = {"quarantined": "does not start", "late": "was not back after 30 s", "lost": "was lost while"}
+    words = {"quarantined": "does not start", "late": "was not back after 5 s", "lost": "was lost while"}
     assert words[trouble] in halted
 
 
@@ -315,6 +321,11 @@ def test_in_pause_nobody_takes_over_until_somebody_says_so() -> None:
     cluster.sleep(5000)
     assert cluster.primary() == ""
     leader = next(n for n in "bc" if cluster.members[n].state["role"] == "leader")
+    state, reports = requests._known(cluster.members[leader].node, cluster.now)
+    foretold = forecast(state, reports, term=cluster.members[leader].node.raft.term, leaders=[leader])
+    assert (foretold.winners, foretold.reason.startswith("paused: nobody is made primary; ")) == ((), True)
+    whys = {c.name: c.why for c in foretold.candidates}
+    assert whys[leader] == "could be primary, but the cluster is paused"
     assert cluster.ask(leader, "resume")["ok"]
     cluster.until(lambda: cluster.primary() in ("b", "c"))
 
@@ -543,3 +554,64 @@ def test_time_is_only_looked_at_where_it_may_be_due(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(cluster.members["a"].node, "wall_clock", lambda: "no time")
     cluster.now += MS
     cluster.turn()
+
+
+# -- the rest
+
+
+def test_without_a_primary_only_what_is_down_is_started() -> None:
+    cluster = paused("a", "b", "c")
+    ended(cluster, lease_lost=False)
+    cluster.sleep(2000)
+    leader = next(n for n, m in cluster.members.items() if m.state["role"] == "leader")
+    cluster.streams = False
+    other = "c" if leader == "b" else "b"
+    says(cluster, other, state="running")
+    assert refusal(cluster.ask(leader, "restart", nodes=[other]))[1] == "there is no primary at the moment"
+    says(cluster, other, state="stopped")
+    assert cluster.ask(leader, "restart", nodes=[other])["ok"]
+    cluster.until(lambda: ops(cluster, leader).rolling is not None and ops(cluster, leader).rolling.turn == other)
+
+
+def test_a_leader_that_can_propose_nothing_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = opened("a", "b", "c")
+    Clock(cluster)
+    monkeypatch.setattr(cluster.members["a"].node, "propose_change", lambda *_: 0)
+    for name, body in (("restart", {}), ("reload", {}), ("restart", {"at": "+1h"})):
+        assert refusal(cluster.ask("a", name, **body)) == (75, "this node leads no more")
+
+
+def test_a_time_that_makes_no_sense_is_refused() -> None:
+    cluster = opened("a", "b", "c")
+    Clock(cluster)
+    assert refusal(cluster.ask("a", "switchover", at="soon")) == (64, "'soon' is no time")
+
+
+def test_a_primary_whose_standbys_have_more_already_is_restarted() -> None:
+    cluster = opened("a", "b", "c")
+    cluster.streams = False
+    says(cluster, "a", pending=PENDING, standbys_first=["max_connections"])
+    assert cluster.ask("a", "restart", nodes=["a"])["ok"]
+
+
+def test_a_successor_that_is_gone_by_the_turn_of_the_primary_ends_it() -> None:
+    cluster = opened("a", "b", "c")
+    cluster.streams = False
+    says(cluster, "c", state="running")
+    body = {"nodes": ["a"], "in_place": False, "force": False, "timeout_s": 300}
+    cluster.tell("a", "node.propose", {"kind": "restart/1", "body": body})
+    index = cluster.members["a"].node.raft.log.last_index
+    turn = {"index": index, "node": "a", "to": "c"}
+    cluster.tell("a", "node.propose", {"kind": "turn/1", "body": turn})
+    cluster.until(lambda: ops(cluster).rolling is not None and ops(cluster).rolling.halted != "")
+    assert ops(cluster).rolling.halted == "c does not stream from the primary (it is running)"
+    assert cluster.members["a"].state["hand_over"] is None
+
+
+def test_what_is_refused_after_it_was_begun_is_told() -> None:
+    cluster = opened("a", "b", "c")
+    made = Scheduled(1, "restart", "2030-01-01T00:00:00Z", "{}", "")
+    operate._begin(cluster.members["a"].node, made, cluster.now, lambda *_: (False, {"error": "no"}))
+    cluster.sleep(500)
+    text = "restart that was scheduled for 2030-01-01T00:00:00Z is not done: no"
+    assert lines(cluster, "schedule") == [("", text)]
