@@ -8,7 +8,7 @@ that does it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -57,10 +57,11 @@ def pausing(name: str, body: dict[str, Any]) -> dict[str, Any]:
     return {"set": {PAUSE: name == "pause"}, "unset": [], "by": who(body), "after": None}
 
 
-def successor(node: Node, to: str, now_ns: int) -> tuple[str, str]:
-    """Who is to take over from this primary, and what speaks against it; an empty string: nothing."""
-    able = (m for m in node.cluster.members if m.role == VOTER and m.name not in node.cluster.fenced)
-    target = to or node.sightings.furthest(able, now_ns)
+def successor(node: Node, to: str, now_ns: int, among: Collection[str] | None = None) -> tuple[str, str]:
+    """Who is to take over from this primary, and what speaks against it; an empty string: nothing. ``among``: only of
+    these."""
+    able = [m for m in node.cluster.members if m.role == VOTER and m.name not in node.cluster.fenced]
+    target = to or node.sightings.furthest((m for m in able if among is None or m.name in among), now_ns)
     return target, node.sightings.unfit(target, node.raft.term, now_ns)
 
 
@@ -229,7 +230,9 @@ def _go_on(node: Node, notes: Campaigning, now_ns: int) -> None:
         notes.turn_seen = (at, now_ns)
     waited_ms = (now_ns - notes.turn_seen[1]) // MS
     primary = node.me if _open(node) else ""
-    target, problem = successor(node, "", now_ns) if primary else ("", "")
+    target, problem = successor(node, "", now_ns, running.done) if primary else ("", "")
+    if problem:  # of those that were restarted nobody can
+        target, problem = successor(node, "", now_ns)
     states = {m.name: _state_of(node, m.name) for m in tip.members}
     seen = rolling.Seen(primary, waited_ms, states, "" if problem else target)
     step = rolling.next_step(tip, node.facts(now_ns), seen)

@@ -107,6 +107,21 @@ def test_standbys_are_restarted_one_at_a_time_and_the_primary_hands_over_last() 
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(("fit", "to"), [(True, "b"), (False, "c")])
+def test_the_primary_hands_over_to_one_that_was_restarted_if_it_can(fit: bool, to: str) -> None:
+    cluster = opened("a", "b", "c")
+    cluster.ask("a", "restart", nodes=["a", "b"])
+    cluster.until(lambda: turn(cluster) == "b")
+    cluster.streams = False
+    says(cluster, "c", lsn=151)  # further, and not restarted
+    if not fit:
+        cluster.ask("a", "fence", name="b", force=True)
+        cluster.until(lambda: cluster.members["a"].node.cluster.fenced == ("b",))
+    back(cluster, "b")
+    cluster.until(lambda: turn(cluster) == "a")
+    assert ops(cluster).rolling.to == to
+
+
 def test_the_next_node_is_stopped_only_when_the_one_before_streams_again() -> None:
     cluster = opened("a", "b", "c")
     cluster.ask("a", "restart", nodes=["b", "c"])
