@@ -344,7 +344,8 @@ def help_of(*words: str) -> str:
 
 def test_every_flag_exists() -> None:
     known = {option.flag for option in OPTIONS} | UV_FLAGS
-    for words in ([], ["status"], ["switchover"], ["failover"], ["history"], ["uri"], ["key", "new"], ["demo"], ["restart"],
+    for words in ([], ["status"], ["switchover"], ["failover"], ["history"], ["uri"], ["key", "new"], ["demo"],
+                  ["restart"],
                   *(["member", what] for what in ("list", "add", "remove", "replace")),
                   *(["config", what] for what in ("show", "get", "set", "unset", "edit", "history"))):
         known |= flags_in(help_of(*words))
