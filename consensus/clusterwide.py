@@ -64,6 +64,11 @@ SETTINGS: tuple[Setting, ...] = (
         "that do, and grows again when the others are back",
     ),
     Setting(
+        "pause", "bool", False,
+        "true: no automatic action (`pgr pause`, `pgr resume`): nobody is promoted, restarted or rebuilt unless a "
+        "person asks; lease, watchdog and fence stay in force",
+    ),
+    Setting(
         "maximum_lag_on_failover", "int", 1 << 20,
         "asynchronous commit: no node further behind the last primary than this is promoted", unit="bytes",
         high=1 << 50,

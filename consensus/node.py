@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from consensus import changes, requests
+from consensus import changes, operate, requests
 from consensus.addressbook import AddressBook
 from consensus.addressbook import Entry as Address
 from consensus.campaign import Campaigning
@@ -30,7 +30,7 @@ from consensus.founding import (
     stranger_message,
 )
 from consensus.membership import Member
-from consensus.messages import Forward, ForwardResp, Hello, Observation, PeerMessage, PromiseReq, PromiseResp, Snapshot
+from consensus.messages import Forward, ForwardResp, Hello, Observation, PeerMessage, PromiseReq, PromiseResp
 from consensus.positions import NoPosition
 from consensus.promotion import (
     GRACE_MS,
@@ -70,8 +70,9 @@ class Node:
         self.identity, self.record, self.raft, self.timings = identity, record, raft, timings
         self.token, self.wall_clock = token, wall_clock
         self.me, self.mine = identity.name, mine
-        self.cluster = _initial_state(identity, raft.log.snapshot)
-        self.applied = raft.log.snapshot.index
+        kept = raft.log.snapshot
+        self.cluster = load(kept.data) if kept.index else found(identity.charter, identity.cluster_id)
+        self.applied = kept.index
         self.notes: Campaigning | None = None
         self.wanted = 0
         self.answer: PromiseResp | None = None
@@ -318,6 +319,7 @@ class Node:
             # Also as primary: a frozen parent cannot demote, so the lease has to end and the watchdog to act.
             self._raft(StepDown(), now_ns)
             return
+        operate.conduct(self, notes, now_ns, requests.carry_out)
         if self.granted() is not None and not notes.handed_over and notes.handing_over_to is None:
             self._reform(notes, now_ns)
         if self.granted() is not None or notes.handed_over:
@@ -483,6 +485,7 @@ class Node:
         planned = notes.handing_over_to
         if planned is None:
             failed = {"term": self.raft.term, "reason": str(body["reason"]), "at": str(body["at"])}
+            failed |= {"lease_lost": body.get("lease_lost") is True}
             self._raft(Propose("failed/1", canonical(failed)), now_ns)
         notes.handed_over = True
         notes.handing_over_to = None
@@ -588,7 +591,3 @@ class Node:
         if lease.until_ns and lease != self.told_lease:
             self.told_lease = lease
             self.effects.append(lease)
-
-
-def _initial_state(identity: Identity, snapshot: Snapshot) -> ClusterState:
-    return load(snapshot.data) if snapshot.index else found(identity.charter, identity.cluster_id)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from consensus import hold
 from consensus.cluster import Change, ClusterState, Grant, SyncGroup, seat_of
 from consensus.membership import VOTER, WITNESS, Member
 from consensus.positions import NoPosition
@@ -165,6 +166,9 @@ def decide(s: Situation) -> Decision:
     """The next step of the caretaker."""
     if not s.state.system_identifier:
         return _to_be_created(s)
+    again = hold.stays(s.state)
+    if again:
+        s = replace(s, state=replace(s.state, wish_to=again))
     quorums = required(s.state)
     if not quorum_promised(s):
         return _not_enough(s, quorums)
@@ -187,10 +191,14 @@ def decide(s: Situation) -> Decision:
         if s.waited_ms < GRACE_MS:
             return Wait("waiting a moment for the others, else the change of the sync group is turned back")
         return TurnBack(change, "those who are up can do without the change, and not with it")
+    restarts = hold.waits_for(s.state)
+    if restarts and not isinstance(s.promises.get(restarts), Position):
+        return Wait(f"{restarts} is being restarted in place and is waited for")
     winner = _choose(s)
     if winner is None:
         return Wait("no node that may be primary holds every acknowledged commit")
-    return _won(s, winner, silent)
+    held = hold.held(s.state, winner)
+    return Wait(held) if held else _won(s, winner, silent)
 
 
 def _won(s: Situation, winner: str, silent: list[str]) -> Decision:

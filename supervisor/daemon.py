@@ -37,7 +37,7 @@ from supervisor.postgres import OccupiedError, Postgres
 from supervisor.promote import Promotion
 from supervisor.rebuild import Rebuild
 from supervisor.regroup import Regroup
-from supervisor.roles import Local, Plan, Server, Situation, Step, View, plan
+from supervisor.roles import Local, Plan, Server, Situation, Step, View, is_paused, plan
 from supervisor.sql import SqlFailure
 from supervisor.starts import Start
 from supervisor.steps import Steps
@@ -258,6 +258,7 @@ class Daemon:
                 self.scheduling["hardware watchdog"] = str(frame.body.get("hardware", ""))
             case "deadman.killed":
                 self.log.warning("watchdog.killed_postgres", expected=False, **frame.body)
+                self.steps.ended_by_pgr()
             case _:
                 pass  # late answers to questions that were given up
 
@@ -407,7 +408,7 @@ class Daemon:
         if not c.local.stopping or c.local.asked_to_hand_over or not self._situation(now).writable:
             return
         others = c.view.cluster is not None and len(c.view.cluster.members) > 1
-        if not others:
+        if not others or is_paused(c.view):
             c.change(asked_to_hand_over=True)
         elif not self.stop_asked_ns:
             self.stop_asked_ns = now

@@ -91,13 +91,15 @@ class Prepared:
     removed_histories: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Postmaster:
     """A started postmaster. ``close`` when it is gone."""
 
     pid: int
     pidfd: int
     log_offset: int
+    told_to_stop: bool = False
+    """By pgr: its end is no surprise then."""
 
     def send(self, signum: int) -> bool:
         """By pidfd, so never to a stranger; False if it has ended."""
@@ -110,6 +112,7 @@ class Postmaster:
     def stop(self, mode: StopMode) -> bool:
         """Ask it to stop; False if it has ended. Wait with ``Postgres.wait_gone``; that its children are gone too is
         the fence's to verify."""
+        self.told_to_stop = True
         return self.send(mode.value)
 
     def reload(self) -> bool:

@@ -18,7 +18,7 @@ from supervisor.context import Context, StepFailed
 from supervisor.postgres import StartFailed
 from supervisor.rebuild import note_first_start, read_mark
 from supervisor.receivers import receivers
-from supervisor.roles import Plan, Server
+from supervisor.roles import Plan, Server, restart_due
 from supervisor.steps import QUERY_MS, Steps, switch_lsn
 from supervisor.tasks import Task, Wait
 
@@ -66,7 +66,8 @@ class Start:
             c.process = process_id(c.postmaster.pid)
             c.change(
                 server=Server.STARTING, epoch=0, upstream=0, may_receive=False, frozen=0, gate_open=False, crashed="",
-                clean=True, failed_promotion=0, died=False,
+                clean=True, failed_promotion=0, died=False, left_down=False,
+                restarted=max(c.local.restarted, restart_due(c.view, c.local)),
             )  # fmt: skip
             body = {"pid": c.process.pid, "start_ticks": c.process.start_ticks}
             c.watchdog.tell("deadman.watch", body)

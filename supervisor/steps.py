@@ -136,9 +136,18 @@ class Steps:
     def postmaster_ended(self, why: str, *, died: bool = False) -> None:
         """Called by the loop the moment the postmaster's pidfd says so, outside any step that stops it. ``died``: by
         itself; else the node has to end at once."""
-        self.c.log.warning("postgres.exited", expected=False, reason=why, epoch=self.c.local.epoch)
-        self.c.change(died=died and self.c.local.epoch > 0)
+        c = self.c
+        c.log.warning("postgres.exited", expected=False, reason=why, epoch=c.local.epoch)
+        ran = c.local.server in (Server.STANDBY, Server.PROMOTING, Server.PRIMARY)
+        left = ran and c.postmaster is not None and not c.postmaster.told_to_stop
+        c.change(died=died and left and c.local.epoch > 0, left_down=left)
         self._bury(why)
+
+    def ended_by_pgr(self) -> None:
+        """The watchdog has killed Postgres: whether its end is known here already or not, nobody wanted it down."""
+        self.c.change(left_down=False)
+        if self.c.postmaster is not None:
+            self.c.postmaster.told_to_stop = True
 
     def hand_over(self, plan: Plan) -> Task[None]:
         """A planned change: as little as possible left to flush, then a clean stop that standbys receive to the end."""
@@ -159,7 +168,8 @@ class Steps:
         c = self.c
         kept_down = c.local.me in c.cluster.fenced and not c.local.failed_promotion
         reason = "a person keeps its Postgres down" if kept_down else c.local.crashed or "the promotion failed"
-        body = {"term": plan.term, "reason": reason, "clean": False, "at": utc_now()}
+        otherwise = kept_down or c.local.left_down or c.local.failed_promotion or c.local.stopping
+        body = {"term": plan.term, "reason": reason, "clean": False, "at": utc_now(), "lease_lost": not otherwise}
         c.raft.tell("node.fenced", body | {"died": c.local.died and not c.local.stopping and not kept_down})
         until_ns = now_ns() + 100 * MS
         yield Wait(until_ns=until_ns, ready=lambda: c.view.granted != plan.term)
