@@ -87,7 +87,10 @@ def ended(grant: Grant, body: Mapping[str, Any], *, planned: bool) -> Proposal:
     fields = {"closed_ms": int(body["closed_ms"])} if "closed_ms" in body else {}
     at, reason = str(body["at"]), str(body["reason"])
     if not planned:
-        return Proposal("failed/1", {"term": grant.term, "reason": reason, "at": at, "fields": fields})
+        lost = body.get("lease_lost") is True
+        return Proposal(
+            "failed/1", {"term": grant.term, "reason": reason, "at": at, "fields": fields, "lease_lost": lost}
+        )
     text = "stopped its Postgres " + ("cleanly" if body.get("clean") is True else "by force") + f" for a {reason}"
     entry = {"kind": "closed", "term": grant.term, "node": grant.node, "text": text, "at": at, "fields": fields}
     return Proposal("event/1", entry)

@@ -34,8 +34,6 @@ from consensus.tally import PlainFile, Tally, sync_directory
 from consensus.write import Stored, Write
 
 SCHEMA_VERSION = 1
-_FAR_AHEAD = 1000
-"""Further ahead than any version of pgr will be: such a number is damage."""
 _APPLICATION_ID = 0x50475231
 _LOCK_WAIT_S = 0.2
 _PAGES_BYTES = 3 * 4096
@@ -60,6 +58,8 @@ _SCHEMA = (
     f"PRAGMA user_version = {SCHEMA_VERSION}",
 )
 _SAVES = "saves"
+_SCHEMA_FACT = "schema"
+"""Whatever later versions change, this row stays what it is: by it an older one knows that a file is newer."""
 T = TypeVar("T", HardState, Snapshot, NodeRecord, Identity)
 
 
@@ -227,13 +227,14 @@ class Store:
             for statement in _SCHEMA:
                 execute(statement).fetchall()
             self._saves = 1
+            self._put(_SCHEMA_FACT, str(SCHEMA_VERSION))
             self._put(_SAVES, self._seal(1))
             return True
         if application != _APPLICATION_ID:
             raise self._corrupt("it is a database of some other program")
-        if version > SCHEMA_VERSION + _FAR_AHEAD:
-            raise self._corrupt(f"no pgr writes schema {version}")
-        if version > SCHEMA_VERSION:
+        if version != SCHEMA_VERSION:
+            if self._text(_SCHEMA_FACT) != str(version):  # the header has no checksum, this has
+                raise self._corrupt(f"its header says schema {version}, which nobody wrote")
             raise StorageNewerError(
                 f"{self._path}: written by a newer pgr (schema {version}, this one knows {SCHEMA_VERSION}): "
                 "start that version"

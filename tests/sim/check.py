@@ -43,8 +43,9 @@ class Reign(NamedTuple):
     """When it was promoted."""
     groups: tuple[SyncGroup, ...]
     """In force at its grant."""
-    answered: frozenset[str] | None
-    """Data loss was accepted: of what these hold nothing may be lost, the others were named as missing."""
+    answered: dict[int, frozenset[str]]
+    """By term of a grant, its own or one before it, whose data loss was accepted: of what these hold nothing may be
+    lost, the others were named as missing."""
 
 
 class Commit(NamedTuple):
@@ -79,6 +80,8 @@ class Checks:
         """By term in which somebody was chosen with data loss accepted: whose positions were known."""
         self.groups: dict[str, tuple[SyncGroup, ...]] = {}
         """By node: those of its log as far as it is committed there."""
+        self.granted: dict[str, frozenset[int]] = {}
+        """By node: terms of the grants in that log."""
 
     def fail(self, what: str) -> None:
         self.world.note("CHECK", what)
@@ -134,6 +137,7 @@ class Checks:
             if node.notes is not None and node.notes.granted_index and raft.term > self.chosen:
                 self._chosen(node, node.notes)
         self.groups[host.name] = node.cluster.groups
+        self.granted[host.name] = frozenset(grant.term for grant in node.cluster.grants)
         boot, applied = self.applied.get(host.name, (0, 0))
         if boot == raft.boot and applied == node.applied:
             return
@@ -213,8 +217,9 @@ class Checks:
             self.fail(f"timeline {directory.timeline} of epoch {self.timelines[directory.timeline]} is used by {epoch}")
         if epoch in self.reigns:
             self.fail(f"epoch {epoch} begins twice, on {self.reigns[epoch].node} and on {host.name}")
-        groups = self.groups[host.name]
-        reign = Reign(host.name, directory.timeline, tuple(directory.wal), groups, self.answered.get(epoch))
+        # A grant with accepted loss counts also where it was not used: those after it start from what it left.
+        answered = {term: known for term, known in self.answered.items() if term in self.granted[host.name]}
+        reign = Reign(host.name, directory.timeline, tuple(directory.wal), self.groups[host.name], answered)
         self.reigns[epoch] = reign
         for commit in self.commits:
             if commit.epoch < epoch:
@@ -229,7 +234,8 @@ class Checks:
         if any(g.asynchronous and (commit.asynchronous or len(reign.groups) == 1) for g in reign.groups):
             self.lost.add(commit.record)
             return
-        if reign.answered is not None and not any(self._holds(name, commit) for name in reign.answered):
+        told = (known for term, known in reign.answered.items() if term > commit.epoch)
+        if any(not any(self._holds(name, commit) for name in known) for known in told):
             self.lost.add(commit.record)
             self.world.counts["commits lost as told"] += 1
             return

@@ -278,10 +278,10 @@ def test_second_opener_in_one_process(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "statement", ["PRAGMA user_version = 65025", "ALTER TABLE log RENAME COLUMN data TO dat"]
+    "statement", ["PRAGMA user_version = 220", "PRAGMA user_version = 0", "ALTER TABLE log RENAME COLUMN data TO dat"]
 )  # fmt: skip
 def test_what_no_version_of_pgr_writes_is_damage(path: Path, statement: str) -> None:
-    """Flipped bits in the header or in the schema; found by tests/sim, seeds 10227 and 4788."""
+    """Flipped bits in the header or in the schema; found by tests/sim, seeds 10227, 12051 and 4788."""
     save(path, Write(identity=ME))
     change(path, statement)
     with pytest.raises(StorageCorruptError, match="is damaged"):
@@ -290,6 +290,10 @@ def test_what_no_version_of_pgr_writes_is_damage(path: Path, statement: str) -> 
 
 def test_newer_and_foreign_files(path: Path) -> None:
     save(path, Write(identity=ME))
+    store = open_store(path)
+    with store._numbered():
+        store._put("schema", "2")
+    store.close()
     change(path, "PRAGMA user_version = 2")
     with pytest.raises(StorageNewerError, match="newer"):
         open_store(path)
