@@ -310,6 +310,7 @@ def test_it_is_not_stopped_while_something_is_left(postgres: BarePostgres, devic
         path.mkdir()
         device.says("11")
         assert guarded.as_parent.hear("deadman.killed").body["survivors"]
+        assert guarded.state()["phase"] == "killing"  # so what comes after that word has been done
         assert device.said() == "", "open and not told any more: the machine is reset in time"
         path.rmdir()
         until(lambda: guarded.as_parent.hear("deadman.killed").body["survivors"] == 0, "it is verified")
