@@ -19,8 +19,9 @@ def max_connections(world: World) -> set[str]:
 
 @pytest.fixture
 def world(shared_world: World) -> World:
-    """Whole, whatever the tests before have done to it."""
-    shared_world.wait_whole()
+    """Whole, and without what the writers of the tests before have left."""
+    primary = shared_world.wait_whole()
+    shared_world.query(primary, "DROP TABLE IF EXISTS pgr_writes")
     return shared_world
 
 
