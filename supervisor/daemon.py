@@ -39,6 +39,7 @@ from supervisor.rebuild import Rebuild
 from supervisor.regroup import Regroup
 from supervisor.roles import Local, Plan, Server, Situation, Step, View, plan
 from supervisor.sql import SqlFailure
+from supervisor.sqlsurface import Surface
 from supervisor.starts import Start
 from supervisor.steps import Steps
 from supervisor.tasks import NEVER, Handle, Outcome, Runner, Task, TaskTimeout, sleep
@@ -111,6 +112,7 @@ class Daemon:
         self.founding_sentence = ""
         self.offspring = Offspring(config, launcher, self.children, log)
         self.admin = AdminServer(self.zmq, self.c)
+        self.sql = Surface(self.c, self.admin)
         self.current = Current(self.admin.snapshot)
         self.http = HealthServer(self.current, config.http.host, config.http.port) if config.http is not None else None
         self.exit_code: int | None = None
@@ -441,6 +443,7 @@ class Daemon:
                 self.task = None
             self.plan = wanted
             self._tend_watcher()
+            self.sql.tend(self.runner)
             self._apply_settings(now)
             if self.task is not None or wanted.step is Step.WAIT:
                 return
@@ -537,6 +540,7 @@ class Daemon:
         )  # fmt: skip
         self.current.snapshot = snapshot
         self.admin.publish(snapshot, now)
+        self.sql.publish(snapshot, now)
 
     def _leader_says(self) -> str:
         """On a follower that waits: the leader's sentence, as it last told."""
@@ -564,6 +568,7 @@ class Daemon:
         if self.c.postmaster is not None:
             self.steps.postmaster_ended("the parent ends")
         self.admin.close()
+        self.sql.close()
         self.c.raft.tell("node.stop", {})
         self.c.watchdog.tell("deadman.exit", {})
         self.offspring.stop_all(STOP_CHILDREN_MS)

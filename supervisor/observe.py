@@ -45,6 +45,8 @@ class Facts:
     """Settings that wait for a restart, with what is in force."""
     overrides: tuple[str, ...] = ()
     """On the primary: who has set synchronous_commit lower (`role app: off`)."""
+    sql_problem: str = ""
+    """Why something can't be asked by SQL here; empty: everything can."""
 
 
 def view_of(view: View, body: Mapping[str, Any]) -> View:
@@ -123,6 +125,7 @@ def observation(
         "checkpointed": facts.checkpointed, "version": facts.version, "since": facts.since,
         "reason": reason, "pgr_version": pgr_version, "incarnation": view.incarnation,
         "proven": proven(view.record, facts), "pending": dict(facts.pending), "overrides": list(facts.overrides),
+        "sql_problem": facts.sql_problem,
     }  # fmt: skip
 
 
@@ -167,7 +170,7 @@ def snapshot(
     if own is not None and own.role == LEARNER and role == "replica":
         role = LEARNER
     degraded = degraded_words(cluster)
-    warnings = (*_warnings(cluster, rows, primary), *_overrides(members, primary))
+    warnings = (*_warnings(cluster, rows, primary), *_overrides(members, primary), *_sql_problems(members))
     return Snapshot(
         node=local.me,
         cluster_id=cluster.cluster_id,
@@ -272,6 +275,11 @@ def _overrides(members: Mapping[str, Mapping[str, Any]], primary: Primary | None
     found = seen.get("overrides", [])
     what = "their commits are acknowledged before the sync group has them"
     return [f"synchronous_commit is set lower: {', '.join(found)}; {what}"] if found else []
+
+
+def _sql_problems(members: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    found = {name: str(m["seen"].get("sql_problem", "")) for name, m in members.items()}
+    return [f"pg_replica on {name}: {text}" for name, text in sorted(found.items()) if text]
 
 
 def _warnings(cluster: ClusterState, rows: tuple[Member, ...], primary: Primary | None) -> list[str]:
