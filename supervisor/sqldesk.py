@@ -14,11 +14,11 @@ from __future__ import annotations
 import os
 import stat
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import zmq
 
@@ -28,6 +28,7 @@ from fencing.lease import MS
 from fencing.logs import Log
 from supervisor import files
 from supervisor.sqlcatalog import ANSWERS, REQUESTS, STATUS
+from supervisor.sqldocuments import Document
 from supervisor.sqlrequests import NAME, REQUEST_BYTES_MAX, Answer, Malformed, Request, dump, moved_away, read
 
 if TYPE_CHECKING:
@@ -49,8 +50,15 @@ LATE_MS = 10_000
 RETRY_MS = 5_000
 CLOSE_S = 2.0
 
-Documents = Callable[[], dict[str, dict[str, Any]]]
-"""File name -> content; called in the thread, so it rests on values that do not change."""
+
+class Told(NamedTuple):
+    """What the loop last handed over."""
+
+    documents: Sequence[Document]
+    """Their content is asked for in the thread, so it rests on values that do not change."""
+    key: object
+    """Written at once if this is another."""
+    taken_ns: int
 
 
 @dataclass(slots=True)
@@ -73,17 +81,18 @@ class Desk:
         """Why there is nothing behind `pg_replica` here at the moment, for people."""
         self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread: threading.Thread | None = None
-        self._latest: tuple[Documents, object, int] | None = None
+        self._latest: Told | None = None
         self._again_ns = 0
         self._stopping = False
 
     # -- the loop's side -----------------------------------------------------------------------------------------
 
-    def publish(self, documents: Documents, key: object, taken_ns: int) -> None:
-        """What SQL shows from now on. ``key``: it is written at once if this changed. Never blocks."""
-        self._latest = (documents, key, taken_ns)
+    def publish(self, documents: Sequence[Document], key: object, taken_ns: int) -> None:
+        """What SQL shows from now on: at once if ``key`` is another, else within a second. Never blocks."""
+        before, self._latest = self._latest, Told(documents, key, taken_ns)
         if self._thread is not None and self._thread.is_alive():
-            self.ring()
+            if before is None or before.key != key:
+                self.ring()
         elif taken_ns >= self._again_ns:
             self._again_ns = taken_ns + RETRY_MS * MS
             self._thread = threading.Thread(target=self._run, name="sql", daemon=True)
@@ -128,7 +137,8 @@ class Work:
         self.open: dict[str, Open] = {}
         self.unclear: dict[str, int] = {}
         """Files that are no requests (yet), and since when."""
-        self.written: dict[str, bytes] = {}
+        self.sources: dict[str, object] = {}
+        """What each file rests on that was written."""
         self.written_key: object = None
         self.written_ns = self.written_taken_ns = self.sweep_ns = 0
         self.scan = True
@@ -137,6 +147,9 @@ class Work:
         self.socket = self.zmq.socket(zmq.DEALER)
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.connect(f"ipc://{desk.admin_socket}")
+        self.poller = zmq.Poller()
+        self.poller.register(self.socket, zmq.POLLIN)
+        self.poller.register(self.bell, zmq.POLLIN)
         self.observer = watch(self.requests, desk.ring, desk.log)
 
     def _take_over(self) -> None:
@@ -160,45 +173,42 @@ class Work:
         self.zmq.term()
         (self.directory / STATUS).unlink(missing_ok=True)
 
-    def turn(self, latest: tuple[Documents, object, int] | None) -> None:
-        poller = zmq.Poller()
-        poller.register(self.socket, zmq.POLLIN)
-        poller.register(self.bell, zmq.POLLIN)
-        waiting = latest is not None and latest[2] != self.written_taken_ns
-        due_ns = self.written_ns + WRITE_EVERY_MS * MS if waiting else self.sweep_ns
-        if self.unclear or self.open:
-            due_ns = min(due_ns, now_ns() + 1_000 * MS)
-        ready = dict(poller.poll(max(0, -(-min(due_ns - now_ns(), SWEEP_MS * MS) // MS))))
+    def turn(self, latest: Told | None) -> None:
+        ready = dict(self.poller.poll(max(0, -(-(self._due_ns() - now_ns()) // MS))))
         if self.bell in ready:
             os.eventfd_read(self.bell)
             self.scan = True
         self._receive()
         if latest is not None:
-            self._write(*latest)
+            self._write(latest)
         if self.scan or self.unclear or now_ns() >= self.sweep_ns:
             self._look_through()
         self._expire()
 
+    def _due_ns(self) -> int:
+        """Once a second, as long as there is something to tell."""
+        return now_ns() if self.scan else min(self.written_ns + WRITE_EVERY_MS * MS, self.sweep_ns)
+
     # -- what SQL reads ------------------------------------------------------------------------------------------
 
-    def _write(self, documents: Documents, key: object, taken_ns: int) -> None:
+    def _write(self, told: Told) -> None:
         now = now_ns()
-        if taken_ns == self.written_taken_ns:
-            return  # nothing new: what is there grows old, and says so
-        if key == self.written_key and now - self.written_ns < WRITE_EVERY_MS * MS:
+        if told.key == self.written_key and now - self.written_ns < WRITE_EVERY_MS * MS:
             return
-        uptime = uptime_ms() - (now - taken_ns) // MS
-        self.written_key, self.written_ns, self.written_taken_ns = key, now, taken_ns
+        self.written_ns = now
+        if told.taken_ns == self.written_taken_ns:
+            return  # nothing new: what is there grows old, and says so
+        uptime = uptime_ms() - (now - told.taken_ns) // MS
         try:
-            for name, body in documents().items():
-                data = dump(body | {"uptime_ms": uptime} if name == STATUS else body)
-                if data != self.written.get(name):
-                    files.write_atomically(self.directory / name, data, durable=False)
-                    self.written[name] = data
+            for document in told.documents:
+                if document.source is None or self.sources.get(document.name) is not document.source:
+                    content = document.content() | ({"uptime_ms": uptime} if document.name == STATUS else {})
+                    files.write_atomically(self.directory / document.name, dump(content), durable=False)
+                    self.sources[document.name] = document.source
         except OSError as error:  # what is there grows old, and says so
             self._disk(error)
-        else:
-            self.desk.problem = ""
+            return
+        self.written_key, self.written_taken_ns, self.desk.problem = told.key, told.taken_ns, ""
 
     def _disk(self, error: OSError) -> None:
         self.desk.problem = f"its files can't be written: {error}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from consensus.cluster import ClusterState
 from supervisor import configview, explain, render, status
@@ -13,22 +14,40 @@ from supervisor.status import Snapshot
 FORMAT = 1
 
 
-def documents(cluster: ClusterState | None, seen: Snapshot, told: Heard, now_ns: int) -> dict[str, dict[str, Any]]:
-    """File name -> content, but for the instant, which the writer adds. Sizes: about 1 kB a member; the history up to
-    200 events. ``seen``: the snapshot of now."""
+class Document(NamedTuple):
+    """One file: its name, its content once that is asked for, and what the content rests on: the same object, the same
+    content. None: it is another each time."""
+
+    name: str
+    content: Callable[[], dict[str, Any]]
+    source: object = None
+
+
+def documents(cluster: ClusterState | None, seen: Snapshot, told: Heard, now_ns: int) -> tuple[Document, ...]:
+    """Sizes: about 1 kB a member, the history up to 200 events. ``seen``: the snapshot of ``now_ns``. The status is the
+    last, as it tells how old all of them are; the writer adds the instant."""
+
+    def history() -> dict[str, Any]:
+        return {"format": FORMAT, "history": [status.event_json(event) for event in seen.history]}
+
+    def config() -> dict[str, Any]:
+        return {"format": FORMAT, "settings": configview.rows(cluster, seen.timings) if cluster is not None else []}
+
+    return (
+        Document(HISTORY, history, cluster),
+        Document(CONFIG, config, cluster),
+        Document(STATUS, lambda: _status(cluster, seen, told, now_ns)),
+    )
+
+
+def _status(cluster: ClusterState | None, seen: Snapshot, told: Heard, now_ns: int) -> dict[str, Any]:
     found = explain.findings(cluster, seen, told)
-    whole = status.to_json(seen, now_ns)
     return {
-        # The status last: it tells how old all of them are.
-        HISTORY: {"format": FORMAT, "history": whole["history"]},
-        CONFIG: {"format": FORMAT, "settings": configview.rows(cluster, seen.timings) if cluster is not None else []},
-        STATUS: {
-            "format": FORMAT,
-            "node": seen.node,
-            "members": whole["members"],
-            "primary": _primary(seen) if found.state == explain.OPEN else None,
-            "explain": render.explanation(explain.to_json(found)).rstrip("\n"),
-        },
+        "format": FORMAT,
+        "node": seen.node,
+        "members": status.member_documents(seen, now_ns),
+        "primary": _primary(seen) if found.state == explain.OPEN else None,
+        "explain": render.explanation(explain.to_json(found)).rstrip("\n"),
     }
 
 

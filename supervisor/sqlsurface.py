@@ -22,7 +22,7 @@ from supervisor.tasks import Handle, Outcome, Runner, Task, TaskTimeout, Wait, s
 
 SETTLE_MS = 1_000
 """After the opening: clients come first."""
-EVERY_MS = 30_000
+EVERY_MS = 10_000
 """Databases that were made from template0 in the meantime, or could not be reached before."""
 QUERY_MS = 20_000
 SESSION = "SET lock_timeout = 2000; SET statement_timeout = 15000; SET synchronous_commit = local"
@@ -53,10 +53,8 @@ class Surface:
             self.installer = runner.start(self._install(), self._ended, "sql.install")
 
     def publish(self, snapshot: Snapshot, now_ns: int) -> None:
-        told, cluster = self.admin.heard(now_ns), self.c.view.cluster
-        self.desk.publish(
-            lambda: sqldocuments.documents(cluster, snapshot, told, now_ns), sqldocuments.urgent(snapshot), now_ns
-        )
+        shown = sqldocuments.documents(self.c.view.cluster, snapshot, self.admin.heard(now_ns), now_ns)
+        self.desk.publish(shown, sqldocuments.urgent(snapshot), now_ns)
         self._note()
 
     def close(self) -> None:
@@ -113,7 +111,7 @@ class Surface:
         except (sql.SqlFailure, OSError) as error:
             self.problems[name] = str(error)
             self.c.log.once_per(f"sql.not_installed.{name}", 600).warning(
-                "sql.not_installed", database=name, error=str(error), hint="it is tried again every 30 s"
+                "sql.not_installed", database=name, error=str(error), hint="it is tried again every 10 s"
             )
             return
         self.problems.pop(name, None)

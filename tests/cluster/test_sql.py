@@ -1,4 +1,4 @@
-"""`pg_replica` on real nodes: reads on primary and standbys, actions on either, and what becomes of them in a failover."""
+"""`pg_replica` on real nodes: reads on primary and standbys, actions on either, and both after a failover."""
 
 from __future__ import annotations
 
@@ -28,6 +28,13 @@ def ask(node: LocalNode, query: str, role: str = "boss", database: str = "postgr
         return connection.execute(query.encode()).fetchall()
 
 
+def do(world: World, node: LocalNode, statement: str, database: str = "postgres") -> None:
+    """As superuser."""
+    uri = world.node_uri(node).replace("/postgres?", f"/{database}?")
+    with psycopg.connect(uri, autocommit=True) as connection:
+        connection.execute(statement.encode())
+
+
 def refused(node: LocalNode, query: str, role: str = "boss") -> psycopg.Error:
     with pytest.raises(psycopg.Error) as caught:
         ask(node, query, role)
@@ -54,8 +61,7 @@ def with_roles(world: World) -> LocalNode:
     assert primary is not None
     everywhere_there(world)
     for role, group in (("boss", "pgr_admin"), ("watcher", "pgr_monitor")):
-        with psycopg.connect(world.node_uri(primary), autocommit=True) as admin:
-            admin.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{PASSWORD}' IN ROLE {group}".encode())
+        do(world, primary, f"CREATE ROLE {role} LOGIN PASSWORD '{PASSWORD}' IN ROLE {group}")
     everywhere(world, "SELECT 1", [(1,)])
     return primary
 
@@ -90,7 +96,7 @@ def test_by_sql_on_primary_and_standbys(world: World) -> None:
         assert refused(node, "SELECT pg_replica.switchover()", "watcher").sqlstate == "42501"
         assert refused(node, "SELECT pg_replica.switchover('nosuch')").sqlstate == "PGR64"
         assert refused(node, f"SELECT pg_replica.reinit('{first.name}')").sqlstate in ("PGR64", "PGR78")
-    world.query(first, "CREATE DATABASE app")
+    do(world, first, "CREATE DATABASE app")
     everywhere(world, "SELECT name FROM pg_replica.primary()", [(first.name,)], "app")
 
     # Junk in the directory of requests changes nothing, and a request still gets through.
@@ -162,9 +168,8 @@ def test_a_supervisor_that_hangs_is_told_and_nothing_is_asked_of_it(world: World
 def test_functions_come_back_and_reach_databases_of_any_make(world: World) -> None:
     first = with_roles(world)
     second, third = world.standbys()
-    world.query(first, "CREATE DATABASE plain TEMPLATE template0")
-    world.query(first, "DROP SCHEMA pg_replica CASCADE")
-    world.query(first, "DROP TABLE IF EXISTS nothing")
+    do(world, first, "CREATE DATABASE plain TEMPLATE template0")
+    do(world, first, "DROP SCHEMA pg_replica CASCADE")
     assert refused(third, "SELECT pg_replica.switchover()").sqlstate == "3F000"
     done = world.pgr("switchover", "--to", second.name)
     assert done.returncode == 0, done.stderr
@@ -173,9 +178,8 @@ def test_functions_come_back_and_reach_databases_of_any_make(world: World) -> No
 
     # What can't be put there is a warning on every node, and in the way of nothing.
     world.wait_whole()
-    world.query(second, "CREATE DATABASE broken TEMPLATE template0")
-    with psycopg.connect(world.node_uri(second).replace("/postgres?", "/broken?"), autocommit=True) as admin:
-        admin.execute("DROP EXTENSION plpgsql")
+    do(world, second, "CREATE DATABASE broken TEMPLATE template0")
+    do(world, second, "DROP EXTENSION plpgsql", "broken")
     done = world.pgr("switchover", "--to", third.name)
     assert done.returncode == 0, done.stderr
     world.settles(
@@ -186,7 +190,7 @@ def test_functions_come_back_and_reach_databases_of_any_make(world: World) -> No
     assert warning.startswith(f"pg_replica on {third.name}: in database broken: ")
     with world.writing():
         primary_is(world, third.name)
-    world.query(third, "DROP DATABASE broken")
+    do(world, third, "DROP DATABASE broken")
     world.settles(lambda: not any("pg_replica on" in w for w in world.asked_status()["warnings"]), "it is over")
 
 

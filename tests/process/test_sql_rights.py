@@ -18,7 +18,7 @@ import pytest
 from psycopg import errors, sql
 
 from fencing.clock import now_ns, uptime_ms
-from supervisor import sqlcatalog, sqlrequests
+from supervisor import files, sqlcatalog, sqlrequests
 from supervisor.localcluster import wait_for
 from supervisor.settings import own_conninfo
 from supervisor.sql import SqlError, connect
@@ -84,9 +84,7 @@ class Bench(BarePostgres):
             session.close()
 
     def write(self, name: str, body: dict[str, Any]) -> None:
-        path = self.files / name
-        path.write_bytes(sqlrequests.dump(body))
-        path.chmod(0o644)
+        files.write_atomically(self.files / name, sqlrequests.dump(body), 0o644, durable=False)
 
     def tell(self, **changes: Any) -> None:
         """What the supervisor writes each second."""

@@ -25,6 +25,7 @@ from supervisor.errors import RefusedError
 from supervisor.localcluster import wait_for
 from supervisor.sqlcatalog import ANSWERS, CONFIG, REQUESTS, STATUS
 from supervisor.sqldesk import OPEN_MAX, Desk
+from supervisor.sqldocuments import Document
 from tests.pgbare import own_directory
 
 SECONDS = 20.0
@@ -42,7 +43,7 @@ class Room:
         self.admin = self.zmq.socket(zmq.ROUTER)
         self.admin.bind(f"ipc://{self.home}/admin.sock")
         self.desks: list[Desk] = []
-        self.tick = 0
+        self.source = object()
 
     def start(self) -> Desk:
         log = Log("json", "a", "", fd=self.log_fd)
@@ -52,7 +53,11 @@ class Room:
         return self.desks[-1]
 
     def publish(self, key: object = 1, **status: Any) -> None:
-        self.desks[-1].publish(lambda: {CONFIG: {"settings": []}, STATUS: {"node": "a"} | status}, key, now_ns())
+        shown = (
+            Document(CONFIG, lambda: {"settings": []}, self.source),
+            Document(STATUS, lambda: {"node": "a"} | status),
+        )
+        self.desks[-1].publish(shown, key, now_ns())
 
     def close(self) -> None:
         for desk in self.desks:
@@ -82,7 +87,7 @@ class Room:
 
     def asked(self) -> tuple[bytes, wire.Frame]:
         """The next request that reaches the node."""
-        assert self.admin.poll(SECONDS * 1000), self.log_path.read_text()
+        assert self.admin.poll(int(SECONDS * 1000)), self.log_path.read_text()
         client, data = self.admin.recv_multipart()
         return client, wire.decode(data)
 
@@ -260,12 +265,16 @@ def test_the_status_is_written_once_a_second_or_at_once_if_it_matters(room: Room
     room.publish(key="another", n=2)
     room.until(lambda: room.status().get("n") == 2, "a second later")
     assert (room.place / CONFIG).stat().st_ino == config, "what has not changed is not written"
+    room.source = object()
+    room.publish(key="yet another", n=3)
+    room.until(lambda: room.status().get("n") == 3, "at once")
+    assert (room.place / CONFIG).stat().st_ino != config
 
 
 def test_an_old_snapshot_is_never_passed_off_as_a_new_one(room: Room) -> None:
     """The loop hangs, this thread does not: the file must grow old."""
     age_ms = 30_000
-    room.desks[-1].publish(lambda: {STATUS: {"node": "a", "n": 3}}, "key", now_ns() - age_ms * MS)
+    room.desks[-1].publish([Document(STATUS, lambda: {"node": "a", "n": 3})], "key", now_ns() - age_ms * MS)
     room.until(lambda: room.status().get("n") == 3, "it is written")
     assert uptime_ms() - room.status()["uptime_ms"] >= age_ms
     before = room.status()["uptime_ms"]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from consensus.cluster import ClusterState
 from supervisor.explain import Heard
 from supervisor.sqlcatalog import CONFIG, HISTORY, STATUS
 from supervisor.sqldocuments import documents, urgent
@@ -26,12 +27,19 @@ def seen(me: str = "a", leader: str = "a", **changes: Any) -> Snapshot:
 
 
 def shown(snapshot: Snapshot, cluster: Any = None) -> dict[str, Any]:
-    found: dict[str, Any] = documents(cluster or agreed(history=EVENTS), snapshot, HEARD, 0)[STATUS]
-    return found
+    return contents(cluster or agreed(history=EVENTS), snapshot)[STATUS]
+
+
+def contents(cluster: ClusterState | None, snapshot: Snapshot, told: Heard = HEARD) -> dict[str, dict[str, Any]]:
+    return {document.name: document.content() for document in documents(cluster, snapshot, told, 0)}
 
 
 def test_the_documents_of_a_cluster() -> None:
-    found = documents(agreed(history=EVENTS), seen(), HEARD, 0)
+    cluster = agreed(history=EVENTS)
+    assert {d.name: d.source for d in documents(cluster, seen(), HEARD, 0)} == {
+        HISTORY: cluster, CONFIG: cluster, STATUS: None,
+    }  # fmt: skip
+    found = contents(cluster, seen())
     assert list(found)[-1] == STATUS, "the one that tells the age is written last"
     assert [e["kind"] for e in found[HISTORY]["history"]] == ["founding", "promoted", "opened"]
     assert "strict" in {row["name"] for row in found[CONFIG]["settings"]}
@@ -66,7 +74,7 @@ def test_no_primary_is_named_that_may_not_be_one() -> None:
 
 
 def test_before_anything_is_known() -> None:
-    found = documents(None, Snapshot("a"), Heard({}, {}), 0)
+    found = contents(None, Snapshot("a"), Heard({}, {}))
     assert found[STATUS]["members"] == []
     assert found[STATUS]["primary"] is None
     assert found[CONFIG]["settings"] == []
