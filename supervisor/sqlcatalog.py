@@ -52,6 +52,8 @@ class Argument:
     """As SQL; empty: it has to be given."""
     optional: bool = False
     """None is a value."""
+    many: bool = False
+    """The protocol takes a list; here it is of one."""
 
 
 TO: Final = Argument("to", str, "to", "NULL", optional=True)

@@ -60,12 +60,12 @@ def read(data: bytes) -> Request:
         raise Malformed("there is no such action", f"actions: {', '.join(BY_NAME)}")
     if not 0 < body["timeout_ms"] <= TIMEOUT_MAX_S * 1000:
         raise Malformed("its timeout is out of range")
-    asked = _arguments(action, body["arguments"])
+    asked = arguments(action, body["arguments"])
     asked |= {"by": f"{body['role']}@{body['address']} (SQL)", "timeout_ms": body["timeout_ms"]}
     return Request(action.name, asked, body["until_ms"], body["timeout_ms"])
 
 
-def _arguments(action: Action, given: Mapping[str, Any]) -> dict[str, Any]:
+def arguments(action: Action, given: Mapping[str, Any]) -> dict[str, Any]:
     """Each has its type, and text is the name of a member."""
     if set(given) != {a.name for a in action.arguments}:
         raise Malformed(f"{action.name} takes other arguments")
@@ -82,7 +82,7 @@ def _arguments(action: Action, given: Mapping[str, Any]) -> dict[str, Any]:
                 value = parse_name(value)
             except BadValue as error:
                 raise Malformed(f"{argument.name} is not the name of a member", error.hint) from error
-        found[argument.field] = value
+        found[argument.field] = [value] if argument.many else value
     return found
 
 

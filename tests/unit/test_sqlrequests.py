@@ -22,7 +22,7 @@ from supervisor.sqlcatalog import (
     install,
     is_current,
 )
-from supervisor.sqlrequests import NAME, REQUEST_BYTES_MAX, Answer, Malformed, dump, moved_away, read
+from supervisor.sqlrequests import NAME, REQUEST_BYTES_MAX, Answer, Malformed, arguments, dump, moved_away, read
 
 ASKED: dict[str, Any] = {
     "format": 1, "action": "failover", "arguments": {"to": "b", "accept_data_loss": True, "dry_run": False},
@@ -44,6 +44,12 @@ def test_a_request_is_one_of_the_admin_protocol() -> None:
     }  # fmt: skip
     assert read(line(action="reinit", arguments={"node": "c"})).body["name"] == "c"
     assert read(line(action="switchover", arguments={"to": None, "dry_run": True})).body["to"] is None
+
+
+def test_an_argument_of_one_may_be_a_list_of_one_in_the_protocol() -> None:
+    action = Action("restart", (Argument("node", str, "nodes", "NULL", optional=True, many=True),), "")
+    assert arguments(action, {"node": "b"}) == {"nodes": ["b"]}
+    assert arguments(action, {"node": None}) == {"nodes": None}
 
 
 def test_who_asks_may_have_any_name() -> None:
