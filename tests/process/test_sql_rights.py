@@ -520,9 +520,10 @@ def test_every_encoding_can_read_them(bench: Bench) -> None:
             admin.execute(f"CREATE DATABASE odd ENCODING {encoding} TEMPLATE template0".encode())
         bench.put("odd")
         with bench.answering(DONE), bench.as_role("boss", "odd") as c:
-            c.execute("SET client_encoding = 'UTF8'")
-            rows = c.execute("SELECT reason::bytea FROM pg_replica.status() WHERE here").fetchall()
-            assert rows == [(reason.encode(),)]
+            for setting in ("client_encoding = 'UTF8'", "standard_conforming_strings = off"):
+                c.execute(f"SET {setting}".encode())
+                rows = c.execute("SELECT reason::bytea FROM pg_replica.status() WHERE here").fetchall()
+                assert rows == [(reason.encode(),)]
             c.execute("SELECT pg_replica.switchover('b')")
         with bench.connect() as admin:
             admin.execute("DROP DATABASE odd")

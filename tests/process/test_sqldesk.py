@@ -325,3 +325,12 @@ def test_without_inotify_it_looks_once_a_second(monkeypatch: pytest.MonkeyPatch)
             assert room.asked()[1].id == name
         finally:
             room.close()
+
+
+def test_the_clock_that_sql_can_read_runs_like_ours() -> None:
+    """An uptime of a container's own may begin elsewhere."""
+    before = now_ns(), uptime_ms()
+    after = now_ns(), uptime_ms()
+    assert wait_for(lambda: uptime_ms() >= before[1] + 100, SECONDS, 0.005)
+    assert now_ns() - before[0] >= 80 * MS
+    assert 0 <= after[1] - before[1] <= (now_ns() - before[0]) // MS + 20

@@ -10,6 +10,8 @@ import pytest
 
 from consensus.cluster import ClusterState
 from supervisor.explain import Heard
+from supervisor.observe import Facts, observation
+from supervisor.roles import Step, View
 from supervisor.sqlcatalog import CONFIG, HISTORY, STATUS
 from supervisor.sqldocuments import documents, urgent
 from supervisor.sqlrequests import dump
@@ -85,3 +87,13 @@ def test_what_is_told_at_once() -> None:
     assert urgent(now) == urgent(replace(now, taken_ns=5, lease_until_ns=7))
     for changes in ({"opened": False}, {"leader": ""}, {"role": "demoting"}, {"history": ()}, {"primary": None}):
         assert urgent(now) != urgent(replace(now, **changes))
+
+
+def test_what_cannot_be_asked_by_sql_is_a_warning_on_every_node() -> None:
+    problem = "in database app: no plpgsql"
+    said = observation(View(True), standby(), Facts(sql_problem=problem), Step.WAIT, "", "0.1.0")
+    members = {n: told(n) for n in "abc"}
+    members["c"] = {"seen": said, "age_ms": 0}
+    shot = picture(primary(), agreed(), members, leader="a", term=5, role="leader")
+    assert f"pg_replica on c: {problem}" in shot.warnings
+    assert not any("pg_replica" in text for text in seen().warnings)

@@ -19,6 +19,8 @@ from supervisor.sqlcatalog import (
     MONITOR,
     SCHEMA,
     VERSION,
+    Action,
+    Argument,
     install,
     is_current,
 )
