@@ -338,11 +338,12 @@ LOOK: Final = (
 )
 """Mark, number of functions, and which; no row: there is no such schema."""
 
+LACKS_ROLES: Final = f"SELECT to_regrole('{MONITOR}') IS NULL OR to_regrole('{ADMIN}') IS NULL"
 ROLES: Final = "".join(
     f"DO $pgr$BEGIN IF to_regrole('{role}') IS NULL THEN CREATE ROLE {role} NOLOGIN; END IF; END$pgr$;\n"
     for role in (MONITOR, ADMIN)
 ) + f"GRANT {MONITOR} TO {ADMIN};\n"  # fmt: skip
-"""Once in a cluster. An existing role is left as it is."""
+"""Where one is missing. An existing role is left as it is."""
 
 
 def install(former: str = "", *, anew: bool = False) -> str:

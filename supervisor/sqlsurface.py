@@ -7,6 +7,7 @@ and is tried again. They reach standbys as WAL, and new databases by template1.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from fencing.clock import now_ns
@@ -18,7 +19,7 @@ from supervisor.roles import Server
 from supervisor.sqlcatalog import DIRECTORY
 from supervisor.sqldesk import Desk
 from supervisor.status import Snapshot
-from supervisor.tasks import Handle, Outcome, Runner, Task, TaskTimeout, Wait, sleep
+from supervisor.tasks import Handle, Runner, Task, Wait, sleep
 
 SETTLE_MS = 1_000
 """After the opening: clients come first."""
@@ -50,7 +51,7 @@ class Surface:
     def tend(self, runner: Runner) -> None:
         """Keeps the installer running while this is an open primary."""
         if self._primary() and (self.installer is None or self.installer.done):
-            self.installer = runner.start(self._install(), self._ended, "sql.install")
+            self.installer = runner.start(self._install(), lambda outcome: outcome.unwrap(), "sql.install")
 
     def publish(self, snapshot: Snapshot, now_ns: int) -> None:
         shown = sqldocuments.documents(self.c.view.cluster, snapshot, self.admin.heard(now_ns), now_ns)
@@ -73,30 +74,34 @@ class Surface:
         return self.c.local.server is Server.PRIMARY and self.c.local.gate_open
 
     def _install(self) -> Task[None]:
-        self.current, self.problems = {}, {}
+        epoch, self.current = self.c.local.epoch, {}
+
+        def over() -> bool:
+            return not self._primary() or self.c.local.epoch != epoch
+
         yield from sleep(SETTLE_MS * MS)
-        while self._primary():
+        while not over():
             try:
-                yield from self._everywhere()
-            except (sql.SqlFailure, TaskTimeout, OSError) as error:
-                self.c.log.once_per("sql.not_installed", 60).warning("sql.not_installed", error=str(error))
-            yield Wait(until_ns=now_ns() + EVERY_MS * MS, ready=lambda: not self._primary())
+                yield from self._everywhere(over)
+            except Exception as error:  # whatever it is: the node goes on, and says that it goes on without
+                self._failed("postgres", error)
+            yield Wait(until_ns=now_ns() + EVERY_MS * MS, ready=over)
         self.problems = {}
 
-    def _ended(self, outcome: Outcome[None]) -> None:
-        outcome.unwrap()
-
-    def _everywhere(self) -> Task[None]:
+    def _everywhere(self, over: Callable[[], bool]) -> Task[None]:
+        until_ns = now_ns() + QUERY_MS * MS
         session = yield from self._session("postgres")
         try:
-            yield from session.query(sqlcatalog.ROLES, until_ns=now_ns() + QUERY_MS * MS)
-            rows = yield from session.query(DATABASES, until_ns=now_ns() + QUERY_MS * MS)
+            if (yield from session.query(sqlcatalog.LACKS_ROLES, until_ns=until_ns)) != [("f",)]:
+                yield from session.query(sqlcatalog.ROLES, until_ns=until_ns)
+            rows = yield from session.query(DATABASES, until_ns=until_ns)
         finally:
             session.close()
         there = {str(oid): str(name) for name, oid in rows}
-        self.problems = {name: why for name, why in self.problems.items() if name in there.values()}
+        left = {*there.values()} - {*self.current.values()}
+        self.problems = {name: why for name, why in self.problems.items() if name in left}
         for oid, name in there.items():
-            if not self._primary():
+            if over():
                 return
             if oid not in self.current:
                 yield from self._one(oid, name)
@@ -109,15 +114,18 @@ class Surface:
             finally:
                 session.close()
         except (sql.SqlFailure, OSError) as error:
-            self.problems[name] = str(error)
-            self.c.log.once_per(f"sql.not_installed.{name}", 600).warning(
-                "sql.not_installed", database=name, error=str(error), hint="it is tried again every 10 s"
-            )
+            self._failed(name, error)
             return
         self.problems.pop(name, None)
         self.current[oid] = name
         if changed:
             self.c.log.info("sql.installed", database=name, functions=sqlcatalog.MARK)
+
+    def _failed(self, name: str, error: Exception) -> None:
+        self.problems[name] = str(error) or type(error).__name__
+        hint = f"it is tried again every {EVERY_MS // 1000} s"
+        quiet = self.c.log.once_per(f"sql.not_installed.{name}", 600)
+        quiet.warning("sql.not_installed", database=name, error=self.problems[name], hint=hint)
 
     def _session(self, database: str) -> Task[sql.Session]:
         c, until_ns = self.c, now_ns() + QUERY_MS * MS
