@@ -43,7 +43,8 @@ SCAN_MAX = 256
 SETTLE_MS = 2_000
 """A file that is no request may be one that is being written, for as long."""
 KEEP_MS = 60_000
-"""An answer that nobody has fetched by then is not waited for."""
+KEEP_MAX = 256
+"""An answer that nobody has fetched by then is not waited for; of many, the newest are kept."""
 SWEEP_MS = 30_000
 LATE_MS = 10_000
 """Beyond the timeout of a request, for the node's own answer to come first."""
@@ -81,7 +82,8 @@ class Desk:
         """Why there is nothing behind `pg_replica` here at the moment, for people."""
         self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread: threading.Thread | None = None
-        self._latest: Told | None = None
+        self.told: Told | None = None
+        """The newest, for the thread to read."""
         self._again_ns = 0
         self._stopping = False
 
@@ -89,7 +91,7 @@ class Desk:
 
     def publish(self, documents: Sequence[Document], key: object, taken_ns: int) -> None:
         """What SQL shows from now on: at once if ``key`` is another, else within a second. Never blocks."""
-        before, self._latest = self._latest, Told(documents, key, taken_ns)
+        before, self.told = self.told, Told(documents, key, taken_ns)
         if self._thread is not None and self._thread.is_alive():
             if before is None or before.key != key:
                 self.ring()
@@ -116,7 +118,7 @@ class Desk:
             try:
                 self.problem = ""
                 while not self._stopping:
-                    work.turn(self._latest)
+                    work.turn()
             finally:
                 work.close()
         except Exception as error:  # whatever it is: the node goes on, and says that it goes on without
@@ -173,14 +175,14 @@ class Work:
         self.zmq.term()
         (self.directory / STATUS).unlink(missing_ok=True)
 
-    def turn(self, latest: Told | None) -> None:
+    def turn(self) -> None:
         ready = dict(self.poller.poll(max(0, -(-(self._due_ns() - now_ns()) // MS))))
         if self.bell in ready:
             os.eventfd_read(self.bell)
             self.scan = True
         self._receive()
-        if latest is not None:
-            self._write(latest)
+        if (told := self.desk.told) is not None:  # not before the wait: it may have been for this
+            self._write(told)
         if self.scan or self.unclear or now_ns() >= self.sweep_ns:
             self._look_through()
         self._expire()
@@ -219,11 +221,19 @@ class Work:
     def _look_through(self) -> None:
         self.scan, self.sweep_ns = False, now_ns() + SWEEP_MS * MS
         with os.scandir(self.requests) as entries:
-            names = [entry.name for entry in islice(entries, SCAN_MAX)]
-        self.scan = len(names) == SCAN_MAX
+            plain = (entry.name for entry in entries if not self._is_directory(entry))
+            names = list(islice(plain, SCAN_MAX))
         self.unclear = {name: since for name, since in self.unclear.items() if name in names}
         for name in names:
             self._look_at(name)
+        self.scan = len(names) == SCAN_MAX and not self.unclear
+
+    def _is_directory(self, entry: os.DirEntry[str]) -> bool:
+        """It stays, with all that is in it."""
+        found = entry.is_dir(follow_symlinks=False)
+        if found:
+            self.log.once_per("sql.directory", 3600).warning("sql.directory", path=entry.path, hint="remove it by hand")
+        return found
 
     def _look_at(self, name: str) -> None:
         path = self.requests / name
@@ -293,6 +303,9 @@ class Work:
 
     def _expire(self) -> None:
         now = now_ns()
+        done = [name for name, entry in self.open.items() if entry.done_ns]
+        for name in done[:-KEEP_MAX]:
+            self.open[name].done_ns = 1  # long ago
         for name, entry in list(self.open.items()):
             if entry.done_ns and now - entry.done_ns > KEEP_MS * MS:
                 self._remove(self.answers / name)
@@ -315,11 +328,9 @@ class Work:
             entry.done_ns = entry.done_ns or now_ns()
 
     def _remove(self, path: Path) -> None:
-        """Whatever it is; a directory stays, with all that is in it."""
-        try:
+        """Whatever it is, but no directory."""
+        if path.is_symlink() or not path.is_dir():
             path.unlink(missing_ok=True)
-        except IsADirectoryError:
-            self.log.once_per("sql.directory", 3600).warning("sql.directory", path=str(path), hint="remove it by hand")
 
 
 def content(path: Path) -> bytes | None:

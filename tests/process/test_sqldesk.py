@@ -227,6 +227,35 @@ def test_a_flood_is_bounded(room: Room) -> None:
     assert not room.admin.poll(0)
 
 
+def test_of_many_answers_the_newest_are_kept(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqldesk, "KEEP_MAX", 3)
+    names = [room.ask(until_ms=0) for _ in range(20)]
+    room.until(lambda: room.waiting() == [] and len(os.listdir(room.place / ANSWERS)) == 3, "three are left")
+    assert set(os.listdir(room.place / ANSWERS)) < set(names)
+
+
+def test_what_is_not_removed_holds_up_nothing(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory is left to a person, however many there are."""
+    monkeypatch.setattr(sqldesk, "SCAN_MAX", 4)
+    for i in range(40):
+        (room.place / REQUESTS / f"d{i}").mkdir()
+    turns: list[int] = []
+    look = sqldesk.Work._look_through
+
+    def counted(work: sqldesk.Work) -> None:
+        turns.append(1)
+        look(work)
+
+    monkeypatch.setattr(sqldesk.Work, "_look_through", counted)
+    names = {room.ask() for _ in range(6)}
+    assert {room.asked()[1].id for _ in names} == names
+    before = len(turns)
+    for n in range(3):
+        room.publish(key=f"again {n}", n=n)
+        room.until(lambda n=n: room.status().get("n") == n, "it goes on")  # type: ignore[misc]  # bound now
+    assert len(turns) <= before + 10, "nor does it spin"
+
+
 def test_answers_are_removed_and_late_words_are_of_no_use(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqldesk, "KEEP_MS", 0)
     name = room.ask()
