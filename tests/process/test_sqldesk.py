@@ -31,6 +31,14 @@ from tests.pgbare import own_directory
 SECONDS = 20.0
 
 
+def request(**changes: Any) -> bytes:
+    body = {
+        "format": 1, "action": "switchover", "arguments": {"to": "b", "dry_run": False}, "timeout_ms": 60_000,
+        "until_ms": uptime_ms() + 5_000, "role": "ann", "address": "local",
+    } | changes  # fmt: skip
+    return (json.dumps(body) + "\n").encode()
+
+
 class Room:
     """A desk, the directory it works in, and a stand-in for the node's admin socket."""
 
@@ -74,11 +82,7 @@ class Room:
         return found
 
     def ask(self, **changes: Any) -> str:
-        body = {
-            "format": 1, "action": "switchover", "arguments": {"to": "b", "dry_run": False}, "timeout_ms": 60_000,
-            "until_ms": uptime_ms() + 5_000, "role": "ann", "address": "local",
-        } | changes  # fmt: skip
-        return self.drop((json.dumps(body) + "\n").encode())
+        return self.drop(request(**changes))
 
     def drop(self, data: bytes, name: str = "") -> str:
         name = name or f"{uuid.uuid4()}.json"
@@ -186,29 +190,33 @@ JUNK: dict[str, Callable[[Path, Path], object]] = {
 @pytest.mark.filterwarnings("ignore:unclosed <socket")
 @pytest.mark.parametrize("named", ["like a request", "otherwise"])
 def test_junk_does_nothing_and_goes(room: Room, named: str) -> None:
-    other = room.home / "request"
-    body = {"format": 1, "action": "switchover", "arguments": {"to": "b", "dry_run": False}, "timeout_ms": 60_000}
-    other.write_text(json.dumps(body | {"until_ms": uptime_ms() + 60_000, "role": "x", "address": "y"}) + "\n")
+    others = []
     names = []
     for i, (what, make) in enumerate(JUNK.items()):
         names.append(f"{uuid.uuid4()}.json" if named == "like a request" else f".{what}{i}.json")
-        make(room.place / REQUESTS / names[-1], other)
+        others.append(room.home / f"request{i}")
+        others[-1].write_bytes(request(until_ms=uptime_ms() + 60_000))
+        make(room.place / REQUESTS / names[-1], others[-1])
     (room.place / REQUESTS / "directory").mkdir()
     room.nothing_was_asked()
     room.until(lambda: room.waiting() == ["directory"], "only a directory is left for a person")
-    assert other.read_text().endswith("\n"), "what a link points to is left alone"
+    assert all(other.read_bytes().endswith(b"\n") for other in others), "what a link points to is left alone"
     for name in names:
         assert room.told(name).get("ok") in (None, False)
     room.nothing_was_asked()
 
 
+@pytest.mark.parametrize("name", ["x.json", ".{}.new", "{}.tmp", "x{}", "{}~"])
+def test_a_request_of_another_name_is_none(room: Room, name: str) -> None:
+    room.drop(request(), name.format(f"{uuid.uuid4()}.json"))
+    room.nothing_was_asked()
+    assert room.waiting() == []
+
+
 def test_a_file_that_grows_is_waited_for(room: Room) -> None:
     name = f"{uuid.uuid4()}.json"
-    whole = json.dumps({
-        "format": 1, "action": "reinit", "arguments": {"node": "b"}, "timeout_ms": 60_000,
-        "until_ms": uptime_ms() + 5_000, "role": "ann", "address": "local",
-    }) + "\n"  # fmt: skip
-    with (room.place / REQUESTS / name).open("w") as file:
+    whole = request()
+    with (room.place / REQUESTS / name).open("wb") as file:
         file.write(whole[:50])
         file.flush()
         room.nothing_was_asked()
