@@ -309,6 +309,13 @@ def test_the_status_is_written_once_a_second_or_at_once_if_it_matters(room: Room
     assert (room.place / CONFIG).stat().st_ino != config
 
 
+def test_what_matters_does_not_wait_for_the_next_second(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqldesk, "WRITE_EVERY_MS", 3_600_000)
+    for n in range(3):
+        room.publish(key=f"new {n}", n=n)
+        room.until(lambda n=n: room.status().get("n") == n, "at once")  # type: ignore[misc]  # bound now
+
+
 def test_an_old_snapshot_is_never_passed_off_as_a_new_one(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loop hangs, this thread does not: the file must grow old."""
     age_ms = 30_000
