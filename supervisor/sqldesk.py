@@ -145,6 +145,9 @@ class Work:
         self.written_ns = self.written_taken_ns = self.sweep_ns = 0
         self.scan = True
         self._take_over()
+        self.observer = watch(
+            self.requests, desk.ring, desk.log
+        )  # the last that may fail: what follows needs no undoing
         self.zmq: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
         self.socket = self.zmq.socket(zmq.DEALER)
         self.socket.setsockopt(zmq.LINGER, 0)
@@ -152,7 +155,6 @@ class Work:
         self.poller = zmq.Poller()
         self.poller.register(self.socket, zmq.POLLIN)
         self.poller.register(self.bell, zmq.POLLIN)
-        self.observer = watch(self.requests, desk.ring, desk.log)
 
     def _take_over(self) -> None:
         """What an earlier thread, or process, has left: nobody knows what became of a request that it had begun."""
