@@ -145,9 +145,8 @@ class Work:
         self.written_ns = self.written_taken_ns = self.sweep_ns = 0
         self.scan = True
         self._take_over()
-        self.observer = watch(
-            self.requests, desk.ring, desk.log
-        )  # the last that may fail: what follows needs no undoing
+        # The last that may fail: nothing has to be undone.
+        self.observer = watch(self.requests, desk.ring, desk.log)
         self.zmq: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
         self.socket = self.zmq.socket(zmq.DEALER)
         self.socket.setsockopt(zmq.LINGER, 0)

@@ -214,13 +214,15 @@ def test_a_request_of_another_name_is_none(room: Room, name: str) -> None:
     room.nothing_was_asked()
 
 
-def test_a_file_that_grows_is_waited_for(room: Room) -> None:
+def test_a_file_that_grows_is_waited_for(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqldesk, "SETTLE_MS", 3_600_000)
     name = f"{uuid.uuid4()}.json"
     whole = request()
     with (room.place / REQUESTS / name).open("wb") as file:
         file.write(whole[:50])
         file.flush()
-        room.nothing_was_asked()
+        for _ in range(2):  # the second time, the first look at all of them has ended
+            room.nothing_was_asked()
         assert name in room.waiting()
         file.write(whole[50:])
     assert room.asked()[1].id == name
