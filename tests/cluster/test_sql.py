@@ -61,7 +61,8 @@ def with_roles(world: World) -> LocalNode:
     assert primary is not None
     everywhere_there(world)
     for role, group in (("boss", "pgr_admin"), ("watcher", "pgr_monitor")):
-        do(world, primary, f"CREATE ROLE {role} LOGIN PASSWORD '{PASSWORD}' IN ROLE {group}")
+        if world.query(primary, f"SELECT to_regrole('{role}') IS NULL") == [(True,)]:
+            do(world, primary, f"CREATE ROLE {role} LOGIN PASSWORD '{PASSWORD}' IN ROLE {group}")
     everywhere(world, "SELECT 1", [(1,)])
     return primary
 
@@ -74,11 +75,17 @@ def everywhere_there(world: World) -> None:
         )
 
 
+def asked_for(world: World) -> list[tuple[Any, ...]]:
+    primary = world.wait_whole()
+    return ask(primary, "SELECT at FROM pg_replica.history() WHERE kind = 'switchover'")
+
+
 def primary_is(world: World, name: str) -> None:
     everywhere(world, "SELECT name FROM pg_replica.primary()", [(name,)])
 
 
-def test_by_sql_on_primary_and_standbys(world: World) -> None:
+def test_by_sql_on_primary_and_standbys(shared_world: World) -> None:
+    world = shared_world
     first = with_roles(world)
     second = world.standbys()[0]
 
@@ -115,14 +122,16 @@ def test_by_sql_on_primary_and_standbys(world: World) -> None:
     primary_is(world, second.name)
     everywhere(
         world,
-        "SELECT reason FROM pg_replica.history() WHERE kind = 'switchover'",
+        "SELECT DISTINCT reason FROM pg_replica.history() WHERE kind = 'switchover'",
         [("was asked for by boss@127.0.0.1 (SQL)",)],
     )
     world.settles(lambda: os.listdir(place) == [], "junk is removed")
+    world.wait_whole()
 
 
 @pytest.mark.slow
-def test_the_primary_is_asked_to_go_and_is_lost(world: World) -> None:
+def test_the_primary_is_asked_to_go_and_is_lost(shared_world: World) -> None:
+    world = shared_world
     second = with_roles(world)
     first, third = world.standbys()
 
@@ -139,12 +148,15 @@ def test_the_primary_is_asked_to_go_and_is_lost(world: World) -> None:
     assert primary is not None
     third.start()
     primary_is(world, primary.name)
+    world.wait_whole()
 
 
 @pytest.mark.slow
-def test_a_supervisor_that_hangs_is_told_and_nothing_is_asked_of_it(world: World) -> None:
+def test_a_supervisor_that_hangs_is_told_and_nothing_is_asked_of_it(shared_world: World) -> None:
+    world = shared_world
     with_roles(world)
     node = world.standbys()[0]
+    before = asked_for(world)
     node.send(signal.SIGSTOP)
     noted: list[str] = []
     try:
@@ -165,8 +177,7 @@ def test_a_supervisor_that_hangs_is_told_and_nothing_is_asked_of_it(world: World
     finally:
         node.send(signal.SIGCONT)
     world.wait_whole()
-    history = ask(world.nodes[0], "SELECT kind FROM pg_replica.history()")
-    assert ("switchover",) not in history
+    assert asked_for(world) == before
 
 
 @pytest.mark.slow
@@ -200,9 +211,11 @@ def test_functions_come_back_and_reach_databases_of_any_make(world: World) -> No
 
 
 @pytest.mark.slow
-def test_a_copy_is_made_anew_by_sql(world: World) -> None:
+def test_a_copy_is_made_anew_by_sql(shared_world: World) -> None:
+    world = shared_world
     with_roles(world)
     asked, made = world.standbys()
+    ((before,),) = ask(made, "SELECT count(*)::int FROM pg_replica.history() WHERE kind = 'cloned'")
     with session(asked) as asking:
         said: list[str] = []
         asking.add_notice_handler(lambda n: said.append(n.message_primary or ""))
@@ -210,4 +223,4 @@ def test_a_copy_is_made_anew_by_sql(world: World) -> None:
     assert done == {"name": made.name}
     assert said
     assert [p.name for p in (made.data / "salvage").iterdir() if "replaced" in p.name]
-    everywhere(world, "SELECT count(*)::int FROM pg_replica.history() WHERE kind = 'cloned'", [(3,)])
+    everywhere(world, "SELECT count(*)::int FROM pg_replica.history() WHERE kind = 'cloned'", [(before + 1,)])
