@@ -443,7 +443,6 @@ class Daemon:
                 self.task = None
             self.plan = wanted
             self._tend_watcher()
-            self.sql.tend(self.runner)
             self._apply_settings(now)
             if self.task is not None or wanted.step is Step.WAIT:
                 return
@@ -540,7 +539,7 @@ class Daemon:
         )  # fmt: skip
         self.current.snapshot = snapshot
         self.admin.publish(snapshot, now)
-        self.sql.publish(snapshot, now)
+        self.sql.publish(snapshot, now, self.runner)
 
     def _leader_says(self) -> str:
         """On a follower that waits: the leader's sentence, as it last told."""

@@ -36,7 +36,7 @@ ANOTHER_RESULT = "42P13"
 
 
 class Surface:
-    """What the daemon calls: ``tend`` and ``publish`` each turn, ``close`` once."""
+    """``publish`` and ``close`` are the daemon's."""
 
     def __init__(self, context: Context, admin: AdminServer) -> None:
         self.c, self.admin = context, admin
@@ -48,15 +48,13 @@ class Surface:
         self.problems: dict[str, str] = {}
         """Database -> why it has not got them."""
 
-    def tend(self, runner: Runner) -> None:
-        """Keeps the installer running while this is an open primary."""
-        if self._primary() and (self.installer is None or self.installer.done):
-            self.installer = runner.start(self._install(), lambda outcome: outcome.unwrap(), "sql.install")
-
-    def publish(self, snapshot: Snapshot, now_ns: int) -> None:
+    def publish(self, snapshot: Snapshot, now_ns: int, runner: Runner) -> None:
+        """With each new snapshot; also keeps the installer running while this is an open primary."""
         shown = sqldocuments.documents(self.c.view.cluster, snapshot, self.admin.heard(now_ns), now_ns)
         self.desk.publish(shown, sqldocuments.urgent(snapshot), now_ns)
         self._note()
+        if self._primary() and (self.installer is None or self.installer.done):
+            self.installer = runner.start(self._install(), lambda outcome: outcome.unwrap(), "sql.install")
 
     def close(self) -> None:
         self.desk.close()
