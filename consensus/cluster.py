@@ -365,7 +365,7 @@ def _member(state: ClusterState, entry: Entry, body: dict[str, Any]) -> ClusterS
 
 
 def _change(state: ClusterState, entry: Entry, body: dict[str, Any]) -> ClusterState:
-    old, new = _group(body["old"], state.commit_mode), _group(body["new"], state.commit_mode)
+    old, new = group_from(body["old"], state.commit_mode), group_from(body["new"], state.commit_mode)
     under_way = state.change
     begins = under_way is None and old == state.group
     reverts = under_way is not None and (old, new) == (under_way.new, under_way.old)
@@ -384,7 +384,7 @@ def _done(state: ClusterState, entry: Entry, body: dict[str, Any]) -> ClusterSta
     return _remember(state, body, "sync group", entry.term, str(body["node"]), text)
 
 
-def _group(plain: Any, commit_mode: str) -> SyncGroup:
+def group_from(plain: Any, commit_mode: str) -> SyncGroup:
     """From JSON: [[[name, incarnation], ...], k, asynchronous]. In an entry older than cluster-wide settings the last
     is missing: then it is what the charter says, ``commit_mode``."""
     asynchronous = plain[2] if len(plain) > 2 else commit_mode == "async"
@@ -483,33 +483,3 @@ _KINDS: dict[str, Callable[[ClusterState, Entry, dict[str, Any]], ClusterState]]
     "event/1": _event,
     **dict.fromkeys(operations.KINDS, _operation),
 }
-
-
-def dump(state: ClusterState) -> str:
-    """Canonical JSON, for snapshots and for the bus."""
-    return canonical({name: getattr(state, name) for name in ClusterState.__slots__} | {"level": FEATURE_LEVEL})
-
-
-def load(data: str) -> ClusterState:
-    """Inverse of `dump`. Raises `UnknownEntryError` for a state of a newer version."""
-    body: dict[str, Any] = json.loads(data)
-    if body.pop("level") > FEATURE_LEVEL:
-        raise UnknownEntryError("the cluster state was written by a newer version")
-    body["members"] = tuple(Member(*m) for m in body["members"])
-    mode, change = body["commit_mode"], body["change"]
-    body["group"] = _group(body["group"], mode)
-    if change is not None:
-        body["change"] = Change(change[0], _group(change[1], mode), _group(change[2], mode))
-    if "config" not in body:  # a snapshot of level 1
-        body["config"] = canonical(clusterwide.founded(mode, json.loads(body["settings"])))
-    body["removed"] = tuple(Seat(*seat) for seat in body["removed"])
-    body["fenced"] = tuple(body.get("fenced", ()))
-    body["reinits"] = tuple(Reinit(Seat(*seat), index) for seat, index in body.get("reinits", ()))
-    body["vetoes"] = tuple(Veto(Seat(*seat), *rest) for seat, *rest in body.get("vetoes", ()))
-    body["ops"] = operations.load(body.get("ops"))
-    body["grants"] = tuple(
-        Grant(g[0], g[1], Position(*g[2]), g[3], tuple(EpochStart(*e) for e in g[4]), *g[5:])
-        for g in body["grants"]
-    )
-    body["history"] = tuple(HistoryEvent(*h) for h in body["history"])
-    return ClusterState(**body)

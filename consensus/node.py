@@ -15,7 +15,8 @@ from consensus import changes, hook, operate, requests, strangers
 from consensus.addressbook import AddressBook
 from consensus.campaign import Campaigning
 from consensus.changes import Facts, MakeWay, Proposal
-from consensus.cluster import ClusterState, Grant, Seat, apply, canonical, dump, found, load, seat_of
+from consensus.cluster import ClusterState, Grant, Seat, apply, canonical, found, seat_of
+from consensus.clustertext import dump, load
 from consensus.comeback import NOBODY, begun
 from consensus.effects import Effect, Removed, Save, Send, Tell, TellLease
 from consensus.founding import introduction, removal

@@ -102,7 +102,7 @@ class Outcome(NamedTuple):
 
 
 def load(plain: Any) -> Operations:
-    """From JSON as `cluster.dump` writes it; None: a state from before there was any of it."""
+    """From JSON as `clustertext.dump` writes it; None: a state from before there was any of it."""
     if plain is None:
         return Operations()
     rolling, scheduled, reload = plain

@@ -169,11 +169,13 @@ class AdminServer:
         return operating.urgent(self.snapshot)
 
     def _explain(self, now_ns: int) -> dict[str, Any]:
+        return explain.to_json(explain.findings(self.c.view.cluster, self.snapshot, self.heard(now_ns)))
+
+    def heard(self, now_ns: int) -> explain.Heard:
         leaderless_ms = (now_ns - self.led_ns) // MS if self.led_ns and not self.snapshot.leader else 0
-        told = explain.Heard(
+        return explain.Heard(
             self.known.get("members", {}), self.known.get("heard", {}), leaderless_ms, self.snapshot.timings.election_ms
         )  # fmt: skip
-        return explain.to_json(explain.findings(self.c.view.cluster, self.snapshot, told))
 
     def _act(self, client: bytes, frame: wire.Frame, now_ns: int, remote: bool) -> None:
         grant = self.c.view.cluster.grant if self.c.view.cluster is not None else None

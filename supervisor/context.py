@@ -89,6 +89,12 @@ class Context:
         return {"closed_ms": (now_ns() - self.closed[1]) // MS} if self.closed[0] == epoch > 0 else {}
 
     @property
+    def cloning(self) -> str:
+        """How far the copy that is being made has come, in words; empty: none is."""
+        done, total = self.clone_progress
+        return f"cloning, {done >> 20} of {total >> 20} MB" if total else ""
+
+    @property
     def cluster(self) -> ClusterState:
         if self.view.cluster is None:
             raise StepFailed("the cluster state is not known yet")

@@ -14,7 +14,7 @@ from typing import Any
 
 import zmq
 
-from consensus.cluster import load
+from consensus.clustertext import load
 from fencing import wire
 from fencing.clock import now_ns
 from fencing.lease import MS, PROFILES
@@ -39,6 +39,7 @@ from supervisor.rebuild import Rebuild
 from supervisor.regroup import Regroup
 from supervisor.roles import Local, Plan, Server, Situation, Step, View, is_paused, plan
 from supervisor.sql import SqlFailure
+from supervisor.sqlsurface import Surface
 from supervisor.starts import Start
 from supervisor.steps import Steps
 from supervisor.tasks import NEVER, Handle, Outcome, Runner, Task, TaskTimeout, sleep
@@ -111,6 +112,7 @@ class Daemon:
         self.founding_sentence = ""
         self.offspring = Offspring(config, launcher, self.children, log)
         self.admin = AdminServer(self.zmq, self.c)
+        self.sql = Surface(self.c, self.admin)
         self.hooks = hooks.Hooks(self.c, launcher, self.runner)
         self.admin.chronicle.on_record = self.hooks.record
         self.current = Current(self.admin.snapshot)
@@ -547,6 +549,7 @@ class Daemon:
         )  # fmt: skip
         self.current.snapshot = snapshot
         self.admin.publish(snapshot, now)
+        self.sql.publish(snapshot, now, self.runner)
 
     def _leader_says(self) -> str:
         """On a follower that waits: the leader's sentence, as it last told."""
@@ -577,6 +580,7 @@ class Daemon:
             self.steps.postmaster_ended("the parent ends")
         self.hooks.close()
         self.admin.close()
+        self.sql.close()
         self.c.raft.tell("node.stop", {})
         self.c.watchdog.tell("deadman.exit", {})
         self.offspring.stop_all(STOP_CHILDREN_MS)
@@ -591,8 +595,3 @@ class Daemon:
 EXPECTED = (StepFailed, SqlFailure, TaskTimeout, PgrError, JobFailed, OSError, controldata.ControlDataError)
 """What can go wrong in a step without being a bug."""
 WATCH = Plan(Step.WAIT, 0, "watch")
-
-
-def _progress(c: Context) -> str:
-    done, total = c.clone_progress
-    return f"cloning, {done >> 20} of {total >> 20} MB" if total else ""

@@ -51,6 +51,8 @@ class Facts:
     """Index of the newest `reload/1` after which ``pending`` was looked at."""
     overrides: tuple[str, ...] = ()
     """On the primary: who has set synchronous_commit lower (`role app: off`)."""
+    sql_problem: str = ""
+    """Why something can't be asked by SQL here; empty: everything can."""
 
 
 def view_of(view: View, body: Mapping[str, Any]) -> View:
@@ -130,6 +132,7 @@ def observation(
     return {
         "role": role_of(local), "state": state, "epoch": epoch, "timeline": timeline,
         "lsn": facts.lsn, "replay_lsn": facts.replay_lsn, "epoch_of_upstream": local.upstream,
+        "sql_problem": facts.sql_problem,
         "checkpointed": facts.checkpointed, "version": facts.version, "since": facts.since,
         "reason": reason, "pgr_version": pgr_version, "incarnation": view.incarnation,
         "proven": proven(view.record, facts), "pending": dict(facts.pending), "overrides": list(facts.overrides),
@@ -180,7 +183,10 @@ def snapshot(
     if own is not None and own.role == LEARNER and role == "replica":
         role = LEARNER
     degraded = degraded_words(cluster)
-    warnings = (*_warnings(cluster, rows, primary), *_overrides(members, primary), *_missing_hooks(members))
+    warnings = (
+        *_warnings(cluster, rows, primary), *_overrides(members, primary), *_sql_problems(members),
+        *_missing_hooks(members),
+    )  # fmt: skip
     paused = bool(cluster.setting(PAUSE))
     urgent = [text for text in (operating.PAUSED if paused else "", degraded) if text]
     return Snapshot(
@@ -296,6 +302,11 @@ def _missing_hooks(members: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """By node: none of them can do what it is told to do there, and pre_promote says no."""
     found = ((name, list(m["seen"].get("missing_hooks", []))) for name, m in sorted(members.items()))
     return [f"{name} can't execute {', '.join(missing)}" for name, missing in found if missing]
+
+
+def _sql_problems(members: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    found = {name: str(m["seen"].get("sql_problem", "")) for name, m in members.items()}
+    return [f"pg_replica on {name}: {text}" for name, text in sorted(found.items()) if text]
 
 
 def _warnings(cluster: ClusterState, rows: tuple[Member, ...], primary: Primary | None) -> list[str]:

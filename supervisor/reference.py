@@ -40,6 +40,31 @@ def _settings() -> Iterator[str]:
     yield ""
 
 
+def _sql() -> Iterator[str]:
+    from supervisor import sqlcatalog
+
+    yield from ("## SQL", "", f"Schema `{sqlcatalog.SCHEMA}`, in every database of every node; on standbys too.", "")
+    yield from ("| function | for members of | returns | what |", "| --- | --- | --- | --- |")
+    for f in sqlcatalog.FUNCTIONS:
+        if not f.name.startswith("_"):
+            call = f"{f.name}({f.arguments})".replace('"', "")
+            columns = f.returns.removeprefix("TABLE ").strip("()")
+            yield f"| `{call}` | `{f.grantee}` | `{_flat(columns)}` | {_flat(f.sentence)} |"
+    yield from ("", *_SQL_NOTES.format(c=sqlcatalog, stale_s=sqlcatalog.STALE_MS // 1000).splitlines(), "")
+
+
+_SQL_NOTES = """\
+Members of `{c.ADMIN}` may read too; nobody else may call anything. `timeout` is how long the answer is waited for;
+what has begun goes on. A request is no part of the transaction that makes it. Who asked stands in the history, as
+role and address. Steps come as NOTICE; a refusal is an error with a hint and SQLSTATE `PGR` and the exit code
+(above). A switchover that is asked of the primary itself answers when it is accepted (`"accepted": true`), as the
+session ends with it.
+
+`age_ms` is how old an answer is: a node writes down what it knows once a second, and at once when the primary
+changes. From {stale_s} s on there is a warning, `primary()` names nobody and actions are refused. `seen_ms`: how
+old is what it knows of that member. Without a supervisor every function is an error (`PGR75`)."""
+
+
 def text() -> str:
     """The whole page."""
     import typer.main
@@ -62,6 +87,7 @@ def text() -> str:
     lines += ["| `/metrics` | Prometheus text |", "", "## Metrics", ""]
     lines += ["| name | type | meaning |", "| --- | --- | --- |"]
     lines += [f"| `{m.name}` | {m.type} | {_flat(m.help)} |" for m in metrics.METRICS]
+    lines += ["", *_sql()][:-1]
     return "\n".join(lines) + "\n"
 
 

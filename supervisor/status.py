@@ -252,8 +252,13 @@ def to_json(snapshot: Snapshot, now_ns: int) -> dict[str, Any]:
     out["next_group"] = _plain(snapshot.next_group) if snapshot.next_group else None
     out["timings"] = _plain(snapshot.timings)
     out["history"] = [_plain(event) for event in snapshot.history]
-    out["members"] = [_plain(m) | {"age_ms": age_ms(snapshot, m, now_ns)} for m in snapshot.members]
+    out["members"] = member_documents(snapshot, now_ns)
     return out
+
+
+def member_documents(snapshot: Snapshot, now_ns: int) -> list[dict[str, Any]]:
+    """``members`` of :func:`to_json`."""
+    return [_plain(m) | {"age_ms": age_ms(snapshot, m, now_ns)} for m in snapshot.members]
 
 
 def _known(cls: type, data: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import zmq
 
-from consensus.cluster import load
+from consensus.clustertext import load
 from consensus.founder import RefusedToStartError
 from consensus.membership import Member
 from consensus.node import Node

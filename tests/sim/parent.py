@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from consensus.cluster import load
+from consensus.clustertext import load
 from fencing import deadman as machine
 from fencing.lease import MS, PROFILES, Timings
 from supervisor import observe

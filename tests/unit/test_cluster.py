@@ -19,11 +19,10 @@ from consensus.cluster import (
     UnknownEntryError,
     apply,
     canonical,
-    dump,
     found,
-    load,
     sync_group,
 )
+from consensus.clustertext import dump, load
 from consensus.membership import LEARNER, VOTER, Member
 from consensus.messages import Entry
 from consensus.record import EpochStart

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from consensus.changes import ended
-from consensus.cluster import ClusterState, Grant, Seat, Veto, apply, canonical, dump, load
+from consensus.cluster import ClusterState, Grant, Seat, Veto, apply, canonical
+from consensus.clustertext import dump, load
 from consensus.messages import AppendReq, Entry
 from consensus.promotion import VETO_PAUSE_MS, AskHook, HandOver, TakeGrant, Wait
 from consensus.record import Position

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from consensus.cluster import ClusterState, apply, canonical, dump, load
+from consensus.cluster import ClusterState, apply, canonical
+from consensus.clustertext import dump, load
 from consensus.messages import Entry
 from consensus.operations import Operations, Reload, Rolling
 
