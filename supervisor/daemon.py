@@ -531,7 +531,7 @@ class Daemon:
         c = self.c
         # A leader that is not primary says what it waits for; the others show that as the reason why there is none.
         waits = c.view.sentence if c.view.role == "leader" and not c.view.granted else ""
-        c.facts = replace(c.facts, progress=_progress(c) or waits)
+        c.facts = replace(c.facts, progress=c.cloning or waits)
         seen = observe.observation(c.view, c.local, c.facts, self.plan.step, self.sentence, self.offspring.version)
         due = seen != self.observed or now >= self.observe_at_ns
         if c.view.alive and due and c.raft.tell("node.observed", seen):

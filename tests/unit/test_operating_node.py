@@ -52,6 +52,9 @@ class Node:
         self.config = SimpleNamespace(pgdata="/nowhere")
         self.freeze_failing_ns = 0
 
+    def closed_ms(self, epoch: int) -> dict[str, int]:
+        return {"closed_ms": 40}
+
     @property
     def cluster(self) -> ClusterState:
         assert self.view.cluster is not None
