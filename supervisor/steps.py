@@ -388,7 +388,7 @@ class Steps:
                 self.attach(grant)
 
     def _forget_torn_record(self, grant: Grant, end: int) -> None:
-        """Or Postgres would ask the primary for what comes after it, and lack what comes before (torn.py)."""
+        """Or Postgres would ask the primary for what comes after it, and wait for that (torn.py)."""
         c = self.c
         names = os.listdir(c.postgres.wal_dir)
         mine = timelines.newest_wal_timeline(names, end, c.wal_segment_bytes, self._never_used()) or grant.timeline

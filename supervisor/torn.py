@@ -2,9 +2,9 @@
 
 Startup has read the part that is there and waits for the rest, at the beginning of the next segment. That is where it
 has the WAL receiver begin, be it on another timeline, on which the segment before differs (seen on 18.6, after a full
-disk): the standby lacks what lies between and replays nothing, while what it receives counts as flushed, up to its end
-(tests/net/test_disks.py). So before it follows a timeline that begins where such a record does, that is made no record:
-then the segment is asked for from its beginning.
+disk): until the primary's WAL has come that far, the standby calls itself streaming and replays nothing. So before it
+follows a timeline that begins where such a record does, that is made no record: then the segment is asked for from its
+beginning.
 """
 
 from __future__ import annotations

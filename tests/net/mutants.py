@@ -98,10 +98,3 @@ supervisor.steps.Steps.hand_over = give_up_and_go_on
 """
 )
 """The lease is released, and Postgres was not stopped before."""
-
-KEEPS_TORN_RECORDS = """
-from supervisor.steps import Steps
-
-Steps._forget_torn_record = lambda self, grant, end: None
-"""
-"""A record that was being written when Postgres died is waited for, whatever timeline is followed."""

@@ -14,12 +14,10 @@ import pytest
 
 from fencing.clock import now_ns
 from supervisor.localcluster import SECOND, LocalNode
-from tests.cluster.test_quorum_promises import mutate
 from tests.cluster.world import postgres_pids
 from tests.conftest import FAILED
 from tests.net import disks
 from tests.net.disks import Disk, Disks, slow, traced
-from tests.net.mutants import KEEPS_TORN_RECORDS
 from tests.net.test_partition import primary_of
 from tests.net.world import NetWorld, Workload
 
@@ -107,28 +105,6 @@ def test_a_full_pg_wal_of_the_primary_makes_way(disked: Disked) -> None:
         gives_up(world, load, node, disk)
     world.check(load)
     assert world.logged(node, "follow.torn_record"), "this is about one"
-
-
-@pytest.mark.slow
-def test_control_with_a_torn_record_kept_what_is_not_there_counts_as_flushed(disked: Disked) -> None:
-    """On the primary the standby has flushed everything; it never replays any of it."""
-    world, made = disked
-    for node in world.nodes:
-        mutate(world, node, KEEPS_TORN_RECORDS)
-    node, disk = with_a_small_pg_wal(world, made)
-    with world.working() as load:
-        gives_up(world, load, node, disk)
-        primary = primary_of(world)
-        ((switch,),) = world.query(node, "select pg_last_wal_replay_lsn()::text")
-        with psycopg.connect(world.node_uri(primary), autocommit=True) as session:
-            for _ in range(20):  # beyond the segment
-                session.execute(MEGABYTE.encode())
-        ((end,),) = world.query(primary, "select pg_current_wal_flush_lsn()::text")
-        told = f"select 1 from pg_stat_replication where application_name like '{node.name}.%' and flush_lsn >= '{end}'"
-        world.settles(lambda: bool(world.query(primary, told)), "it says that it has it all", world.describe)
-        told_ns = now_ns()
-        world.settles(lambda: now_ns() - told_ns > 5 * SECOND, "five seconds")
-        assert world.query(node, "select pg_last_wal_replay_lsn()::text") == [(switch,)]
 
 
 def test_a_full_pg_wal_of_a_standby_costs_no_write(disked: Disked) -> None:
