@@ -73,8 +73,7 @@ def at_rest(state: ClusterState) -> bool:
 
 def is_as_wanted(state: ClusterState) -> bool:
     """Everybody is what it is to be, and so is the sync group."""
-    wanted = state.rule(seat_of(m) for m in state.members if m.role == VOTER)
-    settled = state.change is None and wanted == state.group
+    settled = state.change is None and state.wanted_rule == state.group
     return settled and all(m.aim == m.role for m in state.members)
 
 
@@ -133,7 +132,8 @@ def turned_back(change: Change, me: str, why: str) -> Proposal:
 
 
 def wanted_seats(state: ClusterState, facts: Facts) -> SyncGroup:
-    """The sync group as it should be: every voter with a proven copy, and whoever sits already and is not to leave.
+    """The sync group as it should be: every voter with a proven copy, and whoever sits already and is not to leave; but
+    for those whose tag says that nobody waits for them (`ClusterState.unseated`).
 
     The primary is in it whatever its aim, which may be older than its grant.
     """
@@ -151,7 +151,9 @@ def wanted_seats(state: ClusterState, facts: Facts) -> SyncGroup:
 
 
 def _is_to_sit(state: ClusterState, facts: Facts, member: Member) -> bool:
-    return member.name == facts.me or not (leaves(state, member) or member.aim in (LEARNER, WITNESS))
+    if member.name == facts.me:
+        return True
+    return not (leaves(state, member) or member.aim in (LEARNER, WITNESS) or member.name in state.unseated)
 
 
 def _ready(state: ClusterState, facts: Facts, member: Member) -> bool:

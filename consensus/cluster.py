@@ -17,6 +17,7 @@
 | `fence/1` | a person keeps this node's Postgres down, or no longer does: it is not electable, and it still votes | the leader |
 | `reinit/1` | a person wants this node's copy made anew | the leader |
 | `rebuilt/1` | the copy that this `reinit/1` asked for is made and proven | that node, through the leader |
+| `tags/1` | what a person says of a node: it never becomes primary, has no seat in the sync group, ... | that node, through the leader |
 | `config/1` | cluster-wide settings are set or unset; void if another such entry came before it | the leader |
 | `event/1` | something worth remembering (salvage, clone, ...) | any node, through the leader |
 
@@ -26,19 +27,19 @@ An entry of an unknown kind stops the node: it was written by a newer version.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from consensus import clusterwide
+from consensus import clusterwide, tags
 from consensus.membership import VOTER, Member
 from consensus.messages import Entry
 from consensus.record import EpochStart, Position
 
 HISTORY_KEPT_MAX = 200
 REMOVED_KEPT_MAX = 100
-FEATURE_LEVEL = 2
-"""2: cluster-wide settings; a sync group says whether it is asynchronous."""
+FEATURE_LEVEL = 3
+"""2: cluster-wide settings; a sync group says whether it is asynchronous. 3: tags."""
 
 
 class UnknownEntryError(Exception):
@@ -101,6 +102,14 @@ class Reinit(NamedTuple):
     """Of the entry that asked for it; `rebuilt/1` names it."""
 
 
+class Tagged(NamedTuple):
+    """The tags of one life of a node."""
+
+    seat: Seat
+    tags: str
+    """Canonical JSON (tags.py)."""
+
+
 class HistoryEvent(NamedTuple):
     """One line of `pgr history`. ``at``: ISO 8601 UTC by the proposer's clock, for people only."""
 
@@ -139,6 +148,7 @@ class ClusterState:
     fenced: tuple[str, ...] = ()
     """Whose Postgres a person keeps down; sorted."""
     reinits: tuple[Reinit, ...] = ()
+    tagged: tuple[Tagged, ...] = ()
     history: tuple[HistoryEvent, ...] = ()
     settings: str = "{}"
     """Canonical JSON of the founding settings (parameters, client rules). What is in force stands in ``config``."""
@@ -185,6 +195,34 @@ class ClusterState:
         """The sync group of these nodes, as the settings want it. Strict: k may be more than there are."""
         group = sync_group(seats, self.commit_mode, self.setting("sync_acks"))
         return group if self.setting("strict") else group._replace(k=min(group.k, max(1, len(group.members))))
+
+    def tags_of(self, name: str) -> Mapping[str, tags.Tag]:
+        """Of the life that is a member now."""
+        member = self.member(name)
+        found = (t.tags for t in self.tagged if member is not None and t.seat == seat_of(member))
+        return tags.read(next(found, "{}"))
+
+    def priority(self, name: str) -> int:
+        """0: it never becomes primary."""
+        return tags.priority(self.tags_of(name))
+
+    @property
+    def unseated(self) -> frozenset[str]:
+        """Who is to have no seat in the sync group, for a tag. While fewer than two seats would be left such a tag does
+        not count: it must not take the only second copy of a commit. Nor does it with ``commit = async``, where nobody
+        is waited for and a seat only says who may be primary. A primary sits whatever its tags."""
+        if self.commit_mode == "async" or not self.tagged:
+            return frozenset()
+        voters = {m.name for m in self.members if m.role == VOTER}
+        without = {name for name in voters if self.tags_of(name).get(tags.NOSYNC) is True}
+        without -= {self.grant.node} if self.grant is not None else set()
+        return frozenset(without) if len(voters - without) > 1 else frozenset()
+
+    @property
+    def wanted_rule(self) -> SyncGroup:
+        """The sync group if everybody had a copy: of every voter that is to have a seat."""
+        unseated = self.unseated
+        return self.rule(seat_of(m) for m in self.members if m.role == VOTER and m.name not in unseated)
 
     def member(self, name: str) -> Member | None:
         return next((m for m in self.members if m.name == name), None)
@@ -321,6 +359,7 @@ def _members(state: ClusterState, entry: Entry, body: dict[str, Any]) -> Cluster
         state, members=members, removed=(*state.removed, *sorted(left))[-REMOVED_KEPT_MAX:],
         fenced=tuple(n for n in state.fenced if any(m.name == n for m in members)),
         reinits=tuple(r for r in state.reinits if r.seat not in left),
+        tagged=tuple(t for t in state.tagged if t.seat not in left),
     )  # fmt: skip
     return _remember(state, body, str(body["kind"]), entry.term, str(body["node"]), str(body["text"]))
 
@@ -402,6 +441,15 @@ def _rebuilt(state: ClusterState, entry: Entry, body: dict[str, Any]) -> Cluster
     return _remember(replace(state, reinits=left), body, "reinit", entry.term, str(body["node"]), "has its new copy")
 
 
+def _tags(state: ClusterState, entry: Entry, body: dict[str, Any]) -> ClusterState:
+    seat, found = Seat(str(body["node"]), int(body["incarnation"])), canonical(body["tags"])
+    if seat not in {seat_of(m) for m in state.members} or tags.read(found) == state.tags_of(seat.name):
+        return state
+    others = (t for t in state.tagged if t.seat.name != seat.name)
+    state = replace(state, tagged=tuple(sorted((*others, Tagged(seat, found)))))
+    return _remember(state, body, "tags", entry.term, seat.name, f"has the tags: {tags.shown(body['tags'])}")
+
+
 def _asked_by(body: dict[str, Any]) -> str:
     return f" (asked for by {body['by']})" if body.get("by") else ""
 
@@ -434,6 +482,7 @@ _KINDS: dict[str, Callable[[ClusterState, Entry, dict[str, Any]], ClusterState]]
     "fence/1": _fence,
     "reinit/1": _reinit,
     "rebuilt/1": _rebuilt,
+    "tags/1": _tags,
     "config/1": _config,
     "event/1": _event,
 }
@@ -459,6 +508,7 @@ def load(data: str) -> ClusterState:
     body["removed"] = tuple(Seat(*seat) for seat in body["removed"])
     body["fenced"] = tuple(body.get("fenced", ()))
     body["reinits"] = tuple(Reinit(Seat(*seat), index) for seat, index in body.get("reinits", ()))
+    body["tagged"] = tuple(Tagged(Seat(*seat), text) for seat, text in body.get("tagged", ()))
     body["grants"] = tuple(
         Grant(g[0], g[1], Position(*g[2]), g[3], tuple(EpochStart(*e) for e in g[4]), g[5], g[6])
         for g in body["grants"]

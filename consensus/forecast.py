@@ -251,6 +251,8 @@ def _why(s: Situation, member: Member, known: Report, wins: bool, winners: list[
     match found[member.name]:
         case None:
             pass
+        case Obstacle.NO_SEAT if member.name in s.state.unseated:
+            return "is tagged `nosync`: it has no seat in the sync group"
         case Obstacle.NO_SEAT if any(n == member.name for g in s.state.groups for n in g.names):
             return "has lost its state: its seat waits for the copy it makes"
         case Obstacle.NO_POSITION:
@@ -270,6 +272,8 @@ def _why(s: Situation, member: Member, known: Report, wins: bool, winners: list[
         return "could be primary, but did not come to open when it was last chosen"
     if mine != best:
         return f"holds all that was acknowledged, but {' or '.join(winners)} has more WAL"
+    if s.state.priority(member.name) < max(s.state.priority(w) for w in winners):
+        return "could be primary, but the tag `priority` of another is higher"
     return "could be primary, but the leader or the later name goes first"
 
 

@@ -495,7 +495,7 @@ class Node:
             self._raft(Propose("failed/1", canonical(failed)), now_ns)
         notes.handed_over = True
         notes.handing_over_to = None
-        self._raft(Release(planned or self.sightings.furthest(self.cluster.members, now_ns)), now_ns)
+        self._raft(Release(planned or requests.heir(self, now_ns)), now_ns)
 
     # -- requests ------------------------------------------------------------------------------------------------
 

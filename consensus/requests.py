@@ -22,9 +22,9 @@ from consensus.forecast import (
     plain,
     reports_of,
 )
-from consensus.membership import VOTER
+from consensus.membership import VOTER, Member
 from consensus.messages import ForwardResp
-from consensus.promotion import Decision, Wait, decide
+from consensus.promotion import Decision, Obstacle, Wait, decide
 from consensus.reconfigure import Answer, Asked, refused
 from consensus.record import Position
 
@@ -138,6 +138,9 @@ def _move(node: Node, name: str, body: dict[str, Any], now_ns: int, *, act: bool
         names = ", ".join(m.name for m in node.cluster.members if m.role == VOTER)
         what = f"no member is named {to}" if member is None else f"{to} is a {member.role}"
         return refused(64, what, f"those who can be primary: {names}")
+    if to and not node.cluster.priority(to):
+        hint = "name another, or take the tag out of its pgr.toml and reload it (SIGHUP)"
+        return refused(78, f"{to} {Obstacle.NOFAILOVER}", hint)
     if notes is None or grant is None or not grant.opened:
         if name == "switchover" or notes is None or grant is not None:
             sentence = notes.sentence if notes is not None else ""
@@ -148,6 +151,11 @@ def _move(node: Node, name: str, body: dict[str, Any], now_ns: int, *, act: bool
         return refused(64, f"{to} is the primary already", "name another member")
     if to in node.cluster.fenced:
         return refused(78, f"{to} is fenced: a person keeps its Postgres down", f"first `pgr unfence {to}`")
+    if to and to not in _seated(node):
+        tagged = to in node.cluster.unseated
+        why = "its tag `nosync` keeps it out" if tagged else "its copy is not proven yet"
+        hint = "name another, or take the tag out of its pgr.toml" if tagged else "see `pgr status`; ask again then"
+        return refused(78 if tagged else 75, f"{to} has no seat in the sync group: {why}", hint)
     target, problem = _successor(node, to, now_ns)
     if problem:
         return refused(75, problem, "see `pgr status`; wait until the standby streams again")
@@ -159,9 +167,35 @@ def _move(node: Node, name: str, body: dict[str, Any], now_ns: int, *, act: bool
 
 def _successor(node: Node, to: str, now_ns: int) -> tuple[str, str]:
     """Who is to take over from this primary, and what speaks against it; an empty string: nothing."""
-    able = (m for m in node.cluster.members if m.role == VOTER and m.name not in node.cluster.fenced)
-    target = to or node.sightings.furthest(able, now_ns)
-    return target, node.sightings.unfit(target, node.raft.term, now_ns)
+    term, able = node.raft.term, _electable(node)
+    fit = [m for m in able if not node.sightings.unfit(m.name, term, now_ns)]
+    first = max((node.cluster.priority(m.name) for m in fit), default=0)
+    # Having streamed to the end of a clean stop they all hold the same.
+    target = to or node.sightings.furthest([m for m in fit if node.cluster.priority(m.name) == first] or able, now_ns)
+    kept_out = sorted({m.name for m in node.cluster.members if m.role == VOTER} - {m.name for m in able} - {node.me})
+    if not target and kept_out:
+        why = "fenced, tagged, or without a seat in the sync group"
+        return "", f"nobody else may be primary: {', '.join(kept_out)} {why}"
+    return target, node.sightings.unfit(target, term, now_ns)
+
+
+def _seated(node: Node) -> frozenset[str]:
+    return node.cluster.seated(node.cluster.wanted_group)
+
+
+def _electable(node: Node) -> list[Member]:
+    """The others whom nothing in the log keeps from being primary."""
+    state, seated = node.cluster, _seated(node)
+    return [
+        m for m in state.members
+        if m.role == VOTER and m.name != node.me and m.name in seated and m.name not in state.fenced
+        and state.priority(m.name)
+    ]  # fmt: skip
+
+
+def heir(node: Node, now_ns: int) -> str:
+    """To whom a primary that is gone gives its lease: for speed only, whoever comes to lead decides who is primary."""
+    return node.sightings.furthest(_electable(node) or node.cluster.members, now_ns)
 
 
 def _failover(node: Node, to: str, body: dict[str, Any], now_ns: int, *, act: bool, accept_loss: bool) -> Answer:

@@ -20,13 +20,13 @@ from fencing.clock import now_ns
 from fencing.lease import MS, PROFILES
 from fencing.logs import Log
 from supervisor import binaries as find_binaries
-from supervisor import configcheck, controldata, datadir, member, observe, preflight, privileges, watch
+from supervisor import configcheck, controldata, datadir, httpgate, member, observe, preflight, privileges, watch
 from supervisor.adminserver import AdminServer
 from supervisor.children import ChildTable
 from supervisor.config import Config
 from supervisor.context import Context, StepFailed
 from supervisor.errors import ExitCode, PgrError, RefusedError
-from supervisor.healthserver import Current, HealthServer
+from supervisor.healthserver import Current
 from supervisor.init import Signals
 from supervisor.jobs import JobFailed
 from supervisor.launcher import Launcher
@@ -37,6 +37,7 @@ from supervisor.postgres import OccupiedError, Postgres
 from supervisor.promote import Promotion
 from supervisor.rebuild import Rebuild
 from supervisor.regroup import Regroup
+from supervisor.reread import reread
 from supervisor.roles import Local, Plan, Server, Situation, Step, View, plan
 from supervisor.sql import SqlFailure
 from supervisor.starts import Start
@@ -112,7 +113,8 @@ class Daemon:
         self.offspring = Offspring(config, launcher, self.children, log)
         self.admin = AdminServer(self.zmq, self.c)
         self.current = Current(self.admin.snapshot)
-        self.http = HealthServer(self.current, config.http.host, config.http.port) if config.http is not None else None
+        self.https = httpgate.make(config, self.current, self.admin, log)
+        self.http = self.https.server if self.https is not None else None
         self.exit_code: int | None = None
         self.failure: PgrError | None = None
         """Why the node cannot go on, for a person."""
@@ -383,6 +385,9 @@ class Daemon:
             case signal.SIGHUP:
                 if self.c.postmaster is not None:
                     self.c.postmaster.reload()
+                self.c.config = reread(self.c.config, self.log)
+                if self.https is not None:
+                    self.https.reload(self.c.config)
                 self.log.info("node.reloaded")
             case _:
                 pass
@@ -519,12 +524,13 @@ class Daemon:
         c = self.c
         # A leader that is not primary says what it waits for; the others show that as the reason why there is none.
         waits = c.view.sentence if c.view.role == "leader" and not c.view.granted else ""
-        c.facts = replace(c.facts, progress=_progress(c) or waits)
+        c.facts = replace(c.facts, progress=_progress(c) or waits, https=c.config.http_tls_cert is not None)
         seen = observe.observation(c.view, c.local, c.facts, self.plan.step, self.sentence, self.offspring.version)
         due = seen != self.observed or now >= self.observe_at_ns
         if c.view.alive and due and c.raft.tell("node.observed", seen):
             self.observed, self.observe_at_ns = seen, now + OBSERVE_EVERY_MS * MS
             self.snapshot_at_ns = 0
+            member.announce_tags(c.view, c.config, c.raft.tell)
         if now < self.snapshot_at_ns:
             return
         self.snapshot_at_ns = now + SNAPSHOT_EVERY_MS * MS
@@ -533,7 +539,7 @@ class Daemon:
         state = observe.state_of(c.local, c.facts, self.plan.step)
         snapshot = observe.snapshot(
             c.view, c.local, c.facts, members, c.timings, state=state, sentence=sentence, now_ns=now,
-            scheduling=self.scheduling, pgr_version=self.offspring.version,
+            scheduling=self.scheduling, pgr_version=self.offspring.version, own_tags=c.config.tags,
         )  # fmt: skip
         self.current.snapshot = snapshot
         self.admin.publish(snapshot, now)
