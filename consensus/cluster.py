@@ -27,7 +27,7 @@ An entry of an unknown kind stops the node: it was written by a newer version.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -35,6 +35,7 @@ from consensus import clusterwide, tags
 from consensus.membership import VOTER, Member
 from consensus.messages import Entry
 from consensus.record import EpochStart, Position
+from consensus.tags import Tagged
 
 HISTORY_KEPT_MAX = 200
 REMOVED_KEPT_MAX = 100
@@ -100,14 +101,6 @@ class Reinit(NamedTuple):
     """Of that life only: a lost one gets a new copy anyway."""
     index: int  # type: ignore[assignment]  # shadows tuple.index, which nobody calls
     """Of the entry that asked for it; `rebuilt/1` names it."""
-
-
-class Tagged(NamedTuple):
-    """The tags of one life of a node."""
-
-    seat: Seat
-    tags: str
-    """Canonical JSON (tags.py)."""
 
 
 class HistoryEvent(NamedTuple):
@@ -195,34 +188,6 @@ class ClusterState:
         """The sync group of these nodes, as the settings want it. Strict: k may be more than there are."""
         group = sync_group(seats, self.commit_mode, self.setting("sync_acks"))
         return group if self.setting("strict") else group._replace(k=min(group.k, max(1, len(group.members))))
-
-    def tags_of(self, name: str) -> Mapping[str, tags.Tag]:
-        """Of the life that is a member now."""
-        member = self.member(name)
-        found = (t.tags for t in self.tagged if member is not None and t.seat == seat_of(member))
-        return tags.read(next(found, "{}"))
-
-    def priority(self, name: str) -> int:
-        """0: it never becomes primary."""
-        return tags.priority(self.tags_of(name))
-
-    @property
-    def unseated(self) -> frozenset[str]:
-        """Who is to have no seat in the sync group, for a tag. While fewer than two seats would be left such a tag does
-        not count: it must not take the only second copy of a commit. Nor does it with ``commit = async``, where nobody
-        is waited for and a seat only says who may be primary. A primary sits whatever its tags."""
-        if self.commit_mode == "async" or not self.tagged:
-            return frozenset()
-        voters = {m.name for m in self.members if m.role == VOTER}
-        without = {name for name in voters if self.tags_of(name).get(tags.NOSYNC) is True}
-        without -= {self.grant.node} if self.grant is not None else set()
-        return frozenset(without) if len(voters - without) > 1 else frozenset()
-
-    @property
-    def wanted_rule(self) -> SyncGroup:
-        """The sync group if everybody had a copy: of every voter that is to have a seat."""
-        unseated = self.unseated
-        return self.rule(seat_of(m) for m in self.members if m.role == VOTER and m.name not in unseated)
 
     def member(self, name: str) -> Member | None:
         return next((m for m in self.members if m.name == name), None)
@@ -443,7 +408,7 @@ def _rebuilt(state: ClusterState, entry: Entry, body: dict[str, Any]) -> Cluster
 
 def _tags(state: ClusterState, entry: Entry, body: dict[str, Any]) -> ClusterState:
     seat, found = Seat(str(body["node"]), int(body["incarnation"])), canonical(body["tags"])
-    if seat not in {seat_of(m) for m in state.members} or tags.read(found) == state.tags_of(seat.name):
+    if seat not in {seat_of(m) for m in state.members} or tags.read(found) == tags.of(state, seat.name):
         return state
     others = (t for t in state.tagged if t.seat.name != seat.name)
     state = replace(state, tagged=tuple(sorted((*others, Tagged(seat, found)))))

@@ -32,6 +32,7 @@ from consensus.promotion import (
 )
 from consensus.quorum import majority
 from consensus.record import Position
+from consensus.tags import priority_of, unseated
 
 PATIENT_MS = max(LAST_PRIMARY_GRACE_MS, LOSS_GRACE_MS)
 """What comes out once everybody who is up had the time to answer."""
@@ -251,7 +252,7 @@ def _why(s: Situation, member: Member, known: Report, wins: bool, winners: list[
     match found[member.name]:
         case None:
             pass
-        case Obstacle.NO_SEAT if member.name in s.state.unseated:
+        case Obstacle.NO_SEAT if member.name in unseated(s.state):
             return "is tagged `nosync`: it has no seat in the sync group"
         case Obstacle.NO_SEAT if any(n == member.name for g in s.state.groups for n in g.names):
             return "has lost its state: its seat waits for the copy it makes"
@@ -272,7 +273,7 @@ def _why(s: Situation, member: Member, known: Report, wins: bool, winners: list[
         return "could be primary, but did not come to open when it was last chosen"
     if mine != best:
         return f"holds all that was acknowledged, but {' or '.join(winners)} has more WAL"
-    if s.state.priority(member.name) < max(s.state.priority(w) for w in winners):
+    if priority_of(s.state, member.name) < max(priority_of(s.state, w) for w in winners):
         return "could be primary, but the tag `priority` of another is higher"
     return "could be primary, but the leader or the later name goes first"
 

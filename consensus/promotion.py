@@ -16,6 +16,7 @@ from consensus.membership import VOTER, WITNESS, Member
 from consensus.positions import NoPosition
 from consensus.quorum import majority, read_quorum
 from consensus.record import Position
+from consensus.tags import priority_of
 
 GRACE_MS = 50
 """After a read quorum has promised: this much longer for the others, so that the best may win."""
@@ -345,7 +346,7 @@ def obstacles(s: Situation) -> dict[str, Obstacle | None]:
         if not _holds_all(s, quorums, position):
             return Obstacle.BEHIND
         # Whoever creates the cluster has to open it, too: until then nobody else has data.
-        return None if s.state.priority(member.name) or not s.state.was_opened else Obstacle.NOFAILOVER
+        return None if priority_of(s.state, member.name) or not s.state.was_opened else Obstacle.NOFAILOVER
 
     return {member.name: of(member) for member in s.state.members}
 
@@ -371,7 +372,7 @@ def _choose(s: Situation) -> str | None:
     if wished in fit and (not s.state.asynchronous or s.state.wish_loss or able[wished] == best):
         return wished
     leaving = {m.name for m in s.state.members if m.aim != m.role}
-    return max(fit, key=lambda n: (able[n], n not in leaving, s.state.priority(n), n == s.me, n))
+    return max(fit, key=lambda n: (able[n], n not in leaving, priority_of(s.state, n), n == s.me, n))
 
 
 def _holds_all(s: Situation, quorums: tuple[Quorum, ...], position: Position) -> bool:

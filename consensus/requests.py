@@ -27,6 +27,7 @@ from consensus.messages import ForwardResp
 from consensus.promotion import Decision, Obstacle, Wait, decide
 from consensus.reconfigure import Answer, Asked, refused
 from consensus.record import Position
+from consensus.tags import priority_of, unseated
 
 if TYPE_CHECKING:
     from consensus.node import Node
@@ -138,7 +139,7 @@ def _move(node: Node, name: str, body: dict[str, Any], now_ns: int, *, act: bool
         names = ", ".join(m.name for m in node.cluster.members if m.role == VOTER)
         what = f"no member is named {to}" if member is None else f"{to} is a {member.role}"
         return refused(64, what, f"those who can be primary: {names}")
-    if to and not node.cluster.priority(to):
+    if to and not priority_of(node.cluster, to):
         hint = "name another, or take the tag out of its pgr.toml and reload it (SIGHUP)"
         return refused(78, f"{to} {Obstacle.NOFAILOVER}", hint)
     if notes is None or grant is None or not grant.opened:
@@ -152,7 +153,7 @@ def _move(node: Node, name: str, body: dict[str, Any], now_ns: int, *, act: bool
     if to in node.cluster.fenced:
         return refused(78, f"{to} is fenced: a person keeps its Postgres down", f"first `pgr unfence {to}`")
     if to and to not in _seated(node):
-        tagged = to in node.cluster.unseated
+        tagged = to in unseated(node.cluster)
         why = "its tag `nosync` keeps it out" if tagged else "its copy is not proven yet"
         hint = "name another, or take the tag out of its pgr.toml" if tagged else "see `pgr status`; ask again then"
         return refused(78 if tagged else 75, f"{to} has no seat in the sync group: {why}", hint)
@@ -168,10 +169,10 @@ def _move(node: Node, name: str, body: dict[str, Any], now_ns: int, *, act: bool
 def _successor(node: Node, to: str, now_ns: int) -> tuple[str, str]:
     """Who is to take over from this primary, and what speaks against it; an empty string: nothing."""
     term, able = node.raft.term, _electable(node)
-    fit = [m for m in able if not node.sightings.unfit(m.name, term, now_ns)]
-    first = max((node.cluster.priority(m.name) for m in fit), default=0)
+    fit = {m: priority_of(node.cluster, m.name) for m in able if not node.sightings.unfit(m.name, term, now_ns)}
     # Having streamed to the end of a clean stop they all hold the same.
-    target = to or node.sightings.furthest([m for m in fit if node.cluster.priority(m.name) == first] or able, now_ns)
+    first = [m for m, priority in fit.items() if priority == max(fit.values())]
+    target = to or node.sightings.furthest(first or able, now_ns)
     kept_out = sorted({m.name for m in node.cluster.members if m.role == VOTER} - {m.name for m in able} - {node.me})
     if not target and kept_out:
         why = "fenced, tagged, or without a seat in the sync group"
@@ -189,7 +190,7 @@ def _electable(node: Node) -> list[Member]:
     return [
         m for m in state.members
         if m.role == VOTER and m.name != node.me and m.name in seated and m.name not in state.fenced
-        and state.priority(m.name)
+        and priority_of(state, m.name)
     ]  # fmt: skip
 
 

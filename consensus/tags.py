@@ -11,7 +11,12 @@ import re
 from collections.abc import Mapping
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from consensus.membership import VOTER
+
+if TYPE_CHECKING:
+    from consensus.cluster import ClusterState, Seat, SyncGroup
 
 Tag = str | int | bool
 
@@ -96,6 +101,46 @@ def priority(tags: Mapping[str, Tag]) -> int:
     if NOFAILOVER in tags:
         return 0 if tags[NOFAILOVER] is True else max(1, int(tags.get(PRIORITY, 1)))
     return int(tags.get(PRIORITY, 1))
+
+
+class Tagged(NamedTuple):
+    """The tags of one life of a node, as the log has them."""
+
+    seat: Seat
+    tags: str
+    """Canonical JSON."""
+
+
+def of(state: ClusterState, name: str) -> Mapping[str, Tag]:
+    """Of the life that is a member now."""
+    member = state.member(name)
+    found = (t.tags for t in state.tagged if member is not None and t.seat == (member.name, member.incarnation))
+    return read(next(found, "{}"))
+
+
+def priority_of(state: ClusterState, name: str) -> int:
+    """0: it never becomes primary."""
+    return priority(of(state, name))
+
+
+def unseated(state: ClusterState) -> frozenset[str]:
+    """Who is to have no seat in the sync group, for a tag. While fewer than two seats would be left such a tag does not
+    count: it must not take the only second copy of a commit. Nor does it with ``commit = async``, where nobody is
+    waited for and a seat only says who may be primary. A primary sits whatever its tags."""
+    if state.commit_mode == "async" or not state.tagged:
+        return frozenset()
+    voters = {m.name for m in state.members if m.role == VOTER}
+    without = {name for name in voters if of(state, name).get(NOSYNC) is True}
+    without -= {state.grant.node} if state.grant is not None else set()
+    return frozenset(without) if len(voters - without) > 1 else frozenset()
+
+
+def wanted_rule(state: ClusterState) -> SyncGroup:
+    """The sync group if everybody had a copy: of every voter that is to have a seat."""
+    left_out = unseated(state)
+    from consensus.cluster import seat_of  # which keeps tags
+
+    return state.rule(seat_of(m) for m in state.members if m.role == VOTER and m.name not in left_out)
 
 
 def shown(tags: Mapping[str, Tag]) -> str:

@@ -200,7 +200,7 @@ class HealthServer:
             connection = _Connection(sock, str(peer[0]), now_ns + DEADLINE_NS, state)
             self._connections[sock.fileno()] = connection
             self._epoll.register(sock.fileno(), select.EPOLLIN)
-            self._try(lambda c=connection: self._step(c, now_ns), connection)  # type: ignore[misc]  # often it is there already
+            self._try(lambda c=connection: self._step(c, now_ns), connection)  # type: ignore[misc]  # called at once; the request is often there
 
     def _make_room(self) -> None:
         """Slow clients never keep a check out: whoever has most of the places gives one."""
@@ -221,7 +221,7 @@ class HealthServer:
         import ssl
 
         try:
-            c.sock.do_handshake()  # type: ignore[attr-defined]
+            c.sock.do_handshake()  # type: ignore[attr-defined]  # an SSLSocket in this state
         except ssl.SSLWantReadError:
             self._epoll.modify(c.sock.fileno(), select.EPOLLIN)
             return False

@@ -8,6 +8,7 @@ from typing import Any
 from consensus.cluster import canonical
 from consensus.keys import derived_key_text, founding_seed
 from consensus.membership import VOTER, WITNESS
+from consensus.tags import of
 from fencing.logs import utc_now
 from supervisor import files, preflight
 from supervisor.config import Config
@@ -54,7 +55,7 @@ def announce_tags(view: View, config: Config, tell: Callable[[str, dict[str, Any
     """Into the log, until they are there: a leader may be lost with what it was told."""
     cluster, tags = view.cluster, dict(config.tags)
     own = cluster.member(config.name) if cluster is not None else None
-    if cluster is None or own is None or own.incarnation != view.incarnation or cluster.tags_of(own.name) == tags:
+    if cluster is None or own is None or own.incarnation != view.incarnation or of(cluster, own.name) == tags:
         return
     body = {"node": own.name, "incarnation": own.incarnation, "tags": tags, "at": utc_now()}
     tell("node.propose", {"kind": "tags/1", "body": body})

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from consensus import clusterwide
+from consensus import clusterwide, tags
 from consensus.cluster import ClusterState
 from consensus.membership import GONE, LEARNER, VOTER, WITNESS
 from consensus.membership import Member as LogMember
 from consensus.record import EpochStart, NodeRecord, Position
-from consensus.tags import NOSYNC, Tag
+from consensus.tags import Tag
 from fencing.lease import MS, Timings
 from supervisor import configview
 from supervisor.roles import Data, Local, Server, Step, View
@@ -172,7 +172,7 @@ def snapshot(
     rows = tuple(
         _member(
             m, members.get(m.name), group, primary, newest, local.me, parameters, fenced=m.name in cluster.fenced,
-            tags=cluster.tags_of(m.name) if m.name != local.me or own_tags is None else own_tags,
+            tagged=tags.of(cluster, m.name) if m.name != local.me or own_tags is None else own_tags,
         )
         for m in cluster.members
     )
@@ -221,7 +221,7 @@ def _member(
     parameters: Mapping[str, str],
     *,
     fenced: bool,
-    tags: Mapping[str, Tag],
+    tagged: Mapping[str, Tag],
 ) -> Member:
     host, _, port = member.postgres.rpartition(":")
     seen = known["seen"] if known is not None else {}
@@ -262,7 +262,7 @@ def _member(
         fenced=fenced,
         pending_restart=bool(seen.get("pending")),
         lag_s=None if role == "primary" or not fresh else seen.get("lag_s"),
-        tags=tags,
+        tags=tagged,
         started=str(seen.get("started", "")),
         replayed_at=str(seen.get("replayed_at", "")),
         replay_paused=bool(seen.get("replay_paused")),
@@ -280,7 +280,7 @@ def _pending(running: Mapping[str, str], parameters: Mapping[str, str], primary:
 
 def degraded_words(cluster: ClusterState) -> str:
     """Fewer nodes have a commit when it is acknowledged than the settings want; empty: as many."""
-    wanted = cluster.wanted_rule
+    wanted = tags.wanted_rule(cluster)
     group = cluster.wanted_group
     if group.asynchronous or group.k >= wanted.k:
         return ""
@@ -330,13 +330,13 @@ def _warnings(cluster: ClusterState, rows: tuple[Member, ...], primary: Primary 
 def _tag_warnings(cluster: ClusterState, primary: Primary | None) -> list[str]:
     found: list[str] = []
     leads = primary.name if primary is not None else ""
-    never = [m.name for m in cluster.members if m.role == VOTER and not cluster.priority(m.name)]
+    never = [m.name for m in cluster.members if m.role == VOTER and not tags.priority_of(cluster, m.name)]
     if leads in never:
         found.append(f"{leads} is tagged nofailover and is the primary: it stays so until it is moved or lost")
     able = [n for n in cluster.wanted_group.names if n not in never]
     if never and leads and not [n for n in able if n != leads]:
         found.append("nothing takes over when the primary is lost: every other node is tagged nofailover")
-    unwilling = [n for n in cluster.wanted_group.names if cluster.tags_of(n).get(NOSYNC) is True and n != leads]
+    unwilling = [n for n in cluster.wanted_group.names if tags.of(cluster, n).get(tags.NOSYNC) is True and n != leads]
     if unwilling and cluster.commit_mode != "async":
         needed = "without it too few would have a second copy"
         found.append(f"{', '.join(unwilling)} is tagged nosync and keeps its seat in the sync group: {needed}")

@@ -10,7 +10,7 @@ import pytest
 COVERING = (
     "addressbook", "changes", "cluster", "clusterwide", "forecast", "founding", "known_bugs", "membership",
     "never_stuck", "node", "peerwire", "positions", "promotion", "quorum", "raft", "reconfigure", "requests",
-    "sightings", "thesis",
+    "sightings", "tags", "thesis",
 )  # fmt: skip
 
 
