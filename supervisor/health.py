@@ -14,6 +14,10 @@ from supervisor.status import Snapshot, lsn_text, receive_lag_bytes, serves_writ
 DEFAULT_LAG_BYTES = 1 << 20
 """Of /readiness, unless ``lag`` or ``maximum_lag_on_failover`` says otherwise (Patroni's default)."""
 
+PATRONI = "4.0.0"
+"""Whose words these are: clients (check_patroni, for one) go by it when they read the rest. Ours is `pgr_version`."""
+
+
 class BadQuery(ValueError):
     """A query that would otherwise be ignored without a word; answered with 400."""
 
@@ -158,7 +162,7 @@ def _patroni(snapshot: Snapshot, now_ns: int) -> dict[str, Any]:
     out |= {name: value for name, value in noted.items() if value}
     if snapshot.system_identifier:
         out["database_system_identifier"] = snapshot.system_identifier
-    return out | {"patroni": {"version": snapshot.pgr_version, "scope": snapshot.cluster_id, "name": snapshot.node}}
+    return out | {"patroni": {"version": PATRONI, "scope": snapshot.cluster_id, "name": snapshot.node}}
 
 
 _STATES = {

@@ -116,7 +116,7 @@ def test_reads_and_changes(make_world: Callable[..., World]) -> None:
         world.settles(lambda: ask(b, "GET", "/primary")[0] == 200, "its gate is open")
         world.writes_again(writer, now_ns())
     world.check_no_loss(writer)
-    assert "ann@127.0.0.1 over HTTP" in ask(a, "GET", "/status")[1]
+    assert "ann@127.0.0.1 over HTTP" in world.pgr("history", "--json", node=a).stdout
 
 
 def row(node: LocalNode, name: str) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def said_by_patroni(a: LocalNode, b: LocalNode) -> None:
     assert primary["server_version"] >= 150000
     assert primary["postmaster_start_time"].endswith("+00:00")
     assert primary["database_system_identifier"] == replica["database_system_identifier"]
-    assert primary["patroni"]["name"] == a.name
+    assert primary["patroni"] == {"version": "4.0.0", "scope": primary["pgr"]["cluster_id"], "name": a.name}
     assert not {"pause", "cluster_unlocked", "pending_restart"} & set(primary)
     cluster = json.loads(ask(b, "GET", "/cluster")[1])
     assert [m["role"] for m in cluster["members"]].count("leader") == 1
