@@ -301,3 +301,11 @@ def test_tokens_in_the_clear_are_warned_of(tmp_path: Path) -> None:
     assert not any("in the clear" in text for text in config(tmp_path, http_token_file="/t").warnings)
     off = load(given | {"http": "off"}, {}, None, None, Facts("host", "/")).warnings
     assert "--http-token-file: there is no HTTP (--http off)" in off
+
+
+def test_the_file_of_the_readme_is_one(tmp_path: Path) -> None:
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    text = readme.partition("## HTTP, tags, monitoring")[2].partition("```toml\n")[2].partition("```")[0]
+    found = load({"data": "/d"}, {}, text, tmp_path / "pgr.toml", Facts("host", "/"))
+    assert found.http_token_file == Path("/etc/pgr/tokens")
+    assert found.tags == {"nofailover": True, "zone": "berlin"}
