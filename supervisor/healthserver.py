@@ -21,6 +21,7 @@ from supervisor.httpaccess import Peer
 from supervisor.httpwire import (
     GO_ON,
     JSON,
+    MAX_BODY_BYTES,
     MAX_REQUEST_BYTES,
     READS,
     REASONS,
@@ -247,7 +248,7 @@ class HealthServer:
             if c.state == "linger":
                 return
             c.inbox += data
-            more = len(c.inbox) < MAX_REQUEST_BYTES and bool(getattr(c.sock, "pending", int)())
+            more = len(c.inbox) < MAX_REQUEST_BYTES + MAX_BODY_BYTES and bool(getattr(c.sock, "pending", int)())
         request = parse_request(c.inbox)
         if request is None:
             return

@@ -335,7 +335,7 @@ def _tag_warnings(cluster: ClusterState, primary: Primary | None) -> list[str]:
         found.append(f"{leads} is tagged nofailover and is the primary: it stays so until it is moved or lost")
     able = [n for n in cluster.wanted_group.names if n not in never]
     if never and leads and not [n for n in able if n != leads]:
-        found.append("nothing takes over when the primary is lost: every other node is tagged nofailover")
+        found.append("nothing takes over when the primary is lost: every other node with a seat is tagged nofailover")
     unwilling = [n for n in cluster.wanted_group.names if tags.of(cluster, n).get(tags.NOSYNC) is True and n != leads]
     if unwilling and cluster.commit_mode != "async":
         needed = "without it too few would have a second copy"

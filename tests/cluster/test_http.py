@@ -306,4 +306,4 @@ def test_check_patroni(world: World) -> None:
         assert code == 2, f"{word} on {node.name}: {said}"
     standby.kill_all()
     world.settles(lambda: check(primary, "cluster_node_count", "--healthy-critical", "3:")[0] == 2, "a node is missing")
-    assert check(standby, "node_is_alive")[0] == 2
+    assert check(standby, "node_is_alive")[0] != 0

@@ -302,8 +302,9 @@ def test_a_switchover_is_answered_when_the_log_has_it(door: Door) -> None:
         assert order.body["name"] == "switchover"
         assert order.body["body"]["by"] == "token@127.0.0.1 over HTTP"
         door.answers(order, **MOVED)
+        door.asked.now += 2 * healthserver.DEADLINE_NS
         door.turn()
-        assert not select.select([client], [], [], 0)[0], "it is not done yet"
+        assert not select.select([client], [], [], 0)[0], "it is not done yet, and is waited for"
         grant = FOUR.grants[-1]
         door.asked.log(replace(FOUR, grants=(grant, grant._replace(term=6, node="b"))), 800)
         assert door.server.deadline_ns() == 1, "the loop comes back at once"
