@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from consensus.cluster import ClusterState, Grant, HistoryEvent
+from consensus.cluster import ClusterState, Grant, HistoryEvent, seat_of
+from consensus.promotion import Obstacle
 from consensus.record import EpochStart, Position
+from consensus.tags import Tagged
 from supervisor import render
 from supervisor.explain import (
     FOUNDING,
@@ -152,6 +154,20 @@ def test_one_that_is_fenced_is_named_and_so_is_the_way_back() -> None:
     assert {c.name: c.why for c in found.election.candidates}["c"] == "is fenced: a person keeps its Postgres down"
     assert found.hints == ("`pgr unfence c`: a person keeps its Postgres down",)
     assert ask(kept_down).hints == (), "b can do without"
+
+
+def test_one_that_never_is_primary_is_named_and_so_is_the_way_out() -> None:
+    def tagged(*names: str) -> ClusterState:
+        members = [m for m in agreed(history=EVENTS).members if m.name in names]
+        return agreed(history=EVENTS, tagged=tuple(Tagged(seat_of(m), '{"nofailover":true}') for m in members))
+
+    found = ask(tagged("b", "c"))
+    assert found.election is not None
+    assert found.election.winners == ()
+    assert {c.name: c.why for c in found.election.candidates}["c"] == Obstacle.NOFAILOVER
+    (hint,) = found.hints
+    assert hint.startswith("take the tag `nofailover` out of the pgr.toml of b or c and reload it")
+    assert ask(tagged("c")).hints == (), "b can do without"
 
 
 def test_without_a_leader_it_says_what_it_knows_and_since_when() -> None:
