@@ -16,6 +16,7 @@ from consensus.founding import Greeting
 from consensus.membership import GONE, LEARNER, VOTER, WITNESS, Member
 from consensus.promotion import is_better_turned_back
 from consensus.quorum import majority
+from consensus.tags import unseated, wanted_rule
 
 PATIENCE_MS = 10_000
 """A change that has been open for this long is reverted if a new seat is not connected."""
@@ -73,8 +74,7 @@ def at_rest(state: ClusterState) -> bool:
 
 def is_as_wanted(state: ClusterState) -> bool:
     """Everybody is what it is to be, and so is the sync group."""
-    wanted = state.rule(seat_of(m) for m in state.members if m.role == VOTER)
-    settled = state.change is None and wanted == state.group
+    settled = state.change is None and wanted_rule(state) == state.group
     return settled and all(m.aim == m.role for m in state.members)
 
 
@@ -151,7 +151,8 @@ def turned_back(change: Change, me: str, why: str) -> Proposal:
 
 
 def wanted_seats(state: ClusterState, facts: Facts) -> SyncGroup:
-    """The sync group as it should be: every voter with a proven copy, and whoever sits already and is not to leave.
+    """The sync group as it should be: every voter with a proven copy, and whoever sits already and is not to leave; but
+    for those whose tag says that nobody waits for them (`tags.unseated`).
 
     The primary is in it whatever its aim, which may be older than its grant.
     """
@@ -169,7 +170,9 @@ def wanted_seats(state: ClusterState, facts: Facts) -> SyncGroup:
 
 
 def _is_to_sit(state: ClusterState, facts: Facts, member: Member) -> bool:
-    return member.name == facts.me or not (leaves(state, member) or member.aim in (LEARNER, WITNESS))
+    if member.name == facts.me:
+        return True
+    return not (leaves(state, member) or member.aim in (LEARNER, WITNESS) or member.name in unseated(state))
 
 
 def _ready(state: ClusterState, facts: Facts, member: Member) -> bool:

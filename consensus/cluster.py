@@ -18,6 +18,7 @@
 | `fence/1` | a person keeps this node's Postgres down, or no longer does: it is not electable, and it still votes | the leader |
 | `reinit/1` | a person wants this node's copy made anew | the leader |
 | `rebuilt/1` | the copy that this `reinit/1` asked for is made and proven | that node, through the leader |
+| `tags/1` | what a person says of a node: it never becomes primary, has no seat in the sync group, ... | that node, through the leader |
 | `config/1` | cluster-wide settings are set or unset; void if another such entry came before it | the leader |
 | `restart/1` | a person wants the Postgres of these nodes restarted, one at a time; void while another such is under way | the leader |
 | `turn/1` | it is this node's turn in it; of the primary also who is to be primary then (itself: in place) | the leader |
@@ -38,16 +39,17 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from consensus import clusterwide, operations
+from consensus import clusterwide, operations, tags
 from consensus.history import HistoryEvent, remembered
 from consensus.membership import VOTER, Member
 from consensus.messages import Entry
 from consensus.operations import Operations
 from consensus.record import EpochStart, Position
+from consensus.tags import Tagged
 
 REMOVED_KEPT_MAX = 100
-FEATURE_LEVEL = 2
-"""2: cluster-wide settings; a sync group says whether it is asynchronous."""
+FEATURE_LEVEL = 3
+"""2: cluster-wide settings; a sync group says whether it is asynchronous. 3: tags, vetoes, restarts, schedules."""
 
 
 class UnknownEntryError(Exception):
@@ -151,6 +153,7 @@ class ClusterState:
     reinits: tuple[Reinit, ...] = ()
     vetoes: tuple[Veto, ...] = ()
     """Since a primary last opened."""
+    tagged: tuple[Tagged, ...] = ()
     history: tuple[HistoryEvent, ...] = ()
     settings: str = "{}"
     """Canonical JSON of the founding settings (parameters, client rules). What is in force stands in ``config``."""
@@ -354,6 +357,7 @@ def _members(state: ClusterState, entry: Entry, body: dict[str, Any]) -> Cluster
         fenced=tuple(n for n in state.fenced if any(m.name == n for m in members)),
         reinits=tuple(r for r in state.reinits if r.seat not in left),
         vetoes=tuple(v for v in state.vetoes if v.seat not in left),
+        tagged=tuple(t for t in state.tagged if t.seat not in left),
     )  # fmt: skip
     return _remember(state, body, str(body["kind"]), entry.term, str(body["node"]), str(body["text"]))
 
@@ -446,6 +450,15 @@ def _operation(state: ClusterState, entry: Entry, body: dict[str, Any]) -> Clust
     return _remember(replace(state, ops=found.ops), body, found.kind, entry.term, found.node, found.text)
 
 
+def _tags(state: ClusterState, entry: Entry, body: dict[str, Any]) -> ClusterState:
+    seat, found = Seat(str(body["node"]), int(body["incarnation"])), canonical(body["tags"])
+    if seat not in {seat_of(m) for m in state.members} or tags.read(found) == tags.of(state, seat.name):
+        return state
+    others = (t for t in state.tagged if t.seat.name != seat.name)
+    state = replace(state, tagged=tuple(sorted((*others, Tagged(seat, found)))))
+    return _remember(state, body, "tags", entry.term, seat.name, f"has the tags: {tags.shown(body['tags'])}")
+
+
 def _asked_by(body: dict[str, Any]) -> str:
     return f" (asked for by {body['by']})" if body.get("by") else ""
 
@@ -479,6 +492,7 @@ _KINDS: dict[str, Callable[[ClusterState, Entry, dict[str, Any]], ClusterState]]
     "fence/1": _fence,
     "reinit/1": _reinit,
     "rebuilt/1": _rebuilt,
+    "tags/1": _tags,
     "config/1": _config,
     "event/1": _event,
     **dict.fromkeys(operations.KINDS, _operation),

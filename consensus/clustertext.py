@@ -21,6 +21,7 @@ from consensus.cluster import (
 from consensus.history import HistoryEvent
 from consensus.membership import Member
 from consensus.record import EpochStart, Position
+from consensus.tags import Tagged
 
 
 def dump(state: ClusterState) -> str:
@@ -44,6 +45,7 @@ def load(data: str) -> ClusterState:
     body["fenced"] = tuple(body.get("fenced", ()))
     body["reinits"] = tuple(Reinit(Seat(*seat), index) for seat, index in body.get("reinits", ()))
     body["vetoes"] = tuple(Veto(Seat(*seat), *rest) for seat, *rest in body.get("vetoes", ()))
+    body["tagged"] = tuple(Tagged(Seat(*seat), text) for seat, text in body.get("tagged", ()))
     body["ops"] = operations.load(body.get("ops"))
     body["grants"] = tuple(
         Grant(g[0], g[1], Position(*g[2]), g[3], tuple(EpochStart(*e) for e in g[4]), *g[5:])

@@ -33,6 +33,7 @@ from consensus.promotion import (
 )
 from consensus.quorum import majority
 from consensus.record import Position
+from consensus.tags import priority_of, unseated
 
 PATIENT_MS = max(LAST_PRIMARY_GRACE_MS, LOSS_GRACE_MS)
 """What comes out once everybody who is up had the time to answer."""
@@ -252,6 +253,8 @@ def _why(s: Situation, member: Member, known: Report, wins: bool, winners: list[
     match found[member.name]:
         case None:
             pass
+        case Obstacle.NO_SEAT if member.name in unseated(s.state):
+            return "is tagged `nosync`: it has no seat in the sync group"
         case Obstacle.NO_SEAT if any(n == member.name for g in s.state.groups for n in g.names):
             return "has lost its state: its seat waits for the copy it makes"
         case Obstacle.NO_POSITION:
@@ -261,7 +264,12 @@ def _why(s: Situation, member: Member, known: Report, wins: bool, winners: list[
             return str(obstacle)
     if wins:
         return _why_it_wins(s, member.name, winners)
-    held = {n: s.promises[n] for n, obstacle in found.items() if obstacle is None}
+    return _why_another(s, member, winners)
+
+
+def _why_another(s: Situation, member: Member, winners: list[str]) -> str:
+    """Nothing is in its way, and it would not win."""
+    held = {n: s.promises[n] for n, obstacle in obstacles(s).items() if obstacle is None}
     mine, best = held[member.name], max(p for p in held.values() if isinstance(p, Position))
     if not winners and hold.held(s.state, member.name):
         return "could be primary, but the cluster is paused"
@@ -275,6 +283,8 @@ def _why(s: Situation, member: Member, known: Report, wins: bool, winners: list[
         return "could be primary, but did not come to open when it was last chosen"
     if mine != best:
         return f"holds all that was acknowledged, but {' or '.join(winners)} has more WAL"
+    if priority_of(s.state, member.name) < max(priority_of(s.state, w) for w in winners):
+        return "could be primary, but the tag `priority` of another is higher"
     return "could be primary, but the leader or the later name goes first"
 
 

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from consensus import changes, hook, operate, requests, strangers
+from consensus import changes, hook, operate, requests, strangers, succession
 from consensus.addressbook import AddressBook
 from consensus.campaign import Campaigning
 from consensus.changes import Facts, MakeWay, Proposal
@@ -442,7 +442,7 @@ class Node:
         notes.handed_over = True
         notes.handing_over_to = None
         self.comeback = begun(self.cluster, body, now_ns) if planned is None else NOBODY
-        furthest = "" if self.comeback.after else self.sightings.furthest(self.cluster.members, now_ns)
+        furthest = "" if self.comeback.after else succession.heir(self, now_ns)
         self._raft(Release(planned or furthest), now_ns)
 
     # -- requests ------------------------------------------------------------------------------------------------

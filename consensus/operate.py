@@ -8,7 +8,7 @@ that does it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +16,9 @@ from consensus import rolling, timetable
 from consensus.changes import Proposal, spare
 from consensus.cluster import ClusterState, canonical
 from consensus.hold import PAUSE
-from consensus.membership import VOTER
 from consensus.operations import Rolling, Scheduled
 from consensus.reconfigure import Answer, refused
+from consensus.succession import successor
 from consensus.timetable import BadTime
 from fencing.lease import MS
 
@@ -55,14 +55,6 @@ def request(node: Node, name: str, body: dict[str, Any], now_ns: int) -> Answer:
 def pausing(name: str, body: dict[str, Any]) -> dict[str, Any]:
     """`pause` and `resume` as the request to set the setting that they are."""
     return {"set": {PAUSE: name == "pause"}, "unset": [], "by": who(body), "after": None}
-
-
-def successor(node: Node, to: str, now_ns: int, among: Collection[str] | None = None) -> tuple[str, str]:
-    """Who is to take over from this primary, and what speaks against it; an empty string: nothing. ``among``: only of
-    these."""
-    able = [m for m in node.cluster.members if m.role == VOTER and m.name not in node.cluster.fenced]
-    target = to or node.sightings.furthest((m for m in able if among is None or m.name in among), now_ns)
-    return target, node.sightings.unfit(target, node.raft.term, now_ns)
 
 
 # -- requests ----------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from consensus.membership import VOTER, WITNESS, Member
 from consensus.positions import NoPosition
 from consensus.quorum import majority, read_quorum
 from consensus.record import Position
+from consensus.tags import priority_of
 
 GRACE_MS = 50
 """After a read quorum has promised: this much longer for the others, so that the best may win."""
@@ -210,7 +211,7 @@ def decide(s: Situation) -> Decision:
         return Wait(f"{restarts} is being restarted in place and is waited for")
     winner = _choose(s)
     if winner is None:
-        return Wait("no node that may be primary holds every acknowledged commit")
+        return Wait(f"no node that may be primary holds every acknowledged commit{_but_for_their_tag(s)}")
     held = hold.held(s.state, winner)
     return Wait(held) if held else _won(s, winner, silent)
 
@@ -350,6 +351,7 @@ class Obstacle(StrEnum):
     LEARNER = "is a learner: it has no vote, and a primary has to lead"
     NO_SEAT = "has no seat in the sync group that counts"
     FENCED = "is fenced: a person keeps its Postgres down"
+    NOFAILOVER = "is tagged `nofailover` (or `priority` 0): it never becomes primary"
     TOO_EARLY = "counts only once the cluster was open for the first time"
     SILENT = "has not answered"
     NO_POSITION = "has no position"
@@ -379,9 +381,17 @@ def obstacles(s: Situation) -> dict[str, Obstacle | None]:
             if promise is None:
                 return Obstacle.SILENT
             return Obstacle.TOO_EARLY if isinstance(promise, Position) else Obstacle.NO_POSITION
-        return None if _holds_all(s, quorums, position) else Obstacle.BEHIND
+        if not _holds_all(s, quorums, position):
+            return Obstacle.BEHIND
+        # Whoever creates the cluster has to open it, too: until then nobody else has data.
+        return None if priority_of(s.state, member.name) or not s.state.was_opened else Obstacle.NOFAILOVER
 
     return {member.name: of(member) for member in s.state.members}
+
+
+def _but_for_their_tag(s: Situation) -> str:
+    able = [name for name, obstacle in obstacles(s).items() if obstacle is Obstacle.NOFAILOVER]
+    return f"; {', '.join(able)} would do, but for the tag `nofailover`" if able else ""
 
 
 def _choose(s: Situation) -> str | None:
@@ -399,7 +409,7 @@ def _choose(s: Situation) -> str | None:
     if wished in fit and (not s.state.asynchronous or s.state.wish_loss or able[wished] == best):
         return wished
     leaving = {m.name for m in s.state.members if m.aim != m.role}
-    return max(fit, key=lambda n: (able[n], n not in leaving, n == s.me, n))
+    return max(fit, key=lambda n: (able[n], n not in leaving, priority_of(s.state, n), n == s.me, n))
 
 
 def _least_refused(state: ClusterState, able: list[str]) -> list[str]:

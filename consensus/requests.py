@@ -24,10 +24,12 @@ from consensus.forecast import (
 )
 from consensus.membership import VOTER
 from consensus.messages import ForwardResp
-from consensus.operate import successor, who
-from consensus.promotion import Decision, Wait, decide
+from consensus.operate import who
+from consensus.promotion import Decision, Obstacle, Wait, decide
 from consensus.reconfigure import Answer, Asked, refused
 from consensus.record import Position
+from consensus.succession import seated, successor
+from consensus.tags import priority_of, unseated
 
 if TYPE_CHECKING:
     from consensus.node import Node
@@ -144,6 +146,9 @@ def _move(node: Node, name: str, body: dict[str, Any], now_ns: int, *, act: bool
         names = ", ".join(m.name for m in node.cluster.members if m.role == VOTER)
         what = f"no member is named {to}" if member is None else f"{to} is a {member.role}"
         return refused(64, what, f"those who can be primary: {names}")
+    if to and not priority_of(node.cluster, to):
+        hint = "name another, or take the tag out of its pgr.toml and reload it (SIGHUP)"
+        return refused(78, f"{to} {Obstacle.NOFAILOVER}", hint)
     if notes is None or grant is None or not grant.opened:
         if name == "switchover" or notes is None or grant is not None:
             sentence = notes.sentence if notes is not None else ""
@@ -154,6 +159,11 @@ def _move(node: Node, name: str, body: dict[str, Any], now_ns: int, *, act: bool
         return refused(64, f"{to} is the primary already", "name another member")
     if to in node.cluster.fenced:
         return refused(78, f"{to} is fenced: a person keeps its Postgres down", f"first `pgr unfence {to}`")
+    if to and to not in seated(node):
+        tagged = to in unseated(node.cluster)
+        why = "its tag `nosync` keeps it out" if tagged else "its copy is not proven yet"
+        hint = "name another, or take the tag out of its pgr.toml" if tagged else "see `pgr status`; ask again then"
+        return refused(78 if tagged else 75, f"{to} has no seat in the sync group: {why}", hint)
     target, problem = successor(node, to, now_ns)
     if problem:
         return refused(75, problem, "see `pgr status`; wait until the standby streams again")

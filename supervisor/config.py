@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final, Literal, cast
 
 from consensus.digest import blake2b
+from consensus.tags import Tag
 from supervisor.addresses import (
     Address,
     Peer,
@@ -32,6 +33,7 @@ from supervisor.options import (
     KEYS,
     LOG_FORMATS,
     PROFILES,
+    VERIFY,
     WATCHDOG_DEVICE,
     WATCHDOG_MODES,
     Facts,
@@ -39,6 +41,7 @@ from supervisor.options import (
     environment_warnings,
     parse_choice,
     parse_file,
+    parse_tags,
     parse_truth,
 )
 
@@ -67,6 +70,12 @@ class Config:
     pg_port: int
     pg_bin: Path | None
     http: Address | None
+    http_token_file: Path | None
+    http_tls_cert: Path | None
+    http_tls_key: Path | None
+    http_tls_client_ca: Path | None
+    http_tls_verify: Literal["optional", "required"]
+    tags: Mapping[str, Tag]
     cluster_key: Path | None
     """As given. None is possible on loopback only: the key then lies, or will lie, at `key_file`."""
     witness: bool
@@ -162,6 +171,7 @@ def load(
     postgres = None if witness else Address(values.get("pg_listen", parse_host, "127.0.0.1"), pg_port)
     _distinct_ports(listen, postgres, http)
     warnings += _peer_warnings(peers, name, listen, None if witness else pg_advertise)
+    warnings += _http_warnings(values, http)
     return Config(
         data=data,
         pgdata=values.path("pgdata") or data / "pgdata",
@@ -177,6 +187,14 @@ def load(
         pg_port=pg_port,
         pg_bin=values.path("pg_bin"),
         http=http,
+        http_token_file=values.path("http_token_file"),
+        http_tls_cert=values.path("http_tls_cert"),
+        http_tls_key=values.path("http_tls_key"),
+        http_tls_client_ca=values.path("http_tls_client_ca"),
+        http_tls_verify=cast(
+            Literal["optional", "required"], values.get("http_tls_verify", parse_choice(VERIFY), "optional")
+        ),
+        tags=values.get("tags", parse_tags, {}),
         cluster_key=cluster_key,
         witness=witness,
         watchdog=values.get("watchdog", parse_choice(WATCHDOG_MODES), "automatic"),
@@ -251,6 +269,25 @@ def _advertised(
                 f"give {flag} an address that the others can reach",
             )
     return advertise, postgres, http
+
+
+def _http_warnings(values: Values, http: Address | None) -> list[str]:
+    """Raises `UsageError` where the settings of HTTP do not fit each other."""
+    needs = (
+        ("http_tls_key", "http_tls_cert", ""), ("http_tls_client_ca", "http_tls_cert", ""),
+        ("http_tls_verify", "http_tls_client_ca", "required"),
+    )  # fmt: skip
+    for key, needed, value in needs:
+        given = values.given.get(key)
+        if given is not None and needed not in values and value in ("", given.text.strip()):
+            flag = BY_KEY[needed].flag
+            raise UsageError(f"{BY_KEY[key].flag} ({given.source}) does nothing without {flag}", f"give {flag} too")
+    mine = [BY_KEY[key].flag for key in ("http_token_file", "http_tls_cert") if key in values]
+    if http is None:
+        return [f"{' and '.join(mine)}: there is no HTTP (--http off)"] if mine else []
+    if "http_token_file" in values and "http_tls_cert" not in values and not http.is_loopback:
+        return [f"tokens go over the network in the clear to {http}: give --http-tls-cert"]
+    return []
 
 
 def _distinct_ports(listen: Address, postgres: Address | None, http: Address | None) -> None:

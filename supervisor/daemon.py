@@ -20,13 +20,14 @@ from fencing.clock import now_ns
 from fencing.lease import MS, PROFILES
 from fencing.logs import Log
 from supervisor import binaries as find_binaries
-from supervisor import configcheck, controldata, datadir, hooks, member, observe, preflight, privileges, watch
+from supervisor import configcheck, datadir, hooks, httpgate, member, observe, preflight, privileges, watch
 from supervisor.adminserver import AdminServer
 from supervisor.children import ChildTable
 from supervisor.config import Config
 from supervisor.context import Context, StepFailed
+from supervisor.controldata import ControlDataError
 from supervisor.errors import ExitCode, PgrError, RefusedError
-from supervisor.healthserver import Current, HealthServer
+from supervisor.healthserver import Current
 from supervisor.init import Signals
 from supervisor.jobs import JobFailed
 from supervisor.launcher import Launcher
@@ -37,6 +38,7 @@ from supervisor.postgres import OccupiedError, Postgres
 from supervisor.promote import Promotion
 from supervisor.rebuild import Rebuild
 from supervisor.regroup import Regroup
+from supervisor.reread import reread
 from supervisor.roles import Local, Plan, Server, Situation, Step, View, is_paused, plan
 from supervisor.sql import SqlFailure
 from supervisor.sqlsurface import Surface
@@ -116,7 +118,8 @@ class Daemon:
         self.hooks = hooks.Hooks(self.c, launcher, self.runner)
         self.admin.chronicle.on_record = self.hooks.record
         self.current = Current(self.admin.snapshot)
-        self.http = HealthServer(self.current, config.http.host, config.http.port) if config.http is not None else None
+        self.https = httpgate.make(config, self.current, self.admin, log)
+        self.http = self.https.server if self.https is not None else None
         self.exit_code: int | None = None
         self.failure: PgrError | None = None
         """Why the node cannot go on, for a person."""
@@ -168,7 +171,8 @@ class Daemon:
         poller = zmq.Poller()
         for socket in (self.c.raft.socket, self.c.watchdog.socket, self.admin.socket):
             poller.register(socket, zmq.POLLIN)
-        for fd in (self.signals.fileno(), *self.offspring.fds(), *self._postmaster_fd()):
+        postmaster = (self.c.postmaster.pidfd,) if self.c.postmaster is not None else ()
+        for fd in (self.signals.fileno(), *self.offspring.fds(), *postmaster):
             poller.register(fd, zmq.POLLIN)
         if self.http is not None:
             poller.register(self.http.fileno(), zmq.POLLIN)
@@ -181,9 +185,6 @@ class Daemon:
         self._replan()
         self.hooks.turn(self.plan.step, now_ns())
         self._publish()
-
-    def _postmaster_fd(self) -> tuple[int, ...]:
-        return (self.c.postmaster.pidfd,) if self.c.postmaster is not None else ()
 
     def _next_deadline_ns(self) -> int:
         now = now_ns()
@@ -395,6 +396,9 @@ class Daemon:
             case signal.SIGHUP:
                 if self.c.postmaster is not None:
                     self.c.postmaster.reload()
+                self.c.config = reread(self.c.config, self.log)
+                if self.https is not None:
+                    self.https.reload(self.c.config)
                 self.log.info("node.reloaded")
             case _:
                 pass
@@ -531,32 +535,27 @@ class Daemon:
         c = self.c
         # A leader that is not primary says what it waits for; the others show that as the reason why there is none.
         waits = c.view.sentence if c.view.role == "leader" and not c.view.granted else ""
-        c.facts = replace(c.facts, progress=c.cloning or waits)
+        c.facts = replace(c.facts, progress=c.cloning or waits, https=c.config.http_tls_cert is not None)
         seen = observe.observation(c.view, c.local, c.facts, self.plan.step, self.sentence, self.offspring.version)
         due = seen != self.observed or now >= self.observe_at_ns
         if c.view.alive and due and c.raft.tell("node.observed", seen):
             self.observed, self.observe_at_ns = seen, now + OBSERVE_EVERY_MS * MS
             self.snapshot_at_ns = 0
+            member.announce_tags(c.view, c.config, c.raft.tell)
         if now < self.snapshot_at_ns:
             return
         self.snapshot_at_ns = now + SNAPSHOT_EVERY_MS * MS
-        sentence = c.view.sentence or self.founding_sentence or self._leader_says() or self.sentence
+        waits_for = observe.leader_says(c.view, self.config.name, self.members) if self.plan.rule == "waiting" else ""
+        sentence = c.view.sentence or self.founding_sentence or waits_for or self.sentence
         members = self.members | {self.config.name: {"seen": seen, "age_ms": 0}}
         state = observe.state_of(c.local, c.facts, self.plan.step)
         snapshot = observe.snapshot(
             c.view, c.local, c.facts, members, c.timings, state=state, sentence=sentence, now_ns=now,
-            scheduling=self.scheduling, pgr_version=self.offspring.version,
+            scheduling=self.scheduling, pgr_version=self.offspring.version, own_tags=c.config.tags,
         )  # fmt: skip
         self.current.snapshot = snapshot
         self.admin.publish(snapshot, now)
         self.sql.publish(snapshot, now, self.runner)
-
-    def _leader_says(self) -> str:
-        """On a follower that waits: the leader's sentence, as it last told."""
-        if self.plan.rule != "waiting" or self.c.view.leader in ("", self.config.name):
-            return ""
-        known = self.members.get(self.c.view.leader)
-        return str(known["seen"].get("reason", "")) if known is not None else ""
 
     # -- the end -------------------------------------------------------------------------------------------------
 
@@ -592,6 +591,6 @@ class Daemon:
         self.log.info("node.stopped", exit_code=self.exit_code)
 
 
-EXPECTED = (StepFailed, SqlFailure, TaskTimeout, PgrError, JobFailed, OSError, controldata.ControlDataError)
+EXPECTED = (StepFailed, SqlFailure, TaskTimeout, PgrError, JobFailed, OSError, ControlDataError)
 """What can go wrong in a step without being a bug."""
 WATCH = Plan(Step.WAIT, 0, "watch")

@@ -12,6 +12,7 @@ from typing import Any
 
 from consensus.cluster import ClusterState, Grant
 from consensus.forecast import Forecast, Report, forecast, last_known, plain, reports_of
+from consensus.promotion import Obstacle
 from supervisor.status import HistoryEvent, Snapshot
 
 OPEN, OPENING, NO_PRIMARY, NO_LEADER, FOUNDING = "open", "opening", "no primary", "no leader", "founding"
@@ -222,6 +223,10 @@ def _hints(
         return []
     if fenced and state in (NO_PRIMARY, OPEN, OPENING):
         return [f"`pgr unfence {name}`: a person keeps its Postgres down" for name in fenced]
+    tagged = [c.name for c in election.candidates if c.up and c.why == Obstacle.NOFAILOVER]
+    if tagged and not election.missing:
+        out = f"take the tag `nofailover` out of the pgr.toml of {' or '.join(tagged)} and reload it (SIGHUP)"
+        return [f"{out}, or have another node up"]
     others = [name for name in election.missing if name != primary]
     if election.voters_up < election.voters_needed:
         names = " or ".join(others) or "another voter"

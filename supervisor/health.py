@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
+from consensus.membership import WITNESS
+from consensus.tags import NOLOADBALANCE
 from supervisor import metrics
+from supervisor.httpwire import Answer, as_json, error
 from supervisor.status import Snapshot, lsn_text, receive_lag_bytes, serves_writes, to_json
 
 DEFAULT_LAG_BYTES = 1 << 20
 """Of /readiness, unless ``lag`` or ``maximum_lag_on_failover`` says otherwise (Patroni's default)."""
 
-JSON = "application/json"
-
-
-class Answer(NamedTuple):
-    status: int
-    content_type: str
-    body: bytes
+PATRONI = "4.0.0"
+"""Whose words these are: clients (check_patroni, for one) go by it when they read the rest. Ours is `pgr_version`."""
 
 
 class BadQuery(ValueError):
     """A query that would otherwise be ignored without a word; answered with 400."""
 
+
+Check = Callable[[Snapshot, Mapping[str, str], int], bool]
 
 # What each path asks of the node.
 
@@ -33,9 +32,14 @@ def _running(snapshot: Snapshot) -> bool:
 
 
 def _tags_match(snapshot: Snapshot, query: Mapping[str, str]) -> bool:
+    """Text as it is written, true and false in lower case, as Patroni compares them."""
     tags = snapshot.own.tags
     wanted = {name[4:]: value for name, value in query.items() if name.startswith("tag_")}
-    return all(name in tags and str(tags[name]).lower() == value.lower() for name, value in wanted.items())
+    return all(name in tags and _tag_text(tags[name]) == value for name, value in wanted.items())
+
+
+def _tag_text(value: str | int | bool) -> str:
+    return value if isinstance(value, str) else str(value).lower()
 
 
 def _lag_ok(lag_bytes: int | None, limit_bytes: int | None) -> bool:
@@ -47,8 +51,18 @@ def _lag_limit(query: Mapping[str, str]) -> int | None:
     return parse_bytes(query["lag"]) if "lag" in query else None
 
 
-def _primary(snapshot: Snapshot, query: Mapping[str, str], now_ns: int) -> bool:
-    return serves_writes(snapshot, now_ns) and _tags_match(snapshot, query)
+def _primary(snapshot: Snapshot, _query: Mapping[str, str], now_ns: int) -> bool:
+    """Whatever its tags, as with Patroni: there is one, and a check that misses it stops all writes."""
+    return serves_writes(snapshot, now_ns)
+
+
+def _either(check: Check) -> Check:
+    """The primary, if its tags match, or what ``check`` says."""
+    return lambda s, q, n: (_primary(s, q, n) and _tags_match(s, q)) or check(s, q, n)
+
+
+def _never(_snapshot: Snapshot, _query: Mapping[str, str], _now_ns: int) -> bool:
+    return False
 
 
 _REPLICAS = ("replica", "learner")
@@ -61,7 +75,7 @@ def _replica(snapshot: Snapshot, query: Mapping[str, str], _now_ns: int) -> bool
         snapshot.role in _REPLICAS
         and _running(snapshot)
         and state == snapshot.state
-        and snapshot.own.tags.get("noloadbalance") not in (True, "true")
+        and snapshot.own.tags.get(NOLOADBALANCE) is not True
         and _lag_ok(snapshot.own.lag_bytes, _lag_limit(query))
         and _tags_match(snapshot, query)
     )
@@ -91,19 +105,19 @@ def _readiness(snapshot: Snapshot, query: Mapping[str, str], now_ns: int) -> boo
     return serves_writes(snapshot, now_ns) or streams
 
 
-Check = Callable[[Snapshot, Mapping[str, str], int], bool]
-
 CHECKS: tuple[tuple[tuple[str, ...], Check, str], ...] = (
-    (("/", "/primary", "/read-write", "/leader", "/master"), _primary, "the primary, its gate open and its lease live"),
+    (("/", "/primary", "/read-write", "/leader", "/master"), _primary, "the primary, its gate open and its lease live, "
+     "whatever its tags"),
+    (("/standby-leader", "/standby_leader"), _never, "never: pgr has no standby clusters"),
     (("/replica",), _replica, "a running replica without the tag `noloadbalance`; `?lag=10MB`: replayed up to that, "
      "`&replication_state=streaming`, `&tag_NAME=VALUE`"),
-    (("/read-only",), lambda s, q, n: _primary(s, q, n) or _replica(s, q, n), "`/primary` or `/replica`"),
+    (("/read-only",), _either(_replica), "`/primary` or `/replica`; `&tag_NAME=VALUE` is asked of both"),
     (("/sync", "/synchronous"), _sync, "`/replica`, and every commit waits for this node"),
     (("/quorum",), _quorum, "`/replica`, and this node counts towards the commit quorum"),
     (("/async", "/asynchronous"), _async, "`/replica`, and no commit waits for this node"),
-    (("/read-only-sync",), lambda s, q, n: _primary(s, q, n) or _sync(s, q, n), "`/primary` or `/sync`"),
-    (("/read-only-quorum",), lambda s, q, n: _primary(s, q, n) or _quorum(s, q, n), "`/primary` or `/quorum`"),
-    (("/health",), lambda s, _q, _n: _running(s), "Postgres is running"),
+    (("/read-only-sync", "/read-only-synchronous"), _either(_sync), "`/primary` or `/sync`"),
+    (("/read-only-quorum",), _either(_quorum), "`/primary` or `/quorum`"),
+    (("/health",), lambda s, q, _n: _running(s) and _tags_match(s, q), "Postgres is running"),
     (("/liveness",), lambda _s, _q, _n: True, "always: the supervisor's loop gave this answer"),
     (("/readiness",), _readiness, "the primary, or a streaming replica not further behind than `?lag=` "
      "(default `maximum_lag_on_failover`); `&mode=apply` (default) counts replay, `write` what is flushed"),
@@ -115,25 +129,19 @@ CHECKS: tuple[tuple[tuple[str, ...], Check, str], ...] = (
 
 
 def _patroni(snapshot: Snapshot, now_ns: int) -> dict[str, Any]:
-    """Patroni's ``GET /patroni``; what pgr does not know in that form is left out."""
+    """Patroni's ``GET /patroni``; what pgr does not know in that form is left out, and, as there, what is only of note
+    when it holds: pause, pending_restart, cluster_unlocked, tags."""
     own = snapshot.own
     primary = snapshot.role == "primary"
-    xlog = {"location": own.lsn or 0} if primary else {
-        "received_location": own.lsn or 0, "replayed_location": own.replay_lsn or 0, "paused": False,
-    }  # fmt: skip
-    out: dict[str, Any] = {
-        "state": "running" if _running(snapshot) else snapshot.state,
-        "role": "replica" if snapshot.role in _REPLICAS else snapshot.role,
-        "server_version": _version_number(own.version),
-        "xlog": xlog,
-        "timeline": own.timeline,
-        "cluster_unlocked": snapshot.primary is None,
-        "pending_restart": own.pending_restart,
-        "pause": snapshot.paused,
-        "tags": dict(own.tags),
-        "database_system_identifier": snapshot.system_identifier,
-        "patroni": {"version": snapshot.pgr_version, "scope": snapshot.cluster_id, "name": snapshot.node},
-    }
+    out: dict[str, Any] = {"state": _state(snapshot.state), "role": _role(snapshot.role)}
+    if _running(snapshot):
+        out |= {"server_version": _version_number(own.version), "timeline": own.timeline}
+        out["xlog"] = {"location": own.lsn or 0} if primary else {
+            "received_location": own.lsn or 0, "replayed_location": own.replay_lsn or 0,
+            "replayed_timestamp": own.replayed_at or None, "paused": own.replay_paused,
+        }  # fmt: skip
+        if own.started:
+            out["postmaster_start_time"] = own.started
     if not primary and snapshot.state == "streaming":
         out["replication_state"] = "streaming"
     planned = snapshot.scheduled
@@ -144,11 +152,37 @@ def _patroni(snapshot: Snapshot, now_ns: int) -> dict[str, Any]:
         out["sync_standby" if own.sync == "sync" else "quorum_standby"] = True
     if serves_writes(snapshot, now_ns):
         out["replication"] = [
-            {"application_name": m.name, "client_addr": m.host, "state": m.state, "sync_state": m.sync or "async"}
+            {
+                "usename": "pgr_replication", "application_name": m.name, "client_addr": m.host, "state": m.state,
+                "sync_state": m.sync or "async", "sync_priority": int(bool(m.sync)),
+            }
             for m in snapshot.members
             if m.role in _REPLICAS and m.state == "streaming"
-        ]
-    return out
+        ]  # fmt: skip
+    noted = {
+        "pending_restart": own.pending_restart, "cluster_unlocked": snapshot.primary is None, "pause": snapshot.paused,
+        "tags": dict(own.tags),
+    }  # fmt: skip
+    out |= {name: value for name, value in noted.items() if value}
+    if snapshot.system_identifier:
+        out["database_system_identifier"] = snapshot.system_identifier
+    return out | {"patroni": {"version": PATRONI, "scope": snapshot.cluster_id, "name": snapshot.node}}
+
+
+_STATES = {
+    "streaming": "running", "cloning": "creating replica", "creating": "initializing new cluster",
+    "quarantined": "start failed", "no data": "stopped", "rewinding": "stopped",
+}  # fmt: skip
+"""Where Patroni has another word."""
+
+
+def _state(state: str) -> str:
+    return _STATES.get(state, state)
+
+
+def _role(role: str) -> str:
+    """Patroni knows a primary and replicas; whatever is on its way from one to the other is not what clients want."""
+    return role if role in ("primary", WITNESS) else "replica"
 
 
 def _version_number(version: str) -> int:
@@ -165,15 +199,16 @@ def _status(snapshot: Snapshot, now_ns: int) -> dict[str, Any]:
 
 
 def _cluster(snapshot: Snapshot, _now_ns: int) -> dict[str, Any]:
-    """Patroni's ``GET /cluster``: the primary's role is ``leader``, an unknown lag is ``"unknown"``."""
+    """Patroni's ``GET /cluster``: the primary's role is ``leader``, an unknown lag is ``"unknown"``. A witness has no
+    Postgres: clients of Patroni, which take a member for a place to connect to, find it apart."""
     rows = []
-    for m in sorted(snapshot.members, key=lambda m: m.name):
+    for m in sorted((m for m in snapshot.members if m.member != WITNESS), key=lambda m: m.name):
         leads = m.role == "primary"
-        standby = {"sync": "sync_standby", "quorum": "quorum_standby"}.get(m.sync, m.role or "unknown")
-        standby = "replica" if standby in _REPLICAS else standby
-        row: dict[str, Any] = {"name": m.name, "role": "leader" if leads else standby, "state": m.state or "unknown"}
+        standby = {"sync": "sync_standby", "quorum": "quorum_standby"}.get(m.sync, "replica")
+        state = m.state if m.state == "streaming" else _state(m.state or "unknown")
+        row: dict[str, Any] = {"name": m.name, "role": "leader" if leads else standby, "state": state}
         if m.http:
-            row["api_url"] = f"http://{m.http}/patroni"
+            row["api_url"] = f"{'https' if m.https else 'http'}://{m.http}/patroni"
         row |= {"host": m.host, "port": m.pg_port, "timeline": m.timeline, "lsn": lsn_text(m.lsn) or "unknown"}
         if not leads:
             receive = receive_lag_bytes(snapshot, m)
@@ -185,14 +220,18 @@ def _cluster(snapshot: Snapshot, _now_ns: int) -> dict[str, Any]:
         if m.tags:
             row["tags"] = dict(m.tags)
         rows.append(row)
-    out: dict[str, Any] = {"members": rows, "scope": snapshot.cluster_id}
+    found: dict[str, Any] = {"members": rows, "scope": snapshot.cluster_id}
+    witnesses = sorted(m.name for m in snapshot.members if m.member == WITNESS)
+    if witnesses:
+        found["witnesses"] = witnesses
     if snapshot.paused:
-        out["pause"] = True
+        found["pause"] = True
     planned = snapshot.scheduled
     if planned is not None and planned["what"] == "switchover":
         leader = {"from": snapshot.primary.name} if snapshot.primary else {}
-        out["scheduled_switchover"] = {"at": planned["at"]} | leader | ({"to": planned["to"]} if planned["to"] else {})
-    return out
+        to = {"to": planned["to"]} if planned["to"] else {}
+        found["scheduled_switchover"] = {"at": planned["at"]} | leader | to
+    return found
 
 
 def _history(snapshot: Snapshot, _now_ns: int) -> list[list[Any]]:
@@ -223,29 +262,23 @@ DOCUMENTS: tuple[tuple[tuple[str, ...], Callable[[Snapshot, int], Any], str], ..
 
 _CHECK = {path: check for paths, check, _ in CHECKS for path in paths}
 _DOCUMENT = {path: document for paths, document, _ in DOCUMENTS for path in paths}
-
-
-def _json(status: int, value: Any) -> Answer:
-    return Answer(status, JSON, json.dumps(value).encode() + b"\n")
-
-
-def error(status: int, why: str) -> Answer:
-    return _json(status, {"error": why})
+PATHS = frozenset((*_CHECK, *_DOCUMENT, "/metrics"))
 
 
 def answer(snapshot: Snapshot, path: str, query: str, now_ns: int) -> Answer:
     """What a GET of ``path?query`` gets. Never raises; looks at nothing but its arguments."""
     if document := _DOCUMENT.get(path):
-        return _json(200, document(snapshot, now_ns))
+        return as_json(200, document(snapshot, now_ns))
     if path == "/metrics":
         return Answer(200, metrics.CONTENT_TYPE, metrics.render(snapshot, now_ns).encode())
     if not (check := _CHECK.get(path)):
-        return error(404, f"no such path: {path}")
+        # Not 404, as that is what HAProxy may be told to take for a server that is only to get no new connections.
+        return error(503, f"no such path: {path}", "see the section HTTP of REFERENCE.md")
     try:
         status = 200 if check(snapshot, parse_query(query), now_ns) else 503
     except BadQuery as bad:
         return error(400, str(bad))
-    return _json(status, _patroni(snapshot, now_ns))
+    return as_json(status, _patroni(snapshot, now_ns))
 
 
 _UNITS = {"": 1, "b": 1, "kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30, "tb": 1 << 40}
@@ -262,9 +295,14 @@ def parse_bytes(text: str) -> int:
 
 
 def parse_query(query: str) -> dict[str, str]:
-    """``a=1&b=2`` decoded; of a repeated name the last counts. BadQuery if a percent sequence is broken."""
-    pairs = (part.partition("=") for part in query.split("&") if part)
-    return {_unquote(name): _unquote(value) for name, _, value in pairs}
+    """``a=1&b=2`` decoded; of a repeated name the first counts, one without a value does not, as with Patroni.
+
+    BadQuery if a percent sequence is broken."""
+    found: dict[str, str] = {}
+    for name, _, value in (part.partition("=") for part in query.split("&")):
+        if value:
+            found.setdefault(_unquote(name), _unquote(value))
+    return found
 
 
 def _unquote(text: str) -> str:

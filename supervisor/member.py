@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from consensus.cluster import canonical
 from consensus.keys import derived_key_text, founding_seed
 from consensus.membership import VOTER, WITNESS
+from consensus.tags import of
+from fencing.logs import utc_now
 from supervisor import files, preflight
 from supervisor.config import Config
 from supervisor.errors import RefusedError
@@ -47,6 +49,16 @@ def is_member(view: View, local: Local) -> bool:
     """Does a leader that this process has met know this life of this node? As far as the log here goes."""
     own = view.cluster.member(local.me) if view.cluster is not None else None
     return view.met and own is not None and own.incarnation == view.incarnation
+
+
+def announce_tags(view: View, config: Config, tell: Callable[[str, dict[str, Any]], object]) -> None:
+    """Into the log, until they are there: a leader may be lost with what it was told."""
+    cluster, tags = view.cluster, dict(config.tags)
+    own = cluster.member(config.name) if cluster is not None else None
+    if cluster is None or own is None or own.incarnation != view.incarnation or of(cluster, own.name) == tags:
+        return
+    body = {"node": own.name, "incarnation": own.incarnation, "tags": tags, "at": utc_now()}
+    tell("node.propose", {"kind": "tags/1", "body": body})
 
 
 def refuse_another_role(view: View, local: Local) -> None:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from consensus.tags import priority
 from supervisor.status import Member, Snapshot, age_ms, lease_left_ms, receive_lag_bytes, serves_writes
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -85,7 +86,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("pgr_gate_open", "gauge", "1 if the gate of this node's Postgres is open.", _one(lambda s: s.opened)),
     Metric("pgr_lease_left_seconds", "gauge", "What is left of this node's lease, 0 without one.",
            _now(lambda s, n: lease_left_ms(s, n) / 1000)),
-    Metric("pgr_term", "counter", "Raft term.", _one(lambda s: s.term)),
+    Metric("pgr_term", "gauge", "Raft term; it only grows.", _one(lambda s: s.term)),
     Metric("pgr_raft_leader", "gauge", "1 if this node leads the Raft group.", _one(lambda s: s.leader == s.node)),
     Metric("pgr_has_leader", "gauge", "1 if this node knows a Raft leader.", _one(lambda s: bool(s.leader))),
     Metric("pgr_has_primary", "gauge", "1 if a primary is appointed and opened.",
@@ -106,6 +107,9 @@ METRICS: tuple[Metric, ...] = (
            _one(lambda s: bool(s.restarting))),
     Metric("pgr_pending_restart", "gauge", "1 if a setting waits for a restart of this node's Postgres.",
            _one(lambda s: s.own.pending_restart)),
+    Metric("pgr_priority", "gauge", "Tag `priority` of this node; 0: it never becomes primary.",
+           _one(lambda s: priority(s.own.tags))),
+    Metric("pgr_replay_paused", "gauge", "1 if this standby's replay is paused.", _one(lambda s: s.own.replay_paused)),
     Metric("pgr_warnings", "gauge", "Warnings that `pgr status` shows.", _one(lambda s: len(s.warnings))),
     Metric("pgr_member_role", "gauge", "Role and state of each member as labels, always 1.", _member_role),
     Metric("pgr_member_connected", "gauge", "1 if the member is heard of.", _each(lambda m: m.connected)),
@@ -122,10 +126,10 @@ METRICS: tuple[Metric, ...] = (
     Metric("pgr_member_replay_lag_seconds", "gauge", "The same in time.", _each(lambda m: m.lag_s)),
     Metric("pgr_member_observation_age_seconds", "gauge", "Age of what this node knows of the member.",
            _member_age),
-    Metric("pgr_primary_changes_total", "counter", "Events of the history by kind.", _changes),
+    Metric("pgr_history_events", "gauge", "Events of the history that is kept (the newest 200), by kind.", _changes),
     Metric("pgr_last_write_gap_seconds", "gauge", "Write gap of the newest change of primary that measured one.",
            _one(_last_gap)),
-    Metric("pgr_salvaged_bytes_total", "counter", "WAL of former primaries kept in DIR/salvage.",
+    Metric("pgr_salvaged_bytes", "gauge", "WAL of former primaries that the kept history says was saved to salvage.",
            _one(lambda s: sum(e.bytes_salvaged for e in s.history))),
     Metric("pgr_lease_seconds", "gauge", "Length of a lease.", _duration("lease_ms")),
     Metric("pgr_kill_bound_seconds", "gauge", "Bound from lease end until Postgres is gone.",

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from consensus import clusterwide
-from consensus.cluster import ClusterState, seat_of
+from consensus import clusterwide, tags
+from consensus.cluster import ClusterState
 from consensus.hold import PAUSE
 from consensus.membership import GONE, LEARNER, VOTER, WITNESS
 from consensus.membership import Member as LogMember
 from consensus.record import EpochStart, NodeRecord, Position
 from consensus.sightings import NOT_FENCED
+from consensus.tags import Tag
 from fencing.lease import MS, Timings
 from supervisor import configview, operating
 from supervisor.roles import Data, Local, Server, Step, View
@@ -41,6 +42,13 @@ class Facts:
     """Of a clone or rewind, for people."""
     problem: str = ""
     """Why Postgres has failed to start several times, for people; empty: it has not."""
+    lag_s: float | None = None
+    """Of replay, by the time of the last replayed commit; 0: all that was received is replayed."""
+    started: str = ""
+    replayed_at: str = ""
+    replay_paused: bool = False
+    https: bool = False
+    """This node's HTTP is TLS."""
     answered_ns: int = 0
     """When Postgres last answered."""
     pending: Mapping[str, str] = field(default_factory=dict)
@@ -94,6 +102,12 @@ def role_of(local: Local) -> str:
             return "starting" if local.server is Server.STARTING else "waiting"
 
 
+def leader_says(view: View, me: str, members: Mapping[str, Any]) -> str:
+    """On a follower: the leader's sentence, as it last told; empty: it told none, or this node leads."""
+    known = members.get(view.leader) if view.leader != me else None
+    return str(known["seen"].get("reason", "")) if known is not None else ""
+
+
 def state_of(local: Local, facts: Facts, running: Step) -> str:
     """The word for what Postgres does."""
     if local.witness:
@@ -139,6 +153,8 @@ def observation(
         "missing_hooks": list(facts.missing_hooks),
         "standbys_first": sorted(set(facts.pending) & set(FLOORED)), "reloaded": facts.reloaded,
         "config": view.cluster.config_index if view.cluster is not None else 0,
+        "lag_s": facts.lag_s, "started": facts.started, "replayed_at": facts.replayed_at,
+        "replay_paused": facts.replay_paused, "https": facts.https,
     }  # fmt: skip
 
 
@@ -164,8 +180,10 @@ def snapshot(
     now_ns: int,
     scheduling: Mapping[str, str],
     pgr_version: str,
+    own_tags: Mapping[str, Tag] | None = None,
 ) -> Snapshot:
-    """Everything the surfaces render. ``members``: name -> {seen, age_ms}, as the leader last told."""
+    """Everything the surfaces render. ``members``: name -> {seen, age_ms}, as the leader last told. ``own_tags``: as
+    this node was told; a load balancer is to see them also while there is no leader to put them into the log."""
     cluster = view.cluster or ClusterState()
     grant = cluster.grant
     holds = grant is not None and not grant.failed
@@ -174,7 +192,10 @@ def snapshot(
     newest = max((int(m["seen"].get("lsn", 0)) for m in members.values()), default=0)
     parameters = clusterwide.parameters(cluster.config)
     rows = tuple(
-        _member(m, members.get(m.name), group, primary, newest, local.me, parameters, fenced=m.name in cluster.fenced)
+        _member(
+            m, members.get(m.name), group, primary, newest, local.me, parameters, fenced=m.name in cluster.fenced,
+            tagged=tags.of(cluster, m.name) if m.name != local.me or own_tags is None else own_tags,
+        )
         for m in cluster.members
     )
     change = SyncGroup(cluster.change.new.names, cluster.change.new.k) if cluster.change is not None else None
@@ -230,6 +251,7 @@ def _member(
     parameters: Mapping[str, str],
     *,
     fenced: bool,
+    tagged: Mapping[str, Tag],
 ) -> Member:
     host, _, port = member.postgres.rpartition(":")
     seen = known["seen"] if known is not None else {}
@@ -269,6 +291,12 @@ def _member(
         aim=member.aim if member.aim != member.role else "",
         fenced=fenced,
         pending_restart=bool(seen.get("pending")),
+        lag_s=None if role == "primary" or not fresh else seen.get("lag_s"),
+        tags=tagged,
+        started=str(seen.get("started", "")),
+        replayed_at=str(seen.get("replayed_at", "")),
+        replay_paused=bool(seen.get("replay_paused")),
+        https=bool(seen.get("https")),
         pending=_pending(seen.get("pending", {}), parameters, role == "primary"),
     )
 
@@ -282,7 +310,7 @@ def _pending(running: Mapping[str, str], parameters: Mapping[str, str], primary:
 
 def degraded_words(cluster: ClusterState) -> str:
     """Fewer nodes have a commit when it is acknowledged than the settings want; empty: as many."""
-    wanted = cluster.rule(seat_of(m) for m in cluster.members if m.role == VOTER)
+    wanted = tags.wanted_rule(cluster)
     group = cluster.wanted_group
     if group.asynchronous or group.k >= wanted.k:
         return ""
@@ -324,6 +352,7 @@ def _warnings(cluster: ClusterState, rows: tuple[Member, ...], primary: Primary 
         found.append(f"unreachable: {', '.join(missing)}")
     if cluster.fenced:
         found.append(f"fenced, Postgres is kept down until `pgr unfence`: {', '.join(cluster.fenced)}")
+    found += _tag_warnings(cluster, primary)
     leaving = [m.name for m in cluster.members if m.aim.startswith(GONE) and primary and m.name == primary.name]
     if leaving:
         found.append(f"{leaving[0]} is to be removed and has become the primary since: it goes after `pgr switchover`")
@@ -336,6 +365,22 @@ def _warnings(cluster: ClusterState, rows: tuple[Member, ...], primary: Primary 
             found.append(f"{needed}, {len(live)} can, not {others}")
         elif len(live) == cluster.group.k:
             found.append("no spare standby: writes wait if one more node is lost")
+    return found
+
+
+def _tag_warnings(cluster: ClusterState, primary: Primary | None) -> list[str]:
+    found: list[str] = []
+    leads = primary.name if primary is not None else ""
+    never = [m.name for m in cluster.members if m.role == VOTER and not tags.priority_of(cluster, m.name)]
+    if leads in never:
+        found.append(f"{leads} is tagged nofailover and is the primary: it stays so until it is moved or lost")
+    able = [n for n in cluster.wanted_group.names if n not in never]
+    if never and leads and not [n for n in able if n != leads]:
+        found.append("nothing takes over when the primary is lost: every other node with a seat is tagged nofailover")
+    unwilling = [n for n in cluster.wanted_group.names if tags.of(cluster, n).get(tags.NOSYNC) is True and n != leads]
+    if unwilling and cluster.commit_mode != "async":
+        needed = "without it too few would have a second copy"
+        found.append(f"{', '.join(unwilling)} is tagged nosync and keeps its seat in the sync group: {needed}")
     return found
 
 

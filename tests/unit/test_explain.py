@@ -10,7 +10,9 @@ import pytest
 
 from consensus.cluster import ClusterState, Grant, Veto, seat_of
 from consensus.history import HistoryEvent
+from consensus.promotion import Obstacle
 from consensus.record import EpochStart, Position
+from consensus.tags import Tagged
 from supervisor import render
 from supervisor.explain import (
     FOUNDING,
@@ -165,6 +167,20 @@ def test_a_no_of_pre_promote_is_named_and_so_is_the_way_on() -> None:
     whys = {c.name: c.why for c in found.election.candidates}
     assert "its pre_promote hook said no (" in " ".join(whys.values())
     assert ask(agreed(history=EVENTS), term=6, silent="b").hints == ()
+
+
+def test_one_that_never_is_primary_is_named_and_so_is_the_way_out() -> None:
+    def tagged(*names: str) -> ClusterState:
+        members = [m for m in agreed(history=EVENTS).members if m.name in names]
+        return agreed(history=EVENTS, tagged=tuple(Tagged(seat_of(m), '{"nofailover":true}') for m in members))
+
+    found = ask(tagged("b", "c"))
+    assert found.election is not None
+    assert found.election.winners == ()
+    assert {c.name: c.why for c in found.election.candidates}["c"] == Obstacle.NOFAILOVER
+    (hint,) = found.hints
+    assert hint.startswith("take the tag `nofailover` out of the pgr.toml of b or c and reload it")
+    assert ask(tagged("c")).hints == (), "b can do without"
 
 
 def test_without_a_leader_it_says_what_it_knows_and_since_when() -> None:

@@ -17,7 +17,8 @@ from fencing.clock import now_ns
 from fencing.lease import MS
 from supervisor import health, healthserver
 from supervisor.health import answer, parse_bytes
-from supervisor.healthserver import Current, HealthServer, Request, parse_request
+from supervisor.healthserver import Current, HealthServer
+from supervisor.httpwire import Request, parse_request
 from supervisor.status import Snapshot
 from tests.unit.snapshots import NOW, A, B, snapshot
 
@@ -25,6 +26,10 @@ from tests.unit.snapshots import NOW, A, B, snapshot
 def b(state: str = "streaming", **changes: Any) -> Snapshot:
     """Seen from the standby b, whose own row changes."""
     return snapshot("b", state=state, members=(A, replace(B, state=state, **changes)))
+
+
+def post(path: str, headers: dict[str, str], length: int, content: bytes) -> Request:
+    return Request("POST", path, "", headers, length, content)
 
 
 PRIMARY, REPLICA = snapshot(), b()
@@ -65,7 +70,19 @@ CLOSED = replace(PRIMARY, opened=False)
         (REPLICA, "/replica?tag_zone=x&tag_nofailover=true", 200),
         (REPLICA, "/replica?tag_zone=y", 503),
         (REPLICA, "/replica?tag_other=x", 503),
-        (PRIMARY, "/primary?tag_zone=x", 503),
+        *[(PRIMARY, f"/{path}?tag_zone=x", 200) for path in ("", "primary", "leader", "read-write")],
+        *[(PRIMARY, f"/{path}?tag_zone=x", 503) for path in ("read-only", "read-only-sync", "health")],
+        *[(PRIMARY, f"/{path}?tag_zone=x", 200) for path in ("liveness", "readiness")],
+        (b(tags={"zone": "X", "big": True, "n": 3}), "/replica?tag_zone=X&tag_big=true&tag_n=3", 200),
+        (b(tags={"zone": "X"}), "/replica?tag_zone=x", 503),
+        (REPLICA, "/replica?tag_zone=", 200),
+        (REPLICA, "/replica?lag=&replication_state=&tag_x=", 200),
+        (REPLICA, "/replica?lag=231&lag=10MB", 503),
+        (REPLICA, "/read-only?tag_zone=x", 200),
+        (b(tags={"noloadbalance": True}), "/read-only", 503),
+        (b(tags={"noloadbalance": True}), "/readiness", 200),
+        *[(view, path, 503) for view in (PRIMARY, REPLICA) for path in ("/standby-leader", "/standby_leader")],
+        (b(sync="sync"), "/read-only-synchronous", 200),
         (b(lag_bytes=2 << 20), "/readiness", 503),
         (b(lag_bytes=2 << 20), "/readiness?lag=2MB", 200),
         (b(lag_bytes=2 << 20), "/readiness?mode=write", 200),
@@ -76,8 +93,8 @@ CLOSED = replace(PRIMARY, opened=False)
             (Snapshot("x"), path, 200)
             for path in ("/patroni", "/status", "/cluster", "/history", "/config", "/metrics")
         ],
-        (PRIMARY, "/nope", 404),
-        (PRIMARY, "/primary/x", 404),
+        (PRIMARY, "/nope", 503),
+        (PRIMARY, "/primary/x", 503),
     ],
 )
 def test_codes(view: Snapshot, target: str, status: int) -> None:
@@ -99,9 +116,30 @@ def test_cluster_speaks_patroni() -> None:
     assert (third["lag"], third["state"], "api_url" in third) == ("unknown", "unreachable", False)
 
 
+def test_what_is_only_said_when_it_holds() -> None:
+    lone = body(replace(PRIMARY, primary=None, paused=True, role="waiting", state="stopped"), "/patroni")
+    assert (lone["cluster_unlocked"], lone["pause"]) == (True, True)
+    assert (lone["role"], lone["state"]) == ("replica", "stopped")
+    assert not {"xlog", "timeline", "server_version", "tags", "pending_restart"} & set(lone)
+    one = body(b(started="2026-11-22 20:00:00.5+00:00", replayed_at="2026-11-22 21:00:00.5+00:00"), "/patroni")
+    assert one["postmaster_start_time"] == "2026-11-22 20:00:00.5+00:00"
+    assert one["xlog"]["replayed_timestamp"] == "2026-11-22 21:00:00.5+00:00"
+    assert body(b("cloning"), "/patroni")["state"] == "creating replica"
+
+
+def test_the_scheme_of_a_member_is_its_own() -> None:
+    rows = body(snapshot(members=(A, replace(B, https=True))), "/cluster")["members"]
+    assert [row["api_url"].partition(":")[0] for row in rows] == ["http", "https"]
+
+
 def test_patroni_and_history() -> None:
     found = body(REPLICA, "/patroni")
     assert (found["state"], found["role"], found["server_version"]) == ("running", "replica", 180006)
+    assert found["pending_restart"] is True
+    assert found["tags"] == {"zone": "x", "nofailover": True}
+    assert not {"pause", "cluster_unlocked"} & set(found), "Patroni has these only while they hold"
+    assert found["xlog"]["paused"] is False
+    assert found["xlog"]["replayed_timestamp"] is None
     assert found["replication_state"] == "streaming"
     assert found["xlog"]["replayed_location"] == 0x3000060
     assert found["pgr"]["explanation"]
@@ -139,7 +177,18 @@ def test_no_sizes(text: str) -> None:
         (b"get / HTTP/1.1\r\n\r\n", 400),
         (b"GET http://x/ HTTP/1.1\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nA: \x00\r\n\r\n", 400),
-        (b"POST /switchover HTTP/1.1\r\n\r\n{}", 405),
+        (b"POST /switchover HTTP/1.1\r\n\r\n{}", Request("POST", "/switchover", "")),
+        (b"POST /x HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}GET /", post("/x", {"content-length": "2"}, 2, b"{}")),
+        (b"POST /x HTTP/1.1\nContent-Length:\t 2\n\n{", post("/x", {"content-length": "2"}, 2, b"{")),
+        (b"POST /x HTTP/1.1\r\nContent-Length: 65537\r\n\r\n", 413),
+        (b"POST /x HTTP/1.1\r\nContent-Length: 99999999999999\r\n\r\n", 413),
+        (b"POST /x HTTP/1.1\r\nContent-Length: -1\r\n\r\n", 400),
+        (b"POST /x HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n{", 400),
+        (b"POST /x HTTP/1.1\r\nAuthorization: a\r\nauthorization: b\r\n\r\n", 400),
+        (b"POST /x HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n", 411),
+        (b"POST /x HTTP/1.1\r\nA: b\r\n folded\r\n\r\n", 400),
+        (b"POST /x HTTP/1.1\r\nA : b\r\n\r\n", 400),
+        (b"POST /x HTTP/1.1\r\nno colon\r\n\r\n", 400),
         (b"BREW / HTTP/1.1\r\n\r\n", 501),
         (b"GET / HTTP/1.1\r\nA: " + b"x" * 8192, 431),
         (b"x" * 8192, 431),

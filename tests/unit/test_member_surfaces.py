@@ -129,8 +129,9 @@ def test_a_load_balancer_may_send_reads_to_a_learner_and_nothing_to_a_witness() 
     assert codes("w") == [503, 503, 503, 503]
     assert answer(picture(FOUR, "w"), "/liveness", "", NOW).status == 200
     assert json.loads(answer(picture(FOUR, "c"), "/patroni", "", NOW).body)["role"] == "replica"
-    rows = json.loads(answer(picture(FOUR), "/cluster", "", NOW).body)["members"]
-    assert [row["role"] for row in rows] == ["leader", "sync_standby", "replica", "witness"]
+    found = json.loads(answer(picture(FOUR), "/cluster", "", NOW).body)
+    assert [row["role"] for row in found["members"]] == ["leader", "sync_standby", "replica"]
+    assert found["witnesses"] == ["w"]
 
 
 def test_the_list_for_people_and_for_programs() -> None:
