@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from consensus.operations import Scheduled
 from consensus.positions import NoPosition
 from consensus.record import Position
 from fencing.lease import MS
@@ -28,6 +29,11 @@ class Campaigning:
     """Index of the open change of the sync group, and since when this leader knows of it."""
     short_since_ns: int = 0
     """Fewer than k of the sync group have streamed since; 0: enough do."""
+    turn_seen: tuple[tuple[int, int, int], int] = ((0, 0, 0), 0)
+    """How far the restart under way has come (its index, how many are done, whose turn), and since when."""
+    begun: tuple[int, Scheduled] | None = None
+    """Index of the entry with which this leader has begun what was scheduled; it is carried out once that is
+    committed."""
     sentence: str = ""
 
     def told(self) -> dict[str, tuple[int, int, int, str]]:

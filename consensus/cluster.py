@@ -18,6 +18,13 @@
 | `reinit/1` | a person wants this node's copy made anew | the leader |
 | `rebuilt/1` | the copy that this `reinit/1` asked for is made and proven | that node, through the leader |
 | `config/1` | cluster-wide settings are set or unset; void if another such entry came before it | the leader |
+| `restart/1` | a person wants the Postgres of these nodes restarted, one at a time; void while another such is under way | the leader |
+| `turn/1` | it is this node's turn in it; of the primary also who is to be primary then (itself: in place) | the leader |
+| `restarted/1` | its Postgres was started after its turn was said, and is back | that node, through the leader |
+| `halt/1` | the rest of a restart is left as it is, and why | the leader |
+| `schedule/1` | a switchover or a restart is to be carried out at this time; void if something is scheduled | the leader |
+| `unschedule/1` | what was scheduled is begun, or will not be: cancelled, or its time has passed | the leader |
+| `reload/1` | these nodes are to read their files again | the leader |
 | `event/1` | something worth remembering (salvage, clone, ...) | any node, through the leader |
 
 An entry of an unknown kind stops the node: it was written by a newer version.
@@ -30,9 +37,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from consensus import clusterwide
+from consensus import clusterwide, operations
 from consensus.membership import VOTER, Member
 from consensus.messages import Entry
+from consensus.operations import Operations
 from consensus.record import EpochStart, Position
 
 HISTORY_KEPT_MAX = 200
@@ -90,6 +98,8 @@ class Grant(NamedTuple):
     opened: bool = False
     failed: str = ""
     """Why the grant ended before another one; empty while it holds."""
+    lease_lost: bool = False
+    """It failed for want of a lease and nothing else: pgr ended a Postgres that was well."""
 
 
 class Reinit(NamedTuple):
@@ -136,6 +146,8 @@ class ClusterState:
     """Whom a person wants as the next primary."""
     wish_loss: bool = False
     """A person accepts that the next primary may lack acknowledged commits."""
+    wished: bool = False
+    """A person asked for a switchover or failover since the newest grant."""
     fenced: tuple[str, ...] = ()
     """Whose Postgres a person keeps down; sorted."""
     reinits: tuple[Reinit, ...] = ()
@@ -146,6 +158,7 @@ class ClusterState:
     """Cluster-wide settings that are set (clusterwide.py), canonical JSON; what is absent has its default."""
     config_index: int = 0
     """Of the newest `config/1` entry that counted; 0: as founded."""
+    ops: Operations = Operations()
 
     @property
     def granted(self) -> int:
@@ -289,7 +302,7 @@ def _promoted(state: ClusterState, entry: Entry, body: dict[str, Any]) -> Cluste
     if body["term"] != entry.term or (newest is not None and newest.term >= entry.term):
         return state
     grant = Grant(entry.term, str(body["node"]), Position(*body["upper"]), int(body["timeline"]))
-    state = replace(state, grants=(*state.grants, grant), wish_to="", wish_loss=False)
+    state = replace(state, grants=(*state.grants, grant), wish_to="", wish_loss=False, wished=False)
     return _remember(state, body, "promoted", grant.term, grant.node, str(body["reason"]))
 
 
@@ -301,7 +314,7 @@ def _failed(state: ClusterState, entry: Entry, body: dict[str, Any]) -> ClusterS
     grant = state.grant
     if grant is None or grant.term != body["term"] or grant.failed:
         return state
-    state = _change_grant(state, body, failed=str(body["reason"]))
+    state = _change_grant(state, body, failed=str(body["reason"]), lease_lost=body.get("lease_lost") is True)
     return _remember(state, body, "failed", grant.term, grant.node, str(body["reason"]))
 
 
@@ -370,7 +383,7 @@ def _wish(state: ClusterState, entry: Entry, body: dict[str, Any]) -> ClusterSta
     newest = state.grant.term if state.grant is not None else 0
     if body.get("after", newest) != newest:
         return state  # overtaken by a grant: it must not wait for the next loss of a primary
-    state = replace(state, wish_to=str(body["to"]), wish_loss=bool(body["accept_data_loss"]))
+    state = replace(state, wish_to=str(body["to"]), wish_loss=bool(body["accept_data_loss"]), wished=True)
     who, given_up = str(body.get("by", "")), str(body.get("given_up", ""))
     text = "was asked for" + (f" by {who}" if who else "")
     text += (", accepting data loss" if state.wish_loss else "") + (f"; given up: {given_up}" if given_up else "")
@@ -400,6 +413,13 @@ def _rebuilt(state: ClusterState, entry: Entry, body: dict[str, Any]) -> Cluster
     if left == state.reinits:
         return state
     return _remember(replace(state, reinits=left), body, "reinit", entry.term, str(body["node"]), "has its new copy")
+
+
+def _operation(state: ClusterState, entry: Entry, body: dict[str, Any]) -> ClusterState:
+    found = operations.apply(state.ops, entry, body)
+    if found is None:
+        return state
+    return _remember(replace(state, ops=found.ops), body, found.kind, entry.term, found.node, found.text)
 
 
 def _asked_by(body: dict[str, Any]) -> str:
@@ -436,6 +456,7 @@ _KINDS: dict[str, Callable[[ClusterState, Entry, dict[str, Any]], ClusterState]]
     "rebuilt/1": _rebuilt,
     "config/1": _config,
     "event/1": _event,
+    **dict.fromkeys(operations.KINDS, _operation),
 }
 
 
@@ -459,8 +480,9 @@ def load(data: str) -> ClusterState:
     body["removed"] = tuple(Seat(*seat) for seat in body["removed"])
     body["fenced"] = tuple(body.get("fenced", ()))
     body["reinits"] = tuple(Reinit(Seat(*seat), index) for seat, index in body.get("reinits", ()))
+    body["ops"] = operations.load(body.get("ops"))
     body["grants"] = tuple(
-        Grant(g[0], g[1], Position(*g[2]), g[3], tuple(EpochStart(*e) for e in g[4]), g[5], g[6])
+        Grant(g[0], g[1], Position(*g[2]), g[3], tuple(EpochStart(*e) for e in g[4]), *g[5:])
         for g in body["grants"]
     )
     body["history"] = tuple(HistoryEvent(*h) for h in body["history"])

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from consensus import hold
 from consensus.cluster import Change, ClusterState, Grant
 from consensus.membership import WITNESS, Member
 from consensus.positions import NoPosition
@@ -262,6 +263,8 @@ def _why(s: Situation, member: Member, known: Report, wins: bool, winners: list[
         return _why_it_wins(s, member.name, winners)
     held = {n: s.promises[n] for n, obstacle in found.items() if obstacle is None}
     mine, best = held[member.name], max(p for p in held.values() if isinstance(p, Position))
+    if not winners and hold.held(s.state, member.name):
+        return "could be primary, but the cluster is paused"
     if not winners:
         return "could be primary, if what is missing were not"
     if s.state.wish_to in winners:

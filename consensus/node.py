@@ -11,12 +11,13 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from consensus import changes, requests
+from consensus import changes, operate, requests
 from consensus.addressbook import AddressBook
 from consensus.addressbook import Entry as Address
 from consensus.campaign import Campaigning
 from consensus.changes import Facts, MakeWay, Proposal, Refusal
 from consensus.cluster import ClusterState, Grant, Seat, apply, canonical, dump, found, load, seat_of
+from consensus.comeback import NOBODY, begun
 from consensus.effects import Effect, Removed, Save, Send, SendStranger, Tell, TellLease
 from consensus.founding import (
     Greeting,
@@ -29,16 +30,7 @@ from consensus.founding import (
     stranger_message,
 )
 from consensus.membership import Member
-from consensus.messages import (
-    Forward,
-    ForwardResp,
-    Hello,
-    Observation,
-    PeerMessage,
-    PromiseReq,
-    PromiseResp,
-    Snapshot,
-)
+from consensus.messages import Forward, ForwardResp, Hello, Observation, PeerMessage, PromiseReq, PromiseResp
 from consensus.positions import NoPosition
 from consensus.promotion import (
     GRACE_MS,
@@ -52,18 +44,7 @@ from consensus.promotion import (
     decide,
     quorum_promised,
 )
-from consensus.raft import (
-    Compact,
-    Event,
-    Propose,
-    Raft,
-    Ready,
-    Received,
-    Release,
-    Role,
-    StepDown,
-    Tick,
-)
+from consensus.raft import Compact, Event, Propose, Raft, Ready, Received, Release, Role, StepDown, Tick
 from consensus.reconfigure import Asked
 from consensus.record import EpochStart, Identity, NodeRecord, Position
 from consensus.sightings import Sightings
@@ -89,8 +70,9 @@ class Node:
         self.identity, self.record, self.raft, self.timings = identity, record, raft, timings
         self.token, self.wall_clock = token, wall_clock
         self.me, self.mine = identity.name, mine
-        self.cluster = _initial_state(identity, raft.log.snapshot)
-        self.applied = raft.log.snapshot.index
+        kept = raft.log.snapshot
+        self.cluster = load(kept.data) if kept.index else found(identity.charter, identity.cluster_id)
+        self.applied = kept.index
         self.notes: Campaigning | None = None
         self.wanted = 0
         self.answer: PromiseResp | None = None
@@ -107,6 +89,7 @@ class Node:
         self.book = AddressBook()
         self.handed_to: dict[str, int] = {}
         """Whom this node gave way to so that they take the grant, and after which grant that was."""
+        self.comeback = NOBODY
         for entry in raft.log.between(self.applied + 1, raft.commit):
             self.cluster = apply(self.cluster, entry)
         self.applied = max(self.applied, raft.commit)
@@ -125,13 +108,19 @@ class Node:
     def tick(self, now_ns: int) -> list[Effect]:
         if now_ns >= self.raft.wakeup_ns:
             leads = self.raft.role is Role.LEADER
-            if leads or not self._parent_silent(now_ns):
+            if leads or not self._unfit(now_ns):
                 self._raft(Tick(), now_ns)
         return self._finish(now_ns)
 
     def _parent_silent(self, now_ns: int) -> bool:
         """Only among several: a lone node has nobody to make way for."""
         return len(self.cluster.members) > 1 and now_ns - self.parent_heard_ns > PARENT_SILENT_MS * MS
+
+    def _unfit(self, now_ns: int) -> bool:
+        """May it neither campaign nor, for long, lead? With its parent silent, or something of Postgres left that does
+        not die (a disk that hangs): it could neither promise nor give its lease up before that is gone."""
+        stuck = self.sightings.unfenced_ms(now_ns) > self.timings.election_ms and len(self.cluster.members) > 1
+        return stuck or self._parent_silent(now_ns)
 
     def peer(self, src: str, message: PeerMessage, now_ns: int) -> list[Effect]:
         """A message from a member; the host has checked cluster id, incarnation and addressee."""
@@ -238,8 +227,8 @@ class Node:
     @property
     def wakeup_ns(self) -> int:
         """When `tick` is due next."""
-        silent = self.raft.role is not Role.LEADER and self._parent_silent(self.turned_at_ns)
-        times = [self.observe_at_ns] if silent else [self.raft.wakeup_ns, self.observe_at_ns]
+        unfit = self.raft.role is not Role.LEADER and self._unfit(self.turned_at_ns)
+        times = [self.observe_at_ns] if unfit else [self.raft.wakeup_ns, self.observe_at_ns]
         notes = self.notes
         # Only what `_conduct` will act on, and move on: a time that stays in the past would make the host spin.
         if notes is not None and notes.term == self.raft.term and self._undecided(notes):
@@ -326,10 +315,11 @@ class Node:
         return effects
 
     def _conduct(self, notes: Campaigning, now_ns: int) -> None:
-        if self._parent_silent(now_ns):
+        if self._unfit(now_ns):
             # Also as primary: a frozen parent cannot demote, so the lease has to end and the watchdog to act.
             self._raft(StepDown(), now_ns)
             return
+        operate.conduct(self, notes, now_ns, requests.carry_out)
         if self.granted() is not None and not notes.handed_over and notes.handing_over_to is None:
             self._reform(notes, now_ns)
         if self.granted() is not None or notes.handed_over:
@@ -406,6 +396,7 @@ class Node:
         return Situation(
             self.me, notes.term, self.tip(), notes.promises, connected, waited_ms,
             last_known=self.sightings.last_known(self.cluster.grant), in_vain=in_vain,
+            comeback_ms=self.comeback.left_ms(self.cluster, self.me, now_ns),
         )  # fmt: skip
 
     def _act(self, notes: Campaigning, decision: Decision, now_ns: int) -> None:
@@ -462,6 +453,8 @@ class Node:
         if epoch >= 0 and self.record.promised < term:
             self.record = self.record._replace(promised=term)
             self.effects.append(Save(Write(record=self.record)))
+        if body.get("gave_up") is True:
+            self.comeback = NOBODY
         self.answer = PromiseResp(term, epoch, int(body["lsn"]), str(body["reason"]))
         if self.raft.role is Role.LEADER and self.notes is not None:
             known = Position(epoch, self.answer.lsn) if epoch >= 0 else NoPosition(self.answer.reason)
@@ -492,10 +485,13 @@ class Node:
         planned = notes.handing_over_to
         if planned is None:
             failed = {"term": self.raft.term, "reason": str(body["reason"]), "at": str(body["at"])}
+            failed |= {"lease_lost": body.get("lease_lost") is True}
             self._raft(Propose("failed/1", canonical(failed)), now_ns)
         notes.handed_over = True
         notes.handing_over_to = None
-        self._raft(Release(planned or self.sightings.furthest(self.cluster.members, now_ns)), now_ns)
+        self.comeback = begun(self.cluster, body, now_ns) if planned is None else NOBODY
+        furthest = "" if self.comeback.after else self.sightings.furthest(self.cluster.members, now_ns)
+        self._raft(Release(planned or furthest), now_ns)
 
     # -- requests ------------------------------------------------------------------------------------------------
 
@@ -518,6 +514,7 @@ class Node:
 
     def wish(self, kind: str, to: str, now_ns: int, *, accept_loss: bool, **more: Any) -> None:
         """In the log, so that whoever leads next knows it too. ``more``: who asked, and what is given up."""
+        self.comeback = NOBODY
         after = self.cluster.grant.term if self.cluster.grant is not None else 0
         body = {"kind": kind, "to": to, "accept_data_loss": accept_loss, "after": after, "at": self.wall_clock()}
         self._raft(Propose("wish/1", canonical(body | more)), now_ns)
@@ -594,7 +591,3 @@ class Node:
         if lease.until_ns and lease != self.told_lease:
             self.told_lease = lease
             self.effects.append(lease)
-
-
-def _initial_state(identity: Identity, snapshot: Snapshot) -> ClusterState:
-    return load(snapshot.data) if snapshot.index else found(identity.charter, identity.cluster_id)

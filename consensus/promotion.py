@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from consensus import hold
 from consensus.cluster import Change, ClusterState, Grant, SyncGroup, seat_of
 from consensus.membership import VOTER, WITNESS, Member
 from consensus.positions import NoPosition
@@ -50,6 +51,9 @@ class Situation:
     """Asynchronous mode: the newest position the leader has heard of the last primary."""
     in_vain: frozenset[str] = frozenset()
     """Whom this node has handed over to since the newest grant, and here it leads again."""
+    comeback_ms: int = 0
+    """This leader was the last primary, its Postgres went down, and it is to come back itself: so long it is waited for
+    (comeback.py); 0: it is not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,9 +166,14 @@ def decide(s: Situation) -> Decision:
     """The next step of the caretaker."""
     if not s.state.system_identifier:
         return _to_be_created(s)
+    again = hold.stays(s.state)
+    if again:
+        s = replace(s, state=replace(s.state, wish_to=again))
     quorums = required(s.state)
     if not quorum_promised(s):
         return _not_enough(s, quorums)
+    if s.comeback_ms > 0 and not isinstance(s.promises.get(s.me), Position):
+        return Wait(f"the Postgres of {s.me} went down and is started again in place (on_primary_crash = restart)")
     seated = frozenset[str]().union(*(q.seated for q in quorums))
     positions = _held(s, quorums)
     silent = [n for n in s.connected & seated if n not in positions]
@@ -182,10 +191,14 @@ def decide(s: Situation) -> Decision:
         if s.waited_ms < GRACE_MS:
             return Wait("waiting a moment for the others, else the change of the sync group is turned back")
         return TurnBack(change, "those who are up can do without the change, and not with it")
+    restarts = hold.waits_for(s.state)
+    if restarts and not isinstance(s.promises.get(restarts), Position):
+        return Wait(f"{restarts} is being restarted in place and is waited for")
     winner = _choose(s)
     if winner is None:
         return Wait("no node that may be primary holds every acknowledged commit")
-    return _won(s, winner, silent)
+    held = hold.held(s.state, winner)
+    return Wait(held) if held else _won(s, winner, silent)
 
 
 def _won(s: Situation, winner: str, silent: list[str]) -> Decision:
@@ -358,7 +371,7 @@ def _choose(s: Situation) -> str | None:
         return None
     best = max(able[n] for n in fit)
     # With quorum commit every fit node holds all that was acknowledged; without it only the best one may.
-    wished = s.state.wish_to
+    wished = s.state.wish_to or (s.me if s.comeback_ms > 0 else "")
     if wished in fit and (not s.state.asynchronous or s.state.wish_loss or able[wished] == best):
         return wished
     leaving = {m.name for m in s.state.members if m.aim != m.role}

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from consensus import changes, reconfigure
+from consensus import changes, operate, reconfigure
 from consensus.changes import Refusal
 from consensus.cluster import ClusterState, canonical
 from consensus.effects import Send
@@ -24,6 +24,7 @@ from consensus.forecast import (
 )
 from consensus.membership import VOTER
 from consensus.messages import ForwardResp
+from consensus.operate import successor, who
 from consensus.promotion import Decision, Wait, decide
 from consensus.reconfigure import Answer, Asked, refused
 from consensus.record import Position
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
 
 def handle(node: Node, src: str, request_id: str, name: str, body: dict[str, Any], now_ns: int) -> None:
     """At the leader, for the node ``src``: the answer now, or once the parent has given its word."""
-    if name == "config.set":
+    if name in ("config.set", "pause", "resume"):
+        body = body if name == "config.set" else operate.pausing(name, body)
         answer = reconfigure.ask(node, Asked(src, request_id, body), now_ns)
     else:
         answer = carry_out(node, name, body, now_ns)
@@ -42,7 +44,6 @@ def handle(node: Node, src: str, request_id: str, name: str, body: dict[str, Any
         _reply(node, src, request_id, answer)
 
 MOVES = ("switchover", "failover")
-WHO_MAX = 100
 
 
 def checked(node: Node, token: str, body: dict[str, Any], now_ns: int) -> None:
@@ -66,6 +67,9 @@ def carry_out(node: Node, name: str, body: dict[str, Any], now_ns: int) -> Answe
         case "propose":
             node.propose_or_forward(str(body["kind"]), body["body"], now_ns)
             return True, {}
+        case "switchover" if body.get("at") and not body.get("dry_run"):
+            ok, answer = _move(node, name, body, now_ns, act=False)
+            return operate.schedule(node, name, body, now_ns) if ok else (ok, answer)
         case "switchover" | "failover":
             return _dry(node, name, body, now_ns) if body.get("dry_run") else _move(node, name, body, now_ns, act=True)
         case "member.add" | "member.remove" | "member.replace":
@@ -76,6 +80,8 @@ def carry_out(node: Node, name: str, body: dict[str, Any], now_ns: int) -> Answe
             return _unfence(node, body, now_ns)
         case "reinit":
             return _reinit(node, body, now_ns)
+        case name if name in operate.REQUESTS:
+            return operate.request(node, name, body, now_ns)
         case _:
             return refused(64, f"unknown request {name}", "use a pgr of the same version")
 
@@ -108,11 +114,11 @@ def _outcome(node: Node, name: str, body: dict[str, Any], now_ns: int) -> Foreca
     """Of a switchover everybody takes part, the primary after a clean stop; else whoever is up, as in any election."""
     state, reports = _known(node, now_ns)
     to, accept_loss = str(body.get("to") or ""), bool(body.get("accept_data_loss"))
-    state = replace(state, wish_to=to, wish_loss=name == "failover" and accept_loss)
+    state = replace(state, wish_to=to, wish_loss=name == "failover" and accept_loss, wished=True)
     leaders = [node.me] if node.notes is not None and node.granted() is None else []
     primary = node.granted()
     if primary is not None:
-        target, _ = _successor(node, to, now_ns)
+        target, _ = successor(node, to, now_ns)
         state, leaders = replace(state, wish_to=target, wish_loss=False), []
         reports = after_a_clean_stop(reports, primary.node)
     return forecast(
@@ -148,20 +154,13 @@ def _move(node: Node, name: str, body: dict[str, Any], now_ns: int, *, act: bool
         return refused(64, f"{to} is the primary already", "name another member")
     if to in node.cluster.fenced:
         return refused(78, f"{to} is fenced: a person keeps its Postgres down", f"first `pgr unfence {to}`")
-    target, problem = _successor(node, to, now_ns)
+    target, problem = successor(node, to, now_ns)
     if problem:
         return refused(75, problem, "see `pgr status`; wait until the standby streams again")
     if act:
-        node.wish(name, target, now_ns, accept_loss=False, by=_who(body))
+        node.wish(name, target, now_ns, accept_loss=False, by=who(body))
         notes.handing_over_to = target
     return True, {"from": node.me, "to": target, "term": node.raft.term}
-
-
-def _successor(node: Node, to: str, now_ns: int) -> tuple[str, str]:
-    """Who is to take over from this primary, and what speaks against it; an empty string: nothing."""
-    able = (m for m in node.cluster.members if m.role == VOTER and m.name not in node.cluster.fenced)
-    target = to or node.sightings.furthest(able, now_ns)
-    return target, node.sightings.unfit(target, node.raft.term, now_ns)
 
 
 def _failover(node: Node, to: str, body: dict[str, Any], now_ns: int, *, act: bool, accept_loss: bool) -> Answer:
@@ -176,7 +175,7 @@ def _failover(node: Node, to: str, body: dict[str, Any], now_ns: int, *, act: bo
         return refused(78, decision.reason, hint)
     if act:
         given_up = _given_up(node, decision, to, now_ns) if accept_loss else ""
-        node.wish("failover", to, now_ns, accept_loss=accept_loss, by=_who(body), given_up=given_up)
+        node.wish("failover", to, now_ns, accept_loss=accept_loss, by=who(body), given_up=given_up)
     return True, {"from": "", "to": to, "term": node.raft.term}
 
 
@@ -199,25 +198,20 @@ def _given_up(node: Node, decision: Decision, to: str, now_ns: int) -> str:
     return "; ".join(words)
 
 
-def _who(body: dict[str, Any]) -> str:
-    """Who asked, as far as their `pgr` knew; printable, and not longer than a line."""
-    return "".join(ch for ch in str(body.get("by") or "") if ch.isprintable())[:WHO_MAX]
-
-
 def _member(node: Node, name: str, body: dict[str, Any], now_ns: int) -> Answer:
     if node.granted() is None:
         hint = "see `pgr status`; members change only while there is a primary"
         return refused(75, "there is no primary at the moment", hint)
-    tip, facts, who = node.tip(), node.facts(now_ns), str(body["name"])
+    tip, facts, whom = node.tip(), node.facts(now_ns), str(body["name"])
     if name == "member.add":
-        answer = changes.aim_at(tip, facts, who, str(body["role"]))
+        answer = changes.aim_at(tip, facts, whom, str(body["role"]))
     else:
-        answer = changes.remove(tip, facts, who, str(body.get("by") or ""))
+        answer = changes.remove(tip, facts, whom, str(body.get("by") or ""))
     if isinstance(answer, Refusal):
         return refused(answer.code, answer.reason, answer.hint)
     if not node.propose_change(answer, now_ns):
         return refused(75, "another change is under way", "ask again in a moment")
-    return True, {"name": who, "term": node.raft.term}
+    return True, {"name": whom, "term": node.raft.term}
 
 
 # -- a node's Postgres kept down, a copy made anew ---------------------------------------------------------------------
@@ -233,7 +227,7 @@ def _fence(node: Node, body: dict[str, Any], now_ns: int) -> Answer:
     if notes is None or grant is None or not grant.opened:
         problem = "there is no primary at the moment, and without this node there may be none to come"
     elif name == node.me:
-        target, problem = _successor(node, "", now_ns)
+        target, problem = successor(node, "", now_ns)
         problem = problem and f"{name} is the primary, and nobody can take over: {problem}"
     if problem and not force:
         return refused(78, problem, "bring another one up first; `--force` does it nevertheless: no node may be left")
@@ -242,7 +236,7 @@ def _fence(node: Node, body: dict[str, Any], now_ns: int) -> Answer:
         return refused(answer.code, answer.reason, answer.hint)
     _propose(node, answer, body, now_ns)
     if notes is not None and target and not problem:
-        node.wish("switchover", target, now_ns, accept_loss=False, by=_who(body))
+        node.wish("switchover", target, now_ns, accept_loss=False, by=who(body))
         notes.handing_over_to = target
     return True, {"name": name, "term": node.raft.term}
 
@@ -267,4 +261,4 @@ def _reinit(node: Node, body: dict[str, Any], now_ns: int) -> Answer:
 
 
 def _propose(node: Node, proposal: changes.Proposal, body: dict[str, Any], now_ns: int) -> None:
-    node.propose_or_forward(proposal.kind, proposal.body | {"by": _who(body), "at": node.wall_clock()}, now_ns)
+    node.propose_or_forward(proposal.kind, proposal.body | {"by": who(body), "at": node.wall_clock()}, now_ns)

@@ -11,6 +11,9 @@ from consensus.membership import VOTER, Member
 from consensus.record import Position
 from fencing.lease import MS
 
+NOT_FENCED = "not fenced"
+"""State of an observation: Postgres is to be gone, and something of it is left that does not die."""
+
 
 class Sightings:
     """``alive_ms``: one that has been silent for so long does not count as connected."""
@@ -23,6 +26,7 @@ class Sightings:
         """The newest epoch in which a node was primary, and how far its WAL was then known to go."""
         self.promised: dict[str, tuple[int, int, int, str]] = {}
         """To the leader, while it has not decided: ``(term, epoch, lsn, reason)``; epoch -1: no position."""
+        self._unfenced_since_ns = 0
 
     def hear(self, name: str, now_ns: int) -> None:
         self._heard[name] = now_ns
@@ -46,6 +50,10 @@ class Sightings:
         self._keep(self.me, data, now_ns)
         return changed
 
+    def unfenced_ms(self, now_ns: int) -> int:
+        """For how long this node's parent has not got rid of its Postgres; 0: nothing is left that should not be."""
+        return (now_ns - self._unfenced_since_ns) // MS if self._unfenced_since_ns else 0
+
     def take_in(self, name: str, data: str, now_ns: int) -> None:
         """What a member says of itself to the leader."""
         self._keep(name, data, now_ns)
@@ -53,6 +61,8 @@ class Sightings:
     def _keep(self, name: str, data: str, at_ns: int) -> None:
         self._said[name] = (data, at_ns)
         seen = json.loads(data)
+        if name == self.me:
+            self._unfenced_since_ns = (self._unfenced_since_ns or at_ns) if seen.get("state") == NOT_FENCED else 0
         if seen.get("role") == "primary":
             reached = (int(seen.get("epoch", -1)), int(seen.get("lsn", 0)))
             self._reached[name] = max(reached, self._reached.get(name, (-1, 0)))

@@ -436,7 +436,7 @@ class AdminClient:
             self._dealer.ipv6 = any(":" in each for each in found)
             _harden(self._dealer)
             _use_key(self._dealer, key)
-            self._monitor = _monitor_of(self._context, self._dealer, _FAILED_MASK, 0)
+            self._monitor = _monitor_of(self._context, self._dealer, _FAILED_MASK | zmq.EVENT_DISCONNECTED, 0)
             self._dealer.immediate = 1  # with several addresses the request waits for the one that answers
             for numeric in found:
                 self._dealer.connect(_endpoint(numeric, address[1]))
@@ -474,7 +474,10 @@ class AdminClient:
             if self._dealer in ready:
                 return
             for event, value in _drain(self._monitor):
-                self._refused = _reason(event, value)
+                if event != zmq.EVENT_DISCONNECTED:
+                    self._refused = _reason(event, value)
+                elif what == zmq.POLLIN:
+                    raise AdminError(f"{self._where}: the connection has ended meanwhile")
             if left_ms <= 0:
                 why = self._refused or "is it running, and can it be reached from here?"
                 raise AdminError(f"no answer from {self._where}: {why}")

@@ -13,7 +13,7 @@ import signal
 import sys
 import traceback
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from fencing import deadman as machine
 from fencing import realtime
 from fencing.clock import now_ns
 from fencing.deadman import Phase
+from fencing.hardware import DEVICE, MODES, OFF, Hardware
 from fencing.kill import FenceReport, ProcessId, alive, fence
 from fencing.lease import MS, PROFILES, Timings
 from fencing.timer import Alarm, ClockWatch
@@ -52,6 +53,10 @@ class WatchdogConfig:
     """Guards against a recycled parent_pid; 0 leaves that out."""
     cgroup: Path | None = None
     """A v2 group that holds Postgres and nothing else."""
+    device: str = DEVICE
+    """Of the hardware watchdog."""
+    mode: str = OFF
+    """Whether it is used: see `fencing.hardware.MODES`."""
 
 
 class BadBody(ValueError):
@@ -62,10 +67,7 @@ def run(config: WatchdogConfig) -> int:
     """Guard until the parent says so or is gone; the exit code: 0; 70 after a bug (everything fenced
     first); 69 if it could not start (its socket, its timers), with the reason in the log."""
     _become_watchdog()
-    config = WatchdogConfig(
-        config.run_dir.absolute(), config.pgdata.absolute(), config.parent_pid, config.timings,
-        config.parent_start_ticks, config.cgroup,
-    )  # fmt: skip
+    config = replace(config, run_dir=config.run_dir.absolute(), pgdata=config.pgdata.absolute())
     os.chdir("/")  # or we might have PGDATA as our working directory, which is for Postgres
     try:
         watchdog = Watchdog(config)
@@ -79,7 +81,8 @@ def run(config: WatchdogConfig) -> int:
         return watchdog.loop()
     except BaseException:
         log("watchdog.bug", traceback=traceback.format_exc())
-        _last_stand(config, watchdog.postmaster())
+        if _last_stand(config, watchdog.postmaster()):
+            watchdog.hardware.stop()
         return BUG
     finally:
         watchdog.close()
@@ -106,7 +109,12 @@ class Watchdog:
         self.socket.setsockopt(zmq.ROUTER_HANDOVER, 1)  # a restarted raft child is `raft` at once
         self.socket.bind(f"ipc://{self.path}")
         self.parent_fd = self._open_parent()
-        log("watchdog.started", scheduling=self.scheduling, memory_locked=locked, oom_spared=spared)
+        self.hardware = Hardware(config.device, config.mode, config.timings)
+        self.hardware.probe()
+        log(
+            "watchdog.started", scheduling=self.scheduling, memory_locked=locked, oom_spared=spared,
+            hardware=self.hardware.state,
+        )  # fmt: skip
         realtime.quiet_gc()
 
     def _open_parent(self) -> int | None:
@@ -159,11 +167,25 @@ class Watchdog:
     def _receive(self, sender: bytes, frame: Frame) -> None:
         if sender == PARENT and not self.greeted:
             self.greeted = True
-            self._send(PARENT, "child.ready", {"scheduling": self.scheduling})
+            self._send(PARENT, "child.ready", {"scheduling": self.scheduling} | self._hardware())
         if frame.name == "deadman.query":
             self._send(sender, "deadman.state", self.describe(), frame.id)
-        else:
-            self.feed(event_of(sender, frame), sender, frame.id)
+            return
+        event = event_of(sender, frame)
+        if isinstance(event, machine.Arm) and self.state.phase in (Phase.IDLE, Phase.WATCHING):
+            self.hardware.start()
+            if self.hardware.missing:
+                reason = f"the hardware watchdog is required and is {self.hardware.state}"
+                log("watchdog.refused", reason=reason)
+                self._send(sender, "deadman.armed", {"ok": False, "until_ns": 0, "reason": reason}, frame.id)
+                return
+        self.feed(event, sender, frame.id)
+
+    def _hardware(self) -> dict[str, Any]:
+        """For the parent, to be shown; ``hint`` only if the device is required and can not be used."""
+        hardware = self.hardware
+        missing = hardware.problem.hint if hardware.missing and hardware.problem is not None else ""
+        return {"hardware": hardware.state, "hint": missing}
 
     def describe(self) -> dict[str, Any]:
         """The body of deadman.state. ``term``, ``until_ns`` are 0 unless armed."""
@@ -174,6 +196,7 @@ class Watchdog:
             "until_ns": state.until_ns if armed else 0,
             "pid": state.pid,
             "scheduling": self.scheduling,
+            "hardware": self.hardware.state,
             "phase": state.phase.value,
             "lease_term": state.lease_term,
             "lease_until_ns": state.lease_until_ns,
@@ -189,6 +212,14 @@ class Watchdog:
             log("watchdog.phase", phase=self.state.phase.value, term=self.state.term, pid=self.state.pid)
         for action in actions:
             self._perform(action, sender, id)
+        self._tend_hardware(before)
+
+    def _tend_hardware(self, before: machine.Deadman) -> None:
+        """It follows the machine: told of each renewal and of nothing else, stopped when nothing can be writable."""
+        if self.state.phase is Phase.ARMED and self.state.until_ns > before.until_ns:
+            self.hardware.pet()
+        elif self.state.phase in (Phase.IDLE, Phase.WATCHING):
+            self.hardware.stop()
 
     def _perform(self, action: machine.Action, sender: bytes, id: str) -> None:
         match action:
@@ -223,6 +254,7 @@ class Watchdog:
             self.socket.send_multipart([to, encode(name, body, id)], zmq.NOBLOCK)
 
     def close(self) -> None:
+        self.hardware.abandon()  # stopped already, unless something of Postgres is left: then the machine is reset
         self.socket.close(linger=200)
         self.context.term()
         self.path.unlink(missing_ok=True)
@@ -282,8 +314,9 @@ def _become_watchdog() -> None:
         file.write(NAME)
 
 
-def _last_stand(config: WatchdogConfig, postmaster: ProcessId | None) -> None:
-    """Fence without the machine. Bounded: the parent notices our end and fences too (safety.md, fencing ladder (c))."""
+def _last_stand(config: WatchdogConfig, postmaster: ProcessId | None) -> bool:
+    """Fence without the machine; is nothing left? Bounded: the parent notices our end and fences too (safety.md,
+    fencing ladder (c))."""
     bound_ns = config.timings.kill_bound_ms * MS
     give_up_ns = now_ns() + LAST_STAND_BOUNDS * bound_ns
     while now_ns() < give_up_ns:
@@ -291,14 +324,15 @@ def _last_stand(config: WatchdogConfig, postmaster: ProcessId | None) -> None:
             report = fence(config.pgdata, postmaster, now_ns() + bound_ns, config.cgroup)
             log("watchdog.last_stand", took_ms=report.took_ns // MS, survivors=list(report.survivors))
             if not report.survivors:
-                return
+                return True
         except Exception:
             log("watchdog.last_stand", traceback=traceback.format_exc())
             select.poll().poll(25)  # nothing can tell when it will work
+    return False
 
 
 def main(arguments: list[str]) -> int:
-    """For tests and for trying it by hand: --run DIR --pgdata DIR --parent PID --profile NAME."""
+    """For tests and for trying it by hand: --run DIR --pgdata DIR --parent PID --profile NAME --watchdog MODE."""
     import argparse
 
     parser = argparse.ArgumentParser(prog="python -m fencing.process", description=run.__doc__)
@@ -307,9 +341,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--parent", type=int, required=True)
     parser.add_argument("--profile", choices=sorted(PROFILES), default="default")
     parser.add_argument("--cgroup", type=Path)
+    parser.add_argument("--watchdog", choices=MODES, default=OFF)
+    parser.add_argument("--watchdog-device", default=DEVICE)
     chosen = parser.parse_args(arguments)
     timings = PROFILES[chosen.profile]
-    return run(WatchdogConfig(chosen.run, chosen.pgdata, chosen.parent, timings, cgroup=chosen.cgroup))
+    config = WatchdogConfig(chosen.run, chosen.pgdata, chosen.parent, timings, cgroup=chosen.cgroup)
+    return run(replace(config, device=chosen.watchdog_device, mode=chosen.watchdog))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ was left of it. A timerfd on CLOCK_BOOTTIME is readable at once after the resume
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import time
 
@@ -31,7 +32,8 @@ def _create(clock: int) -> int:
 def _set(fd: int, flags: int, at_s: int, at_ns: int) -> None:
     spec = _Spec(0, 0, at_s, at_ns)
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.timerfd_settime(fd, flags, ctypes.byref(spec), None) < 0:
+    # ECANCELED: the clock was set since the last time; this call says so, and has set the timer all the same.
+    if libc.timerfd_settime(fd, flags, ctypes.byref(spec), None) < 0 and ctypes.get_errno() != errno.ECANCELED:
         raise OSError(ctypes.get_errno(), "timerfd_settime")
 
 

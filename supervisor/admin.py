@@ -20,6 +20,11 @@ answers repeat.
 | ``member.remove`` | ``{"name": str, "timeout_ms": int}`` | the same, role ``gone`` |
 | ``member.replace`` | ``{"name": str, "by": str, "timeout_ms": int}`` | the same, role ``gone`` |
 | ``fence`` | ``{"name": str, "force": bool, "by": str, "timeout_ms": int}`` | ``{"name"}`` once the log has it and its Postgres is down |
+| ``pause``, ``resume`` | ``{"by": str, "wait": bool, "timeout_ms": int}`` | ``{"paused": bool, "changed": bool}`` once this node has it; with ``wait``, once every member that is up has it |
+| ``restart`` | ``{"nodes": [name] or null (all), "pending": bool, "force": bool, "timeout_s": int (for each node), "by": str, "timeout_ms": int}`` | ``{"restarted": [name]}`` in the order of their return; the steps come as progress |
+| ``reload`` | ``{"nodes": [name] or null (all), "by": str, "timeout_ms": int}`` | ``{"nodes": {name: str}}``: what waits for a restart there or why it was not reloaded, else empty |
+| ``switchover``, ``restart`` | with ``{"at": str}``: ISO 8601 with a zone, or ``+5m`` | ``{"scheduled": str, "at": str}`` once this node has it |
+| ``schedule.cancel`` | ``{"what": "switchover" or "restart", "by": str}`` | ``{"cancelled": str}``; of a restart also one that is under way, after the node whose turn it is. Nothing there: refused with 64 |
 | ``unfence`` | ``{"name": str, "by": str}`` | ``{"name"}`` once the log has it |
 | ``reinit`` | ``{"name": str, "by": str, "timeout_ms": int}`` | ``{"name"}`` once its new copy is made, proven and streams |
 
@@ -139,15 +144,26 @@ class LocalChannel:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.linger = 0
+        self._ends = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._ends.linger = 0
         self._socket.connect(f"ipc://{path}")
 
     def ask(self, frame: bytes, idle_ms: int) -> Iterator[bytes]:
         self._socket.send(frame)
-        while self._socket.poll(idle_ms):
-            yield self._socket.recv_multipart()[-1]
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        poller.register(self._ends, zmq.POLLIN)
+        while ready := dict(poller.poll(idle_ms)):
+            if self._socket in ready:  # first: its last word came before its end
+                yield self._socket.recv_multipart()[-1]
+            else:
+                self._ends.recv_multipart()
+                raise SilenceError("the node has ended meanwhile")
         raise SilenceError(f"the node has not answered for {idle_ms / 1000:g} s")
 
     def close(self) -> None:
+        self._socket.disable_monitor()
+        self._ends.close()
         self._socket.close()
         self._context.term()
 
@@ -216,19 +232,22 @@ class Admin:
         on_progress: Callable[[Progress], None] = lambda _: None,
     ) -> dict[str, Any]:
         """The result. Raises the PgrError the node answered with, or TryAgainError after ``idle_ms`` without a word."""
-        id = os.urandom(8).hex()
+        id, last = os.urandom(8).hex(), ""
         try:
             for frame in self._frames(id, encode(name, body, id), idle_ms):
                 if frame.name == "admin.answer":
                     for text in frame.body.get("warnings", ()):
                         self._warn(str(text))
                     return _result(frame)
-                on_progress(_progress(frame))
+                step = _progress(frame)
+                last = step.text or last
+                on_progress(step)
         except SilenceError as error:
             hint = "try again; its log may tell why"
             if name not in ("status", "history", "uri", "explain", "config.show") and not body.get("dry_run"):
-                hint = "look at `pgr status` before trying again: the request may have been carried out"
-            raise TryAgainError(str(error), hint) from error
+                hint = "look at `pgr status`, of any node, before trying again: the request may have been carried out"
+            known = f"; the last that is known: {last}" if last else ""
+            raise TryAgainError(f"{error}{known}", hint) from error
         raise AssertionError("a channel ends only by an error")
 
     def watch(self) -> Iterator[dict[str, Any]]:

@@ -15,7 +15,7 @@ from consensus.membership import GONE, VOTER, Member
 from fencing import wire
 from fencing.lease import MS
 from fencing.logs import Log
-from supervisor import configview, explain, status
+from supervisor import configview, explain, operating, status
 from supervisor.admin import FORGET_MS, answer, progress
 from supervisor.config import Config
 from supervisor.errors import BugError, PgrError, RefusedError, TryAgainError, UsageError
@@ -25,7 +25,7 @@ ACTION_TIMEOUT_MS = 60_000
 SAY_SOMETHING_MS = 5_000
 MEMBER_ACTIONS = ("member.add", "member.remove", "member.replace")
 NODE_ACTIONS = ("fence", "unfence", "reinit")
-ACTIONS = ("switchover", "failover", "config.set", *MEMBER_ACTIONS, *NODE_ACTIONS)
+ACTIONS = ("switchover", "failover", "config.set", *MEMBER_ACTIONS, *NODE_ACTIONS, *operating.ACTIONS)
 
 _ERRORS: dict[int, type[PgrError]] = {64: UsageError, 70: BugError, 75: TryAgainError, 78: RefusedError}
 
@@ -153,7 +153,7 @@ class AdminServer:
 
     def _warnings(self) -> tuple[str, ...]:
         """What people should see whatever they ask for."""
-        return (self.snapshot.degraded,) if self.snapshot.degraded else ()
+        return operating.urgent(self.snapshot)
 
     def _explain(self, now_ns: int) -> dict[str, Any]:
         return explain.to_json(explain.findings(self.c.view.cluster, self.snapshot, self.heard(now_ns)))
@@ -196,6 +196,10 @@ class AdminServer:
         if frame.body.get("dry_run") is True:
             self._end(frame.id, result={k: frame.body.get(k) for k in ("from", "to", "refusal", "forecast")})
             return True
+        if action.name in operating.ACTIONS or "scheduled" in frame.body:
+            action.accepted = operating.accepted(action.name, frame.body)
+            self._advance_operation(frame.id, action)
+            return True
         if action.name in (*MEMBER_ACTIONS, *NODE_ACTIONS):
             action.accepted = {"name": frame.body.get("name")}
             text = f"{action.name} accepted: {action.accepted['name']}"
@@ -233,6 +237,8 @@ class AdminServer:
             self._advance_node(request_id, action)
         elif action.name == "config.set":
             self._advance_config(request_id, action)
+        elif action.name in operating.ACTIONS or (action.accepted is not None and "scheduled" in action.accepted):
+            self._advance_operation(request_id, action)
         else:
             self._advance_move(request_id, action, now_ns)
         if request_id not in self.actions:
@@ -243,7 +249,8 @@ class AdminServer:
         elif now_ns - action.said_ns > SAY_SOMETHING_MS * MS:
             action.said_ns = now_ns
             row = self.snapshot.member(str(action.body.get("name")))
-            text = f"{row.name}: {row.reason}" if row is not None and row.reason else self.snapshot.explanation
+            otherwise = operating.under_way(self.snapshot) or self.snapshot.explanation
+            text = f"{row.name}: {row.reason}" if row is not None and row.reason else otherwise
             self._send(action.client, progress(request_id, "waiting", text), action.remote)
 
     def _advance_node(self, request_id: str, action: Action) -> None:
@@ -302,6 +309,18 @@ class AdminServer:
         elif cluster.config_index > after:
             error = TryAgainError("the settings were changed by another request first", "look at `pgr config history`")
             self._end(request_id, error=error)
+
+    def _advance_operation(self, request_id: str, action: Action) -> None:
+        cluster = self.c.view.cluster
+        if action.accepted is None or cluster is None:
+            return
+        told = self.known.get("members", {})
+        asked, said = action.body, action.accepted
+        found = operating.done(action.name, asked, said, cluster, seen=self.snapshot, told=told)
+        if isinstance(found, PgrError):
+            self._end(request_id, error=found)
+        elif found is not None:
+            self._end(request_id, result=found)
 
     def _advance_move(self, request_id: str, action: Action, now_ns: int) -> None:
         grant = self.c.view.cluster.grant if self.c.view.cluster is not None else None

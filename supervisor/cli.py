@@ -1,6 +1,6 @@
 """``pgr``, the admin command. Data on stdout, talk on stderr; every refusal says why and ends with a hint.
 
-Nothing but this, clioptions.py and configcli.py imports typer. Help texts end up in REFERENCE.md.
+Nothing but this, clioptions.py, configcli.py and opscli.py imports typer. Help texts end up in REFERENCE.md.
 """
 
 from __future__ import annotations
@@ -18,9 +18,17 @@ from typing import Annotated, Any
 import typer
 
 from fencing.clock import now_ns
-from supervisor import render
+from supervisor import operating, opscli, render
 from supervisor.admin import ACTION_IDLE_MS, Admin, Progress, error_of, open_channel, who, write_private
-from supervisor.clioptions import DataOption, JsonOption, KeyOption, NodeOption
+from supervisor.clioptions import (
+    MEMBER_TIMEOUT_S,
+    DataOption,
+    JsonOption,
+    KeyOption,
+    NameArgument,
+    NodeOption,
+    TimeoutOption,
+)
 from supervisor.configcli import config_app
 from supervisor.errors import PgrError, TryAgainError, UsageError, exit_for
 from supervisor.errors import explain as error_text
@@ -118,7 +126,10 @@ def switchover(
     ctx: typer.Context,
     *,
     to: ToOption = None,
+    at: opscli.AtOption = "",
+    cancel: opscli.CancelOption = False,
     dry_run: DryRunOption = False,
+    timeout: TimeoutOption = 60.0,
     as_json: JsonOption = False,
     data: DataOption = None,
     node: NodeOption = "",
@@ -126,7 +137,12 @@ def switchover(
 ) -> None:
     """Hand the primary role over in an orderly way; no acknowledged write is lost."""
     with _admin(ctx, data, node, key) as admin:
-        _change(admin, "switchover", {"to": to}, as_json, dry_run)
+        if cancel:
+            opscli.cancelled(admin, "switchover", as_json)
+        elif at and not dry_run:
+            opscli.switch_later(admin, to, at, as_json)
+        else:
+            _change(admin, "switchover", {"to": to, "timeout_ms": int(timeout * 1000)}, as_json, dry_run)
 
 
 @app.command()
@@ -138,6 +154,7 @@ def failover(
         bool, typer.Option("--accept-data-loss", help="Go on even if acknowledged writes may be lost.")
     ] = False,
     dry_run: DryRunOption = False,
+    timeout: TimeoutOption = 60.0,
     as_json: JsonOption = False,
     data: DataOption = None,
     node: NodeOption = "",
@@ -145,7 +162,8 @@ def failover(
 ) -> None:
     """Make another member primary although the present one does not help, as far as safety allows."""
     with _admin(ctx, data, node, key) as admin:
-        _change(admin, "failover", {"to": to, "accept_data_loss": accept_data_loss}, as_json, dry_run)
+        body = {"to": to, "accept_data_loss": accept_data_loss, "timeout_ms": int(timeout * 1000)}
+        _change(admin, "failover", body, as_json, dry_run)
 
 
 def _change(admin: Admin, name: str, body: dict[str, Any], as_json: bool, dry_run: bool) -> None:
@@ -229,12 +247,6 @@ def uri(
 
 # -- members ---------------------------------------------------------------------------------------------------------
 
-TimeoutOption = Annotated[
-    float,
-    typer.Option("--timeout", metavar="SECONDS", min=1, help="Give up waiting after this; what was begun goes on."),
-]
-NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Of the member.", show_default=False)]
-MEMBER_TIMEOUT_S = 600.0
 
 
 class MemberRole(StrEnum):
@@ -257,8 +269,8 @@ def member_list(
     """Every member with its role, what it is to become, its seat in the sync group and its addresses."""
     with _admin(ctx, data, node, key) as admin:
         snapshot = _snapshot(admin.request("status", {}), now_ns())
-    if snapshot.degraded:  # `pgr status` itself shows it on its page
-        _talk(f"warning: {snapshot.degraded}")
+    for text in operating.urgent(snapshot):  # `pgr status` itself shows it on its page
+        _talk(f"warning: {text}")
     rows = member_rows(snapshot)
     _out(json.dumps(rows, indent=2) + "\n" if as_json else render.members(rows))
 
@@ -325,57 +337,8 @@ def _change_member(admin: Admin, name: str, body: dict[str, Any], timeout_s: flo
     _out(json.dumps(result, indent=2) + "\n" if as_json else render.member_changed(name, result))
 
 
-# -- one node --------------------------------------------------------------------------------------------------------
-
-
-@app.command()
-def reinit(
-    ctx: typer.Context,
-    name: NameArgument,
-    *,
-    timeout: TimeoutOption = MEMBER_TIMEOUT_S,
-    as_json: JsonOption = False,
-    data: DataOption = None,
-    node: NodeOption = "",
-    key: KeyOption = None,
-) -> None:
-    """Rebuild one standby: a new copy of the primary, swapped in when complete; the old one is moved to DIR/salvage."""
-    with _admin(ctx, data, node, key) as admin:
-        _change_member(admin, "reinit", {"name": name}, timeout, as_json)
-
-
-@app.command()
-def fence(
-    ctx: typer.Context,
-    name: NameArgument,
-    *,
-    force: Annotated[
-        bool, typer.Option("--force", help="Also if nobody can take over, or writes then wait for the others.")
-    ] = False,
-    timeout: TimeoutOption = 60.0,
-    as_json: JsonOption = False,
-    data: DataOption = None,
-    node: NodeOption = "",
-    key: KeyOption = None,
-) -> None:
-    """Keep a node's Postgres down until told otherwise, over restarts; a primary hands over first. It still votes."""
-    with _admin(ctx, data, node, key) as admin:
-        _change_member(admin, "fence", {"name": name, "force": force}, timeout, as_json)
-
-
-@app.command()
-def unfence(
-    ctx: typer.Context,
-    name: NameArgument,
-    *,
-    as_json: JsonOption = False,
-    data: DataOption = None,
-    node: NodeOption = "",
-    key: KeyOption = None,
-) -> None:
-    """Let a fenced node's Postgres run again."""
-    with _admin(ctx, data, node, key) as admin:
-        _change_member(admin, "unfence", {"name": name}, 60.0, as_json)
+for command in opscli.COMMANDS:
+    app.command()(command)
 
 
 @key_app.command("new")

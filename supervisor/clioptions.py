@@ -16,3 +16,9 @@ KeyOption = Annotated[
     typer.Option("--cluster-key", envvar="PGR_CLUSTER_KEY_FILE", metavar="FILE", help="Cluster key, for `--node`."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
+TimeoutOption = Annotated[
+    float,
+    typer.Option("--timeout", metavar="SECONDS", min=1, help="Give up waiting after this; what was begun goes on."),
+]
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Of the member.", show_default=False)]
+MEMBER_TIMEOUT_S = 600.0

@@ -32,6 +32,8 @@ from supervisor.options import (
     KEYS,
     LOG_FORMATS,
     PROFILES,
+    WATCHDOG_DEVICE,
+    WATCHDOG_MODES,
     Facts,
     Values,
     environment_warnings,
@@ -68,6 +70,9 @@ class Config:
     cluster_key: Path | None
     """As given. None is possible on loopback only: the key then lies, or will lie, at `key_file`."""
     witness: bool
+    watchdog: str
+    """off, automatic: used where it can be; required: else this node does not start."""
+    watchdog_device: Path
     profile: Literal["fast", "default", "cloud"]
     commit: Literal["quorum", "async"]
     config_file: Path | None
@@ -174,6 +179,8 @@ def load(
         http=http,
         cluster_key=cluster_key,
         witness=witness,
+        watchdog=values.get("watchdog", parse_choice(WATCHDOG_MODES), "automatic"),
+        watchdog_device=values.path("watchdog_device") or Path(WATCHDOG_DEVICE),
         profile=cast(Literal["fast", "default", "cloud"], values.get("profile", parse_choice(PROFILES), "default")),
         commit=cast(Literal["quorum", "async"], values.get("commit", parse_choice(COMMITS), "quorum")),
         config_file=file_path if file_text is not None else None,

@@ -59,6 +59,8 @@ class Context:
     """What the running server's changing settings are: conninfo, slot, names, gate."""
     applied: str = ""
     """The cluster-wide settings that the running server's files were last written from."""
+    reloaded: int = 0
+    """Index of the newest `reload/1` that the running server's files were written and reloaded for."""
     look_again_ns: int = 0
     """PGDATA could not be looked at: it is tried again at this instant; 0: nothing to try."""
     commits_wait: bool = False
@@ -168,13 +170,17 @@ class Context:
         return owned
 
     def apply_settings(self) -> None:
-        """The cluster-wide settings have changed: written anew, with what else is in force, and reloaded. No `yield`,
-        and the names stay as they are. The caller has looked at the authority: who is losing it touches nothing."""
-        if self.applied == self.cluster.config or not self.conf or self.postmaster is None:
+        """The cluster-wide settings have changed, or a person wants the files read again: written anew, with what else
+        is in force, and reloaded. No `yield`, and the names stay as they are. The caller has looked at the authority:
+        who is losing it touches nothing."""
+        asked = self.cluster.ops.reload_of(self.local.me)
+        same = self.applied == self.cluster.config and asked <= self.reloaded
+        if same or not self.conf or self.postmaster is None:
             return
         owned = self.write_settings(**self.conf)
         removed = self.postgres.write_settings(owned, self.hba(), self.ident())
         self.postmaster.reload()
+        self.reloaded = max(asked, self.reloaded)
         self.log.info("settings.applied", index=self.cluster.config_index, removed_lines=list(removed))
 
     def syncs_slots(self) -> bool:

@@ -31,13 +31,13 @@ from supervisor.init import Signals
 from supervisor.jobs import JobFailed
 from supervisor.launcher import Launcher
 from supervisor.links import Link
-from supervisor.offspring import Offspring, last_words
+from supervisor.offspring import Offspring, last_words, without_hardware
 from supervisor.overdue import Overdue, limit_ms
 from supervisor.postgres import OccupiedError, Postgres
 from supervisor.promote import Promotion
 from supervisor.rebuild import Rebuild
 from supervisor.regroup import Regroup
-from supervisor.roles import Local, Plan, Server, Situation, Step, View, plan
+from supervisor.roles import Local, Plan, Server, Situation, Step, View, is_paused, plan
 from supervisor.sql import SqlFailure
 from supervisor.sqlsurface import Surface
 from supervisor.starts import Start
@@ -251,9 +251,16 @@ class Daemon:
             case "child.ready":
                 self.scheduling["watchdog"] = str(frame.body.get("scheduling", ""))
                 self.offspring.ready("watchdog")
+                missing = without_hardware(frame.body) if self.c.postmaster is None else None
+                if missing is not None:
+                    self.failure = missing
+                    self._stop_at_once(missing.exit_code)
                 self._guard_again()
+            case "deadman.state":
+                self.scheduling["hardware watchdog"] = str(frame.body.get("hardware", ""))
             case "deadman.killed":
                 self.log.warning("watchdog.killed_postgres", expected=False, **frame.body)
+                self.steps.ended_by_pgr()
             case _:
                 pass  # late answers to questions that were given up
 
@@ -294,14 +301,14 @@ class Daemon:
 
     def _look_after_postmaster(self) -> None:
         postmaster = self.c.postmaster
-        if postmaster is None or postmaster.alive():
-            return
+        if postmaster is None or postmaster.alive() or self.c.local.server is Server.DOWN:
+            return  # down and not clean: the plan is to fence what is left
         stopping = self.plan.step in (Step.FENCE, Step.HAND_OVER, Step.STOP, Step.REWIND, Step.CLONE)
         awaited = self.c.local.server is Server.STOPPING or self.plan.step is Step.FENCE
         if self.task is not None and stopping and awaited:
             return  # that step waits for it
         code = self.children.poll(postmaster.pid)
-        self.steps.postmaster_ended(f"postmaster ended with {code}")
+        self.steps.postmaster_ended(f"postmaster ended with {code}", died=True)
 
     # -- the Raft child ------------------------------------------------------------------------------------------
 
@@ -403,7 +410,7 @@ class Daemon:
         if not c.local.stopping or c.local.asked_to_hand_over or not self._situation(now).writable:
             return
         others = c.view.cluster is not None and len(c.view.cluster.members) > 1
-        if not others:
+        if not others or is_paused(c.view):
             c.change(asked_to_hand_over=True)
         elif not self.stop_asked_ns:
             self.stop_asked_ns = now

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,10 @@ from fencing.clock import now_ns
 from fencing.kill import end, fence
 from fencing.lease import MS
 from fencing.logs import Log
-from supervisor import controldata, files, member, preflight
+from supervisor import controldata, files, member, preflight, waldir
 from supervisor.config import Config
 from supervisor.context import Context
-from supervisor.errors import RefusedError
+from supervisor.errors import MissingError, RefusedError
 from supervisor.postgres import OccupiedError, Postgres
 from supervisor.rebuild import NEW_SUFFIX, read_mark
 from supervisor.roles import Data, is_founder
@@ -110,8 +112,29 @@ def raft_arguments(c: Context) -> dict[str, Any]:
         except (controldata.ControlDataError, TaskTimeout) as error:
             hint = f"repair it, or move {config.pgdata} away"
             raise RefusedError(f"{config.pgdata} cannot be brought into a cluster: {error}", hint) from error
+        refuse_config_elsewhere(config.pgdata)
         adopts = str(control.system_identifier)
     return member.raft_arguments(config, mark, adopts)
+
+
+DEBIAN = "/etc/postgresql/*/*/postgresql.conf"
+
+
+def refuse_config_elsewhere(pgdata: Path) -> None:
+    """Configuration outside PGDATA (Debian keeps it in /etc/postgresql): base backups do not have it, so no copy of
+    this cluster could start. Raises MissingError."""
+    if (pgdata / "postgresql.conf").exists():
+        return
+    source = "postgresql.conf"
+    for path in sorted(glob(DEBIAN), reverse=True):
+        with suppress(OSError):  # not for us to read: then it is not named
+            if f"data_directory = '{pgdata}'" in Path(path).read_text(encoding="utf-8", errors="replace"):
+                source = path
+    raise MissingError(
+        f"{pgdata} has no postgresql.conf: the cluster keeps its configuration elsewhere, where copies do not get it",
+        f"copy {source} and what it includes to {pgdata}; pgr writes pg_hba.conf and pg_ident.conf itself "
+        "(client rules: [postgres] hba of pgr.toml)",
+    )
 
 
 _WRITERS = ("initdb", "pg_basebackup", "pg_rewind", "rm")
@@ -126,6 +149,7 @@ def end_jobs(config: Config, log: Log) -> None:
     does not end.
     """
     places = {os.path.realpath(p) for p in (config.pgdata, config.pgdata.with_name(config.pgdata.name + NEW_SUFFIX))}
+    places.add(os.path.realpath(waldir.new_in(config.pgdata / waldir.LINK)))
     found = [int(entry) for entry in os.listdir("/proc") if entry.isdigit() and _writes_to(int(entry), places)]
     if not found:
         return

@@ -119,10 +119,10 @@ def _start(config: Config, log: Log) -> int:
     hold_signals()
     account = become_user(config)
 
-    from supervisor.preflight import check
+    from supervisor.preflight import check, mount_warnings
 
     lock = check(config)
-    for warning in config.warnings:
+    for warning in (*config.warnings, *mount_warnings(config.pgdata)):
         log.warning("config.warning", text=warning)
     log.info("node.starting", version=version(), user=account.name, data=config.data, pid=os.getpid(), lock=lock.path)
     adopt_orphans()

@@ -100,7 +100,10 @@ def findings(cluster: ClusterState | None, seen: Snapshot, told: Heard) -> Findi
         overruled=overruled,
         trouble=tuple(_trouble(seen)),
         warnings=seen.warnings,
-        hints=tuple(_hints(state, election, overruled, primary, cluster.fenced if cluster is not None else ())),
+        hints=(
+            *_while_paused(seen, state),
+            *_hints(state, election, overruled, primary, cluster.fenced if cluster is not None else ()),
+        ),
     )
 
 
@@ -198,10 +201,18 @@ def _trouble(seen: Snapshot) -> list[str]:
     return [f"{m.name} is {m.state or 'silent'}: {m.reason or 'no reason is known'}" for m in odd]
 
 
+def _while_paused(seen: Snapshot, state: str) -> list[str]:
+    if not seen.paused:
+        return []
+    if state in (OPEN, OPENING):
+        return ["`pgr resume` once the work is done: until then nothing takes over if the primary is lost"]
+    return ["`pgr resume`, or `pgr failover`: the cluster is paused, and nobody is made primary by itself"]
+
+
 def _hints(
     state: str, election: Forecast | None, overruled: Forecast | None, primary: str, fenced: tuple[str, ...]
 ) -> list[str]:  # fmt: skip
-    if election is None or election.winners:
+    if election is None or election.winners or election.reason.startswith("paused: "):
         return []
     if fenced and state in (NO_PRIMARY, OPEN, OPENING):
         return [f"`pgr unfence {name}`: a person keeps its Postgres down" for name in fenced]

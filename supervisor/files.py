@@ -39,6 +39,15 @@ def sync_directory(path: Path) -> None:
         os.close(fd)
 
 
+def relink(link: Path, target: str) -> None:
+    """Let a symlink lead to another place."""
+    made = link.with_name(link.name + ".pgr")
+    made.unlink(missing_ok=True)
+    made.symlink_to(target)
+    made.rename(link)
+    sync_directory(link.parent)
+
+
 def read_optional(path: Path) -> bytes | None:
     """None if it is not there."""
     try:

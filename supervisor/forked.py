@@ -11,7 +11,8 @@ from fencing.lease import Timings
 
 
 def run_watchdog(args: Mapping[str, Any]) -> int:
-    """`fencing.process.run` from {run_dir, pgdata, parent_pid, timings {..._ms}, parent_start_ticks?, cgroup?}."""
+    """`fencing.process.run` from {run_dir, pgdata, parent_pid, timings {..._ms}, device, mode, parent_start_ticks?,
+    cgroup?}."""
     return fencing.process.run(
         fencing.process.WatchdogConfig(
             run_dir=Path(args["run_dir"]),
@@ -20,5 +21,7 @@ def run_watchdog(args: Mapping[str, Any]) -> int:
             timings=Timings(**args["timings"]),
             parent_start_ticks=int(args.get("parent_start_ticks", 0)),
             cgroup=Path(args["cgroup"]) if args.get("cgroup") else None,
+            device=str(args["device"]),
+            mode=str(args["mode"]),
         )
     )

@@ -136,6 +136,10 @@ def _patroni(snapshot: Snapshot, now_ns: int) -> dict[str, Any]:
     }
     if not primary and snapshot.state == "streaming":
         out["replication_state"] = "streaming"
+    planned = snapshot.scheduled
+    if planned is not None and planned["what"] == "restart" and own.name in (planned["nodes"] or [own.name]):
+        only = {"restart_pending": True} if planned["pending"] else {}
+        out["scheduled_restart"] = {"schedule": planned["at"]} | only
     if own.sync:
         out["sync_standby" if own.sync == "sync" else "quorum_standby"] = True
     if serves_writes(snapshot, now_ns):
@@ -181,7 +185,14 @@ def _cluster(snapshot: Snapshot, _now_ns: int) -> dict[str, Any]:
         if m.tags:
             row["tags"] = dict(m.tags)
         rows.append(row)
-    return {"members": rows, "scope": snapshot.cluster_id} | ({"pause": True} if snapshot.paused else {})
+    out: dict[str, Any] = {"members": rows, "scope": snapshot.cluster_id}
+    if snapshot.paused:
+        out["pause"] = True
+    planned = snapshot.scheduled
+    if planned is not None and planned["what"] == "switchover":
+        leader = {"from": snapshot.primary.name} if snapshot.primary else {}
+        out["scheduled_switchover"] = {"at": planned["at"]} | leader | ({"to": planned["to"]} if planned["to"] else {})
+    return out
 
 
 def _history(snapshot: Snapshot, _now_ns: int) -> list[list[Any]]:

@@ -27,7 +27,8 @@ from supervisor.tasks import Task, Wait
 TAIL_LINES = 20
 _TERM_MS, _KILL_MS = 200, 2000
 _PROGRESS = re.compile(r"^\s*(\d+)/(\d+) kB ")
-_KEPT_THROUGH_REWIND = ("postgresql.conf", "postgresql.auto.conf", "pg_hba.conf", "pg_ident.conf")
+CONFIG = "postgresql.conf"
+_KEPT_THROUGH_REWIND = (CONFIG, "postgresql.auto.conf", "pg_hba.conf", "pg_ident.conf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +266,7 @@ def single_user(
         "logging_collector": "off",
         "log_destination": "stderr",
     }
-    argv = [binaries.path("postgres"), "--single", "-D", str(pgdata)]
+    argv = [binaries.path("postgres"), "--single", "-D", str(pgdata), "-c", f"data_directory={pgdata}"]
     for name, value in options.items():
         argv += ["-c", f"{name}={value}"]
     # Without -j each line is a statement of its own.
@@ -320,13 +321,15 @@ def basebackup(
     *,
     slot: str | None = None,
     tablespaces: Mapping[str, str] | None = None,
+    waldir: Path | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Task[JobResult]:
     """Copy a running cluster into ``target`` (absent or empty) with the WAL it needs, checkpoint at once.
 
     ``conninfo`` names a passfile, never a password. ``slot``: an existing one; None: a temporary one, so that the
     source keeps the WAL while the copy lasts; "": none. ``tablespaces``: where those of the source go to, if it is not
-    the same place. ``on_progress(bytes_done, bytes_total)`` about once a second.
+    the same place. ``waldir``: where pg_wal is to be a symlink to (absent or empty).
+    ``on_progress(bytes_done, bytes_total)`` about once a second.
     pg_basebackup removes what it made if it fails by itself; after a cancellation the caller does.
     """
 
@@ -347,6 +350,8 @@ def basebackup(
     ]
     for old, new in (tablespaces or {}).items():
         argv.append("--tablespace-mapping={}={}".format(*(place.replace("=", "\\=") for place in (old, new))))
+    if waldir is not None:
+        argv.append(f"--waldir={waldir}")
     if slot is not None:
         argv += ["--no-slot"] if slot == "" else ["-S", slot]
     if on_progress is not None:
@@ -355,17 +360,21 @@ def basebackup(
 
 
 def rewind(
-    binaries: Binaries, conninfo: str, pgdata: Path, children: ChildTable, keep: Sequence[str] = ()
+    binaries: Binaries, conninfo: str, pgdata: Path, children: ChildTable, *, scratch: Path, keep: Sequence[str] = ()
 ) -> Task[JobResult]:
     """Make a stopped, diverged cluster a copy of the one at ``conninfo`` (dbname and a passfile in it) up to its
     divergence; the next start must be as a standby of it.
 
     The source must have checkpointed since its promotion (hazard 56), else the tool says "no rewind required". An
-    unclean target is recovered first. Files of this node (configuration, ``keep``) survive, also if it fails. If it
-    fails or is cancelled once it has begun to write, ``pgdata`` can't be used: that is what the caller's marker is for.
+    unclean target is recovered first; its configuration for that is made in ``scratch``, a directory, since with a
+    data_directory in postgresql.conf the tool would recover another one. Files of this node (configuration, ``keep``)
+    survive, also if it fails. If it fails or is cancelled once it has begun to write, ``pgdata`` can't be used: that is
+    what the caller's marker is for.
     """
     kept = {name: files.read_optional(pgdata / name) for name in (*_KEPT_THROUGH_REWIND, *keep)}
-    argv = [binaries.path("pg_rewind"), "-D", str(pgdata), f"--source-server={conninfo}"]
+    config = scratch / "rewind.conf"
+    files.write_atomically(config, f"include {_quoted(pgdata / CONFIG)}\ndata_directory = {_quoted(pgdata)}\n".encode())
+    argv = [binaries.path("pg_rewind"), "-D", str(pgdata), f"--source-server={conninfo}", f"--config-file={config}"]
     try:
         with _signals_aside(pgdata):
             return (yield from run_job(argv, children))
@@ -375,6 +384,11 @@ def rewind(
                 (pgdata / name).unlink(missing_ok=True)
             else:
                 files.write_atomically(pgdata / name, data)
+
+
+def _quoted(path: Path) -> str:
+    """For a configuration file."""
+    return "'{}'".format(str(path).replace("'", "''"))
 
 
 def _signals_aside(pgdata: Path) -> ExitStack:

@@ -182,6 +182,7 @@ class LocalNode:
             "pg-port": str(self.pg_port),
             "http": f"{self.host}:{self.http_port}",
             "log-format": "json",
+            "watchdog": "off",  # this machine is not theirs to reset
         }
         if place.host != Place().host:
             self.flags["pg-listen"] = self.host

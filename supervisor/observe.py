@@ -9,11 +9,13 @@ from typing import Any
 
 from consensus import clusterwide
 from consensus.cluster import ClusterState, seat_of
+from consensus.hold import PAUSE
 from consensus.membership import GONE, LEARNER, VOTER, WITNESS
 from consensus.membership import Member as LogMember
 from consensus.record import EpochStart, NodeRecord, Position
+from consensus.sightings import NOT_FENCED
 from fencing.lease import MS, Timings
-from supervisor import configview
+from supervisor import configview, operating
 from supervisor.roles import Data, Local, Server, Step, View
 from supervisor.settings import FLOORED
 from supervisor.status import HistoryEvent, Member, Primary, Snapshot, SyncGroup
@@ -43,6 +45,8 @@ class Facts:
     """When Postgres last answered."""
     pending: Mapping[str, str] = field(default_factory=dict)
     """Settings that wait for a restart, with what is in force."""
+    reloaded: int = 0
+    """Index of the newest `reload/1` after which ``pending`` was looked at."""
     overrides: tuple[str, ...] = ()
     """On the primary: who has set synchronous_commit lower (`role app: off`)."""
     sql_problem: str = ""
@@ -99,6 +103,8 @@ def state_of(local: Local, facts: Facts, running: Step) -> str:
             return "creating"
         case _:
             pass
+    if local.server is Server.DOWN and not local.clean:
+        return NOT_FENCED
     if facts.problem and local.server in (Server.DOWN, Server.STARTING):
         return QUARANTINED
     if local.server is Server.STANDBY:
@@ -126,6 +132,8 @@ def observation(
         "checkpointed": facts.checkpointed, "version": facts.version, "since": facts.since,
         "reason": reason, "pgr_version": pgr_version, "incarnation": view.incarnation,
         "proven": proven(view.record, facts), "pending": dict(facts.pending), "overrides": list(facts.overrides),
+        "standbys_first": sorted(set(facts.pending) & set(FLOORED)), "reloaded": facts.reloaded,
+        "config": view.cluster.config_index if view.cluster is not None else 0,
     }  # fmt: skip
 
 
@@ -171,6 +179,8 @@ def snapshot(
         role = LEARNER
     degraded = degraded_words(cluster)
     warnings = (*_warnings(cluster, rows, primary), *_overrides(members, primary), *_sql_problems(members))
+    paused = bool(cluster.setting(PAUSE))
+    urgent = [text for text in (operating.PAUSED if paused else "", degraded) if text]
     return Snapshot(
         node=local.me,
         cluster_id=cluster.cluster_id,
@@ -190,8 +200,11 @@ def snapshot(
         timings=timings,
         unprotected=sum(m.votes for m in cluster.members) < 3 or group.k < 2,
         scheduling=dict(scheduling),
-        warnings=(degraded, *warnings) if degraded else warnings,
+        warnings=(*urgent, *warnings),
         degraded=degraded,
+        paused=paused,
+        scheduled=operating.scheduled(cluster),
+        restarting=operating.restarting(cluster),
         config=configview.document(cluster.config),
         explanation=sentence,
         history=tuple(_event(e, cluster) for e in cluster.history),

@@ -6,6 +6,7 @@ import json
 import os
 import select
 import signal
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -52,7 +53,7 @@ class Offspring:
         self.version = version()
         watchdog = {
             "run_dir": str(config.run), "pgdata": str(config.pgdata), "parent_pid": os.getpid(),
-            "timings": asdict(PROFILES[config.profile]),
+            "timings": asdict(PROFILES[config.profile]), "device": str(config.watchdog_device), "mode": config.watchdog,
         }  # fmt: skip
         self.watchdog = Child("watchdog", watchdog)
         self.raft = Child("raft", {})
@@ -169,6 +170,13 @@ def _dead(pidfd: int) -> bool:
     poller = select.poll()
     poller.register(pidfd, select.POLLIN)
     return bool(poller.poll(0))
+
+
+def without_hardware(ready: Mapping[str, Any]) -> PgrError | None:
+    """What `child.ready` of the watchdog says of a hardware watchdog that is required."""
+    if not ready.get("hint"):
+        return None
+    return MissingError(f"a hardware watchdog is required, and it is {ready['hardware']}", str(ready["hint"]))
 
 
 def last_words(config: Config, code: int) -> PgrError | None:

@@ -16,6 +16,9 @@ from supervisor.errors import UsageError
 PROFILES: Final = ("fast", "default", "cloud")
 COMMITS: Final = ("quorum", "async")
 LOG_FORMATS: Final = ("text", "json")
+WATCHDOG_MODES: Final = ("automatic", "off", "required")
+WATCHDOG_DEVICE: Final = "/dev/watchdog"
+"""As in fencing/hardware.py, which opens it and so is no import for what is pure."""
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -55,6 +58,8 @@ OPTIONS: Final = (
     Option("http", "HOST:PORT", "health, status and metrics, or 'off' (default: 127.0.0.1:8008)"),
     Option("cluster_key", "FILE", "secret that all members share; required off loopback"),
     Option("witness", "", "vote only, no Postgres"),
+    Option("watchdog", "MODE", "a hardware watchdog to reset a hanging machine (default: automatic)", WATCHDOG_MODES),
+    Option("watchdog_device", "PATH", "its device, which this user may write to (default: /dev/watchdog)"),
     Option("profile", "NAME", "timings of the founding (default: default)", PROFILES),
     Option("commit", "MODE", "who must have a commit, at the founding (default: quorum)", COMMITS),
     Option("config", "FILE", "the same keys in TOML (default: DIR/pgr.toml if present)"),

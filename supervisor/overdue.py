@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from consensus.cluster import ClusterState
 from fencing.lease import MS
-from supervisor.roles import Local, Server, View
+from supervisor.roles import Local, Server, View, is_paused
 
 
 def limit_ms(view: View) -> int:
@@ -36,5 +36,7 @@ class Overdue:
         promoted = self.promoted == term
         waiting = not promoted or local.server is Server.PRIMARY
         began_ns = max(since_ns, answered_ns) if promoted else since_ns
+        if promoted and is_paused(view):
+            return 0  # a person may have stopped it on purpose
         late = term > 0 and waiting and now_ns - began_ns > limit_ms(view) * MS
         return term if late and view.alive and local.failed_promotion != term else 0

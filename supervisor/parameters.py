@@ -108,9 +108,9 @@ def needs(row: Known) -> str:
 
 def note(row: Known) -> str:
     """For whoever has just set it."""
-    if row.name in FLOORED:
-        return f"{row.name}: takes effect with a restart of each node; restart the standbys first, the primary last"
-    return f"{row.name}: takes effect with a {needs(row)}" + (" of each node" if row.context == "postmaster" else "")
+    first = ", standbys first" if row.name in FLOORED else ""
+    how = f" of each node{first}: `pgr restart --pending`" if row.context == "postmaster" else ""
+    return f"{row.name}: takes effect with a {needs(row)}{how}"
 
 
 _MEMORY = {"B": 1, "kB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30, "TB": 1 << 40}

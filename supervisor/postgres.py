@@ -91,13 +91,15 @@ class Prepared:
     removed_histories: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Postmaster:
     """A started postmaster. ``close`` when it is gone."""
 
     pid: int
     pidfd: int
     log_offset: int
+    told_to_stop: bool = False
+    """By pgr: its end is no surprise then."""
 
     def send(self, signum: int) -> bool:
         """By pidfd, so never to a stranger; False if it has ended."""
@@ -110,6 +112,7 @@ class Postmaster:
     def stop(self, mode: StopMode) -> bool:
         """Ask it to stop; False if it has ended. Wait with ``Postgres.wait_gone``; that its children are gone too is
         the fence's to verify."""
+        self.told_to_stop = True
         return self.send(mode.value)
 
     def reload(self) -> bool:
@@ -234,7 +237,9 @@ class Postgres:
             # Stale, but its number may be alive as someone else: Postgres lets it pass as its grandparent. Removing
             # the file instead would race with a postmaster that starts by other means (hazard 3).
             env["PG_GRANDPARENT_PID"] = str(lock.pid)
-        pid = self.spawn([self.binaries.path("postgres"), "-D", str(self.pgdata)], env, self.log_path)
+        # postgresql.conf may have a data_directory (Debian's has): of another place, or of the node it was copied from.
+        place = ["-D", str(self.pgdata), "-c", f"data_directory={self.pgdata}"]
+        pid = self.spawn([self.binaries.path("postgres"), *place], env, self.log_path)
         return Postmaster(pid, os.pidfd_open(pid), offset)
 
     def wait_ready(self, postmaster: Postmaster, until_ns: int = NEVER) -> Task[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import select
 import signal
 import socket
@@ -36,6 +37,7 @@ def check(config: Config) -> DataLock:
     check_kernel()
     lock = lock_data(config.data)
     check_pgdata(config.pgdata, os.geteuid())
+    check_mount(config.pgdata)
     check_files(config)
     check_ports(config)
     return lock
@@ -128,6 +130,33 @@ def check_pgdata(pgdata: Path, uid: int) -> None:
             f"{pgdata} is not empty and holds no Postgres cluster",
             "nothing is deleted here: move its content away, or name the right directory with --pgdata",
         )
+
+
+MOUNT_ABOVE: Final = "stop this node, mount that file system one directory higher, and name its data by --pgdata"
+
+
+def is_mount_point(path: Path) -> bool:
+    """Bind mounts as well, which `os.path.ismount` does not see on one file system."""
+    wanted = os.path.realpath(path)
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        places = [line.split()[4] for line in file]
+    return wanted in (re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), place) for place in places)
+
+
+def check_mount(pgdata: Path) -> None:
+    """A file system mounted at PGDATA itself, with nothing in it yet: nothing can be renamed to there."""
+    if is_mount_point(pgdata) and not has_postgres(pgdata):
+        raise UsageError(
+            f"{pgdata} is a mount point",
+            f"a new copy is renamed into place, which a mount point does not allow: {MOUNT_ABOVE}",
+        )
+
+
+def mount_warnings(pgdata: Path) -> tuple[str, ...]:
+    """Of one that holds a cluster: it can be used, and never replaced."""
+    if not is_mount_point(pgdata):
+        return ()
+    return (f"{pgdata} is a mount point: this node can be rewound, but never be copied anew; {MOUNT_ABOVE}",)
 
 
 def pgdata_major(pgdata: Path) -> int | None:

@@ -6,6 +6,7 @@ deleted; WAL that a rewind would drop is copied there first; a marker on disk sa
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ from consensus.record import EpochStart, Position
 from fencing.clock import now_ns
 from fencing.lease import MS
 from fencing.logs import utc_now
-from supervisor import controldata, files, jobs, preflight, salvage, sql, tablespaces, timelines
+from supervisor import controldata, files, jobs, preflight, salvage, sql, tablespaces, timelines, waldir
 from supervisor.context import CLONE, Context, StepFailed
 from supervisor.errors import RefusedError
 from supervisor.roles import Data, Plan, Server, copy_asked_for
@@ -32,7 +33,7 @@ NEW_SUFFIX = ".new"
 
 
 def read_mark(pgdata: Path) -> dict[str, Any]:
-    """{incarnation, nonce, rebuilt}; empty if this directory was never a node's of pgr."""
+    """{incarnation, nonce, rebuilt, fresh}; empty if this directory was never a node's of pgr."""
     data = files.read_optional(pgdata / MARK)
     if data is None:
         return {}
@@ -44,10 +45,29 @@ def read_mark(pgdata: Path) -> dict[str, Any]:
     return body
 
 
-def write_mark(pgdata: Path, incarnation: int, nonce: str, rebuilt: int = 0) -> None:
-    """``rebuilt``: index of the `reinit/1` that this copy was made for."""
-    body = {"incarnation": incarnation, "nonce": nonce, "rebuilt": rebuilt}
+def write_mark(pgdata: Path, incarnation: int, nonce: str, rebuilt: int = 0, *, fresh: bool = False) -> None:
+    """``rebuilt``: index of the `reinit/1` that this copy was made for; ``fresh``: it was never started yet, so that a
+    backup_label in it is its own."""
+    body = {"incarnation": incarnation, "nonce": nonce, "rebuilt": rebuilt, "fresh": fresh}
     files.write_atomically(pgdata / MARK, json.dumps(body).encode())
+
+
+def _refuse_mount_point(pgdata: Path) -> None:
+    """Nothing can be renamed over it, and nothing in it may be deleted."""
+    if preflight.is_mount_point(pgdata):
+        raise StepFailed(_mount_point(pgdata))
+
+
+def _mount_point(pgdata: Path) -> str:
+    return f"{pgdata} is a mount point, so no new copy can be put in its place: {preflight.MOUNT_ABOVE}"
+
+
+def note_first_start(pgdata: Path, *, done: bool) -> None:
+    """Postgres has become consistent in it, and with that has taken its backup_label; or, not ``done``, it has a new
+    one (pg_rewind makes one too)."""
+    mark = read_mark(pgdata)
+    if mark and bool(mark.get("fresh")) is done:
+        files.write_atomically(pgdata / MARK, json.dumps(mark | {"fresh": not done}).encode())
 
 
 class Rebuild:
@@ -126,6 +146,10 @@ class Rebuild:
         grant, asked = self._followed(plan.term), copy_asked_for(c.view, c.local)
         if c.local.server is not Server.DOWN:
             yield from self.steps.stop(plan)
+        _refuse_mount_point(c.config.pgdata)
+        wal = waldir.place_of(c.config.pgdata) or waldir.place_of(self.new)
+        if wal is not None and waldir.new_in(wal).exists():  # likewise of a copy that did not end
+            yield from jobs.run_job(["rm", "-rf", str(waldir.new_in(wal))], c.children)
         places = yield from self._tablespaces(grant)
         if self.new.exists() and not read_mark(self.new):  # left by a copy that did not end: nobody's data
             yield from jobs.run_job(["rm", "-rf", str(self.new)], c.children)
@@ -140,6 +164,7 @@ class Rebuild:
             result = yield from jobs.basebackup(
                 c.binaries, c.upstream(grant, application=f"{CLONE}{c.local.me}"), self.new, c.children,
                 slot=None, on_progress=progress, tablespaces=tablespaces.mappings(places.values()),
+                waldir=waldir.new_in(wal) if wal is not None else None,
             )  # fmt: skip
             proof = yield from self._end_of_primary(grant)
         except (jobs.JobFailed, sql.SqlFailure) as error:
@@ -147,13 +172,15 @@ class Rebuild:
         control = yield from controldata.read(c.binaries, self.new, c.children)
         if str(control.system_identifier) != c.cluster.system_identifier:
             raise StepFailed(f"{grant.node} has the foreign system identifier {control.system_identifier}")
-        write_mark(self.new, c.view.incarnation, c.cluster.nonce, asked or c.local.rebuilt)
+        write_mark(self.new, c.view.incarnation, c.cluster.nonce, asked or c.local.rebuilt, fresh=True)
         self._install_histories(self.new, grant)
         # From here until the history is written the directory is not what the record says.
         yield from c.save_record(marker="clone")
         c.change(data=Data.BROKEN)
         replaced = self._aside(c.config.pgdata, "replaced")
         tablespaces.put_in_place(self.new, places, replaced, salvage.stamp())
+        if wal is not None:
+            waldir.put_in_place(self.new, wal, replaced, salvage.stamp())
         self.new.rename(c.config.pgdata)
         files.sync_directory(c.config.pgdata.parent)
         yield from c.save_record(grant.ancestry, proof=proof, marker="")
@@ -216,7 +243,15 @@ class Rebuild:
             directory.rmdir()
             return None
         target = salvage.place(self.c, f"{directory.name}-{why}")
-        directory.rename(target)
+        try:
+            directory.rename(target)
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                raise StepFailed(_mount_point(directory)) from error
+            if error.errno != errno.EXDEV:
+                raise
+            target = directory.with_name(target.name)  # on another file system than DIR/salvage: beside it, then
+            directory.rename(target)
         files.sync_directory(directory.parent)
         self.c.log.info("data.moved_aside", source=str(directory), target=str(target))
         return target
@@ -240,10 +275,11 @@ class Rebuild:
         try:
             result = yield from jobs.rewind(
                 c.binaries, c.upstream(grant, dbname="postgres", application=f"pgr_rewind_{c.local.me}"),
-                c.config.pgdata, c.children, keep=(MARK,),
+                c.config.pgdata, c.children, scratch=c.config.run, keep=(MARK,),
             )  # fmt: skip
             proof = yield from self._end_of_primary(grant)
             self._install_histories(c.config.pgdata, grant)
+            note_first_start(c.config.pgdata, done=False)
             yield from c.save_record(grant.ancestry, proof=proof, marker="")
             done = True
         except (jobs.JobFailed, sql.SqlFailure) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from supervisor import operating
 from supervisor.status import HistoryEvent, Member, Snapshot, lsn_text
 
 BOLD, RED, YELLOW, OFF = "\x1b[1m", "\x1b[31m", "\x1b[33m", "\x1b[0m"
@@ -100,13 +101,15 @@ def status(snapshot: Snapshot, left_ms: int, colour: bool = False) -> str:
             lines[i] = f"{style}{lines[i]}{OFF}" if style else lines[i]
     reasons = [f"{m.name}: {m.reason}" for m in snapshot.members if m.reason]
     reasons += [f"{m.name}: waits for a restart: {m.pending}" for m in snapshot.members if m.pending]
-    warnings = ["paused: nothing is done automatically"] * snapshot.paused + list(snapshot.warnings)
+    hardware = snapshot.scheduling.get("hardware watchdog", "off")
+    reasons += [f"{snapshot.node}: hardware watchdog {hardware}"] * hardware.startswith("/")
     mark, off = (YELLOW, OFF) if colour else ("", "")
     blocks = [
         [_headline(snapshot)],
         lines if rows else ["no members known yet"],
         reasons,
-        [f"{mark}warning:{off} {text}" for text in warnings],
+        operating.lines(snapshot),
+        [f"{mark}warning:{off} {text}" for text in snapshot.warnings],
         [snapshot.explanation] * bool(snapshot.explanation),
     ]
     return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from consensus.cluster import ClusterState, Grant
+from consensus.hold import PAUSE
 from consensus.record import NodeRecord
 from fencing.lease import MS, Timings
 
@@ -100,6 +101,10 @@ class Local:
     """The grant that this node can only follow after a clone."""
     rebuilt: int = 0
     """Index of the newest `reinit/1` that the copy here was made for."""
+    restarted: int = 0
+    """Index of the newest `turn/1` of this node that this Postgres was started after."""
+    left_down: bool = False
+    """Postgres went down although nothing of pgr ended it: it crashed, or a person stopped it."""
     gate_open: bool = False
     witness: bool = False
     """It votes and has no Postgres."""
@@ -111,6 +116,8 @@ class Local:
     """The term of a grant that this node could not carry out."""
     crashed: str = ""
     """Why the server is down although it was primary under `epoch`; empty: it is not, or that was reported."""
+    died: bool = False
+    """It went down by itself then, nobody stopped it (`on_primary_crash`)."""
 
 
 class Step(StrEnum):
@@ -271,6 +278,35 @@ def _wants_copy(s: Situation) -> bool:
     return s.local.data is Data.READY and copy_asked_for(s.view, s.local) > 0
 
 
+def is_paused(view: View) -> bool:
+    """Nothing is done here that no person has asked for, but what safety asks."""
+    return view.cluster is not None and bool(view.cluster.setting(PAUSE))
+
+
+def restart_due(view: View, local: Local) -> int:
+    """Index of the `turn/1` that asks for a restart of this Postgres, while it was not started since; else 0."""
+    running = view.cluster.ops.restarting if view.cluster is not None else None
+    turn = running.turn_of(local.me) if running is not None else 0
+    return turn if turn > local.restarted else 0
+
+
+def _left_down(s: Situation) -> bool:
+    down = s.local.left_down and s.local.server is Server.DOWN
+    return down and is_paused(s.view) and not restart_due(s.view, s.local)
+
+
+def _copy_held(s: Situation) -> bool:
+    """Only another copy (or a rewind) would help, and in pause nothing that is there is replaced."""
+    local, term = s.local, _grant_term(s)
+    called_for = local.data is Data.BROKEN or term in (local.needs_clone, local.diverged)
+    wanted = called_for and term > 0 and not local.rebuilding
+    return is_paused(s.view) and wanted and source(s.view, local) is not None and not _wants_copy(s)
+
+
+def _needs_clone(s: Situation) -> bool:
+    return s.local.needs_clone == _grant_term(s) > 0 and not _copy_held(s)
+
+
 def _change_index(s: Situation) -> int:
     change = s.view.cluster.change if s.view.cluster is not None else None
     return change.index if change is not None else 0
@@ -332,6 +368,11 @@ RULES: tuple[Rule, ...] = (
         lambda s: _fenced(s) and not s.local.rebuilding,
     ),
     Rule(
+        "left-down", Step.WAIT,
+        "paused: Postgres crashed or was stopped by hand and stays down, until `pgr restart` of it or `pgr resume`",
+        _left_down,
+    ),
+    Rule(
         "create", Step.CREATE, "this node is to create the cluster's data directory",
         lambda s: s.view.cluster is not None and is_founder(s.view, s.local) and not s.view.cluster.grants
         and s.local.data is Data.ABSENT and s.local.server is Server.DOWN,
@@ -365,6 +406,12 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule("serving", Step.WAIT, "primary, open to clients", lambda s: s.local.server is Server.PRIMARY),
     Rule(
+        "restart", Step.STOP, "a restart was asked for: fast stop of this standby, which is started again at once",
+        lambda s: s.local.server in (Server.STANDBY, Server.STOPPING) and not s.local.epoch
+        and restart_due(s.view, s.local) > 0,
+        lambda s: restart_due(s.view, s.local),
+    ),
+    Rule(
         "clone",
         Step.CLONE,
         "there is no usable data directory, or a person wants a new one: copy the primary's",
@@ -372,21 +419,27 @@ RULES: tuple[Rule, ...] = (
             source(s.view, s.local) is not None
             and s.local.data in (Data.ABSENT, Data.BROKEN)
             and not s.local.rebuilding
+            and not _copy_held(s)
         )
-        or (s.follows is not None and (s.local.needs_clone == _grant_term(s) > 0 or _wants_copy(s))),
+        or (s.follows is not None and (_needs_clone(s) or _wants_copy(s))),
         _grant_term,
     ),
     Rule(
         "rewind",
         Step.REWIND,
         "this node holds WAL that the primary does not have: save it, then rewind",
-        lambda s: (s.follows is not None and s.local.diverged == _grant_term(s) > 0)
+        lambda s: (s.follows is not None and s.local.diverged == _grant_term(s) > 0 and not _copy_held(s))
         or s.local.rebuilding == _grant_term(s) > 0,
         _grant_term,
     ),
     Rule(
         "start", Step.START, "start Postgres as a standby without upstream",
         lambda s: s.local.data is Data.READY and s.local.server in (Server.DOWN, Server.STARTING),
+    ),
+    Rule(
+        "copy-held", Step.WAIT,
+        "paused: this node needs a rewind or a new copy, which it gets by `pgr reinit` or after `pgr resume`",
+        _copy_held,
     ),
     Rule(
         "follow", Step.FOLLOW, "follow the primary, if this node's history is part of the primary's",

@@ -16,8 +16,9 @@ from fencing.lease import MS
 from supervisor import controldata, sql
 from supervisor.context import Context, StepFailed
 from supervisor.postgres import StartFailed
+from supervisor.rebuild import note_first_start, read_mark
 from supervisor.receivers import receivers
-from supervisor.roles import Plan, Server
+from supervisor.roles import Plan, Server, restart_due
 from supervisor.steps import QUERY_MS, Steps, switch_lsn
 from supervisor.tasks import Task, Wait
 
@@ -52,6 +53,7 @@ class Start:
             yield from self._look_at_control_data()
             # What was set while this node was away would else take one more restart. At once if it has met the leader.
             yield Wait(until_ns=now_ns() + MEET_MS * MS, ready=lambda: c.view.met)
+            self._refuse_stray_label()
             if c.record.marker:  # set, but nothing was written since: `data` says that the directory is whole
                 yield from c.save_record(marker="")
             owned = c.write_settings(names=c.idle_names())
@@ -64,7 +66,8 @@ class Start:
             c.process = process_id(c.postmaster.pid)
             c.change(
                 server=Server.STARTING, epoch=0, upstream=0, may_receive=False, frozen=0, gate_open=False, crashed="",
-                clean=True, failed_promotion=0,
+                clean=True, failed_promotion=0, died=False, left_down=False,
+                restarted=max(c.local.restarted, restart_due(c.view, c.local)),
             )  # fmt: skip
             body = {"pid": c.process.pid, "start_ticks": c.process.start_ticks}
             c.watchdog.tell("deadman.watch", body)
@@ -83,6 +86,7 @@ class Start:
             except TimeoutError:
                 self._help_to_consistency(now_ns() - began)
         c.started()
+        note_first_start(c.config.pgdata, done=True)
         session = yield from sql.connect(c.own_conninfo(), now_ns() + 5_000 * MS)
         rows = yield from session.query(
             "SELECT (SELECT setting FROM pg_settings WHERE name = 'wal_segment_size'),"
@@ -97,6 +101,20 @@ class Start:
         c.facts = replace(c.facts, version=(version or "").split(" ", maxsplit=1)[0], streaming=False)
         c.change(server=Server.STANDBY)
         c.log.info("postgres.started", pid=postmaster.pid)
+
+    def _refuse_stray_label(self) -> None:
+        """A backup_label in data that was started before: a new copy and a rewound one have a rightful one, which
+        Postgres takes at their first start. To obey it would make pg_control wait for the end of a backup that never
+        comes; to ignore it would be wrong where somebody has put a backup here."""
+        c = self.c
+        label = c.config.pgdata / "backup_label"
+        if not label.exists() or read_mark(c.config.pgdata).get("fresh"):
+            return
+        problem = f"{label} says that this data is a backup that is not complete yet, and it has been complete before"
+        remedy = "if a backup tool left it, move it away; if a backup was put here, join or found anew with that"
+        self._quarantine(f"{problem}: {remedy}")
+        self._copy_again("start.stray_label", problem)
+        raise StepFailed(f"{problem}: {remedy}")
 
     def _quarantine(self, problem: str) -> None:
         """It goes on trying, as a person may mend the cause, but what is wrong is told, also to the caretaker."""

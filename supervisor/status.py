@@ -147,8 +147,15 @@ class Snapshot:
     degraded: str = ""
     """Not empty: fewer nodes than wanted have a commit when it is acknowledged, in words."""
     paused: bool = False
+    """No automatic action is taken."""
+    scheduled: Mapping[str, Any] | None = None
+    """What is to be done at its time: ``what`` (switchover, restart), ``at`` (ISO 8601, UTC), ``to``, ``nodes``
+    (empty: all), ``pending``, ``by``."""
+    restarting: Mapping[str, Any] | None = None
+    """A restart under way: ``now`` (whose turn), ``done``, ``left``, ``by``."""
     scheduling: Mapping[str, str] = field(default_factory=dict)
-    """Process (``raft``, ``watchdog``) to what it got: ``SCHED_RR 10``, ``nice -15``, ..."""
+    """Process (``raft``, ``watchdog``) to what it got: ``SCHED_RR 10``, ``nice -15``, ...; and ``hardware watchdog``:
+    ``off``, ``/dev/watchdog, 1 s, armed``, ``not used: ...``."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """Cluster-wide settings as in the log, beyond commit, profile and timings."""
     warnings: tuple[str, ...] = ()

@@ -22,6 +22,7 @@ from supervisor.postgres import StopMode
 from supervisor.receivers import receivers, terminate, too_young
 from supervisor.roles import Data, Plan, Server
 from supervisor.tasks import Task, TaskTimeout, Wait, sleep
+from supervisor.torn import blank, torn_record
 
 FREEZE_MS = 200
 """The WAL receiver must be gone within this; else Postgres is restarted without upstream (safety.md, promotion 1)."""
@@ -132,10 +133,21 @@ class Steps:
             crashed=(crashed or "stopped") if writable else "",
         )  # fmt: skip
 
-    def postmaster_ended(self, why: str) -> None:
-        """Called by the loop the moment the postmaster's pidfd says so, outside any step that stops it."""
-        self.c.log.warning("postgres.exited", expected=False, reason=why, epoch=self.c.local.epoch)
+    def postmaster_ended(self, why: str, *, died: bool = False) -> None:
+        """Called by the loop the moment the postmaster's pidfd says so, outside any step that stops it. ``died``: by
+        itself; else the node has to end at once."""
+        c = self.c
+        c.log.warning("postgres.exited", expected=False, reason=why, epoch=c.local.epoch)
+        ran = c.local.server in (Server.STANDBY, Server.PROMOTING, Server.PRIMARY)
+        left = ran and c.postmaster is not None and not c.postmaster.told_to_stop
+        c.change(died=died and left and c.local.epoch > 0, left_down=left)
         self._bury(why)
+
+    def ended_by_pgr(self) -> None:
+        """The watchdog has killed Postgres: whether its end is known here already or not, nobody wanted it down."""
+        self.c.change(left_down=False)
+        if self.c.postmaster is not None:
+            self.c.postmaster.told_to_stop = True
 
     def hand_over(self, plan: Plan) -> Task[None]:
         """A planned change: as little as possible left to flush, then a clean stop that standbys receive to the end."""
@@ -156,7 +168,9 @@ class Steps:
         c = self.c
         kept_down = c.local.me in c.cluster.fenced and not c.local.failed_promotion
         reason = "a person keeps its Postgres down" if kept_down else c.local.crashed or "the promotion failed"
-        c.raft.tell("node.fenced", {"term": plan.term, "reason": reason, "clean": False, "at": utc_now()})
+        otherwise = kept_down or c.local.left_down or c.local.failed_promotion or c.local.stopping
+        body = {"term": plan.term, "reason": reason, "clean": False, "at": utc_now(), "lease_lost": not otherwise}
+        c.raft.tell("node.fenced", body | {"died": c.local.died and not c.local.stopping and not kept_down})
         until_ns = now_ns() + 100 * MS
         yield Wait(until_ns=until_ns, ready=lambda: c.view.granted != plan.term)
 
@@ -168,7 +182,8 @@ class Steps:
         server, data = c.local.server, c.local.data
         why = f"Postgres is {server.value}" if data is Data.READY else f"its data is {data.value}"
         why = c.facts.problem or why
-        if c.raft.tell("node.frozen", {"term": term, "epoch": -1, "lsn": 0, "reason": reason or why}):
+        body = {"term": term, "epoch": -1, "lsn": 0, "reason": reason or why, "gave_up": bool(c.facts.problem)}
+        if c.raft.tell("node.frozen", body):
             c.change(said_no_position=term)
 
     def detach(self, _: Plan) -> Task[None]:
@@ -188,11 +203,13 @@ class Steps:
         try:
             yield from self._detach()
             found = yield from self._position(plan.term)
-        except (sql.SqlFailure, StepFailed, TimeoutError) as error:
+        except (sql.SqlFailure, StepFailed, OSError) as error:  # TimeoutError is one, so is a full disk
+            disk = isinstance(error, OSError) and not isinstance(error, TimeoutError)
             # Nobody need wait for this node; its own leadership must not either.
             if c.local.said_no_position != plan.term:
-                self.say_no_position(plan.term, f"Postgres does not answer: {error}")
-            self._kill_if_hung(began)
+                self.say_no_position(plan.term, str(error) if disk else f"Postgres does not answer: {error}")
+            if not disk:  # it would not start again either
+                self._kill_if_hung(began)
             raise
         c.freeze_failing_ns = 0
         body: dict[str, Any] = {"term": plan.term, "reason": ""}
@@ -364,8 +381,24 @@ class Steps:
                 c.log.warning("follow.diverged", at=timelines.format_lsn(lsn), lost_bytes=lost, reason=reason)
                 c.change(diverged=plan.term)
             case Attach(history):
+                self._forget_torn_record(grant, replayed)
                 yield from c.save_record(history)
                 self.attach(grant)
+
+    def _forget_torn_record(self, grant: Grant, end: int) -> None:
+        """Or Postgres would ask the primary for what comes after it, and lack what comes before (torn.py)."""
+        c = self.c
+        names = os.listdir(c.postgres.wal_dir)
+        mine = timelines.newest_wal_timeline(names, end, c.wal_segment_bytes, self._never_used()) or grant.timeline
+        left_at = min((e.start_lsn for e in grant.ancestry if e.timeline > mine), default=None)
+        if left_at is None or end < left_at:
+            return  # what comes is the rest of it
+        found = torn_record(c.postgres.wal_dir, mine, end, c.wal_segment_bytes)
+        if found is not None:
+            c.log.warning("follow.torn_record", at=timelines.format_lsn(end), segment=found[0].name)
+            blank(*found)
+            c.need_postmaster().stop(StopMode.FAST)
+            raise StepFailed("the last record here was torn: Postgres is restarted without it")
 
 
 def switch_lsn(c: Context, timeline: int) -> int | None:

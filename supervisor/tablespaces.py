@@ -67,9 +67,9 @@ def put_in_place(new: Path, places: Mapping[str, str], replaced: Path | None, st
         for entry in _content(home / NEW):
             entry.rename(home / entry.name)
         (home / NEW).rmdir()
-        _relink(new / LINKS / oid, place)
+        files.relink(new / LINKS / oid, place)
         if old and replaced is not None and (replaced / LINKS / oid).is_symlink():
-            _relink(replaced / LINKS / oid, str(aside))
+            files.relink(replaced / LINKS / oid, str(aside))
         files.sync_directory(home)
 
 
@@ -77,10 +77,3 @@ def _content(place: Path) -> list[Path]:
     """What Postgres has there: one directory for each version."""
     return [entry for entry in place.glob("PG_*") if entry.is_dir()]
 
-
-def _relink(link: Path, target: str) -> None:
-    made = link.with_name(link.name + ".pgr")
-    made.unlink(missing_ok=True)
-    made.symlink_to(target)
-    made.rename(link)
-    files.sync_directory(link.parent)

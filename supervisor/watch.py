@@ -15,7 +15,7 @@ from supervisor import files, sql, timelines
 from supervisor.context import Context
 from supervisor.observe import proven
 from supervisor.postgres import StopMode
-from supervisor.roles import Server
+from supervisor.roles import Server, is_paused
 from supervisor.tasks import Task, Wait
 
 EVERY_MS = 1_000
@@ -59,7 +59,7 @@ class Watcher:
         """As last made."""
         self.idle_since_ns = 0
         self.pending_at_ns = 0
-        self.applied = ""
+        self.applied = ("", 0)
 
     def run(self) -> Task[None]:
         c = self.c
@@ -85,12 +85,12 @@ class Watcher:
                 yield from self._settings(session)
                 follows = c.facts.streaming and c.local.upstream and proven(c.record, c.facts)
                 settled = c.local.server is Server.PRIMARY or follows
-                before = (c.local.server, c.local.upstream, c.members, c.applied)
+                before = (c.local.server, c.local.upstream, c.members, c.applied, c.reloaded)
                 until_ns = now_ns() + (EVERY_MS if settled or not c.local.upstream else SOON_MS) * MS
                 until_ns = min(until_ns, max(self.pending_at_ns, now_ns() + SOON_MS * MS))
 
-                def changed(before: tuple[Server, int, tuple[Member, ...], str] = before) -> bool:
-                    return (c.local.server, c.local.upstream, c.members, c.applied) != before
+                def changed(before: tuple[Server, int, tuple[Member, ...], str, int] = before) -> bool:
+                    return (c.local.server, c.local.upstream, c.members, c.applied, c.reloaded) != before
 
                 yield Wait(until_ns=until_ns, ready=changed)
         finally:
@@ -123,6 +123,7 @@ class Watcher:
         )
         self._notice_dead_end()
         self._tell_of_new_copy()
+        self._tell_of_restart()
 
     def _tell_of_new_copy(self) -> None:
         """That a person asked for: done once it is proven. Told until the log has it."""
@@ -133,11 +134,24 @@ class Watcher:
         body = {"node": c.local.me, "index": asked.index, "at": utc_now()}
         c.raft.tell("node.propose", {"kind": "rebuilt/1", "body": body})
 
+    def _tell_of_restart(self) -> None:
+        """That a person asked for: done once it serves as what it is. Told until the log has it."""
+        c = self.c
+        running = c.view.cluster.ops.restarting if c.view.cluster is not None else None
+        turn = running.turn_of(c.local.me) if running is not None else 0
+        if running is None or not turn or c.local.restarted < turn:
+            return
+        follows = c.followed is not None and c.local.upstream == c.followed.term and c.facts.streaming
+        alone = c.followed is None and not c.local.epoch and running.turn_in_place != c.local.me
+        if c.local.gate_open or ((follows or alone) and proven(c.record, c.facts)):
+            body = {"node": c.local.me, "turn": turn, "at": utc_now()}
+            c.raft.tell("node.propose", {"kind": "restarted/1", "body": body})
+
     def _settings(self, session: sql.Session) -> Task[None]:
         """What waits for a restart; on the primary also who has set synchronous_commit lower."""
         c = self.c
-        if c.applied != self.applied:
-            self.applied, self.pending_at_ns = c.applied, now_ns() + PENDING_SOON_MS * MS
+        if (c.applied, c.reloaded) != self.applied:
+            self.applied, self.pending_at_ns = (c.applied, c.reloaded), now_ns() + PENDING_SOON_MS * MS
         if now_ns() < self.pending_at_ns:
             return
         self.pending_at_ns = now_ns() + PENDING_EVERY_MS * MS
@@ -150,7 +164,7 @@ class Watcher:
             overrides = tuple(f"{' in '.join(w for w in (role, base) if w) or 'all'}: {v}" for base, role, v in found)
         elif c.local.server is Server.STANDBY:
             yield from self._paused(session, until_ns)
-        c.facts = replace(c.facts, pending=pending, overrides=overrides)
+        c.facts = replace(c.facts, pending=pending, overrides=overrides, reloaded=self.applied[1])
 
     def _paused(self, session: sql.Session, until_ns: int) -> Task[None]:
         """The primary has more of something than this standby runs with, and Postgres has stopped replaying: only a
@@ -159,7 +173,12 @@ class Watcher:
         rows = yield from session.query("SELECT pg_get_wal_replay_pause_state()", until_ns=until_ns)
         if rows[0][0] != "paused" or c.postmaster is None:
             return
-        if any(INSUFFICIENT in line for line in c.postgres.log_tail(c.postmaster, 1000)):
+        if not any(INSUFFICIENT in line for line in c.postgres.log_tail(c.postmaster, 1000)):
+            return
+        if is_paused(c.view):
+            hint = f"paused, so it is left as it is: `pgr restart {c.local.me}`, or `pgr resume`"
+            c.log.once_per("postgres.insufficient", 60).warning("postgres.insufficient", hint=hint)
+        else:
             c.log.warning("postgres.insufficient", hint="the primary was restarted with more: this standby is too")
             c.postmaster.stop(StopMode.FAST)
 
@@ -196,6 +215,8 @@ class Watcher:
             until_ns=until_ns,
         )
         for name, active, wal_status, _, pid in rows:
+            if name not in wanted and is_paused(c.view):
+                continue
             if active == "t" and name not in wanted:
                 # A former member that was not told yet must not hold WAL: without its slot it does not come back.
                 terminate = "SELECT pg_terminate_backend($1::integer, 1000)"

@@ -48,6 +48,12 @@ def once_traced(self, grant, began):
 Promotion._promote_now = once_traced
 """
 """A promotion goes on when the file ``hold`` is gone: by then its startup process is traced."""
+ALL_FILES_COUNT = """
+from supervisor.steps import Steps
+
+Steps._never_used = lambda self: frozenset()
+"""
+"""The file of a promotion that was killed counts as WAL of its timeline, though nothing was written to it."""
 MOMENTS = pytest.mark.parametrize("moment", [FIRST, SECOND], ids=["before its history file", "after it"])
 
 
@@ -69,11 +75,11 @@ class Hold:
         self.hold, self.begins = home / "hold", home / "begins"
         self.tracers: dict[int, subprocess.Popen[bytes]] = {}
 
-    def teach(self, world: World, node: LocalNode) -> None:
-        """From its next start on, ``node`` waits for the tracing."""
+    def teach(self, world: World, node: LocalNode, patch: str = "") -> None:
+        """From its next start on, ``node`` waits for the tracing; ``patch``: what else is changed in it."""
         self.home.mkdir(exist_ok=True)
         self.home.chmod(0o777)
-        mutate(world, node, WAITS.format(hold=str(self.hold), begins=str(self.begins)))
+        mutate(world, node, WAITS.format(hold=str(self.hold), begins=str(self.begins)) + patch)
 
     def __enter__(self) -> Hold:
         self.hold.touch()
@@ -151,3 +157,22 @@ def test_of_three_another_gets_its_turn(make_world: Callable[..., World], moment
         primary.start()
         world.wait_whole()
     world.check_no_loss(writer, everywhere=True)
+
+
+def test_control_a_file_nobody_wrote_to_taken_for_wal_leaves_no_primary(make_world: Callable[..., World]) -> None:
+    """The killed one has no position for ever, and with the old primary gone there is no read quorum."""
+    world = make_world()
+    hold = Hold(FIRST, world.home / "held")
+    for node in world.nodes:
+        hold.teach(world, node, ALL_FILES_COUNT)
+    world.start()
+    world.wait_writable(standbys=2)
+    primary, standbys = world.primary(), world.standbys()
+    assert primary is not None
+    with hold:
+        primary.kill_all()
+        hold.kill_whoever_is_there(standbys)
+    says = "the newest WAL is on timeline 3, the term history says 2"
+    world.settles(lambda: says in world.describe(), "one of them has no position", world.describe)
+    assert not wait_for(lambda: world.primary() is not None, 10)
+    assert says in world.describe()

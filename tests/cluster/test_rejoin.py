@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Callable
 
 import psycopg
 import pytest
 
+from fencing.clock import now_ns
 from supervisor.localcluster import LocalNode
 from supervisor.timelines import parse_lsn as lsn_int
 from tests.cluster.world import World
@@ -130,7 +132,8 @@ def test_what_other_tools_leave_behind_misleads_no_start(world: World) -> None:
 
 @pytest.mark.slow
 def test_a_backup_label_that_somebody_left_does_not_keep_a_node_away(world: World) -> None:
-    """It sends a start back to a checkpoint whose WAL is gone: of three starts none succeeds, then it is copied."""
+    """Obeyed, it would send the start back to a checkpoint whose WAL is gone, and have pg_control wait for ever for the
+    end of that backup: it is not obeyed, and the node is copied again."""
     standby = world.standbys()[0]
     with world.writing() as writer:
         standby.kill_all()
@@ -139,8 +142,33 @@ def test_a_backup_label_that_somebody_left_does_not_keep_a_node_away(world: Worl
             "BACKUP METHOD: streamed\nBACKUP FROM: primary\nSTART TIMELINE: 1\n"
         )
         (standby.data / "pgdata" / "backup_label").write_text(label, encoding="utf-8")
+        before = (standby.data / "pgdata" / "global" / "pg_control").read_bytes()
         standby.start()
         world.wait_streaming(standby)
-    kept = [p.name for p in (standby.data / "salvage").iterdir()]
-    assert any("replaced" in name for name in kept)
+    (kept,) = [p for p in (standby.data / "salvage").iterdir() if "replaced" in p.name]
+    assert (kept / "global" / "pg_control").read_bytes() == before, "as it was: a person could still use it"
+    assert world.logged(standby, "start.stray_label")
     world.check_no_loss(writer, everywhere=True)
+
+
+@pytest.mark.slow
+def test_the_only_copy_is_not_spoilt_by_a_backup_label_that_somebody_left(make_world: Callable[..., World]) -> None:
+    world = make_world(nodes=1)
+    world.start()
+    world.wait_writable()
+    (node,) = world.nodes
+    with world.writing() as writer:
+        node.kill_all()
+        stray = node.data / "pgdata" / "backup_label"
+        stray.write_text("START WAL LOCATION: 0/1000028 (file 000000010000000000000001)\n", encoding="utf-8")
+        before = (node.data / "pgdata" / "global" / "pg_control").read_bytes()
+        node.start()
+        world.settles(lambda: f"{stray} says that" in str(node.status()), "it says what is wrong and what to do")
+        told = world.asked_status()
+        assert told["members"][0]["state"] == "quarantined"
+        assert "move it away" in told["members"][0]["reason"]
+        assert (node.data / "pgdata" / "global" / "pg_control").read_bytes() == before
+        moved_ns = now_ns()
+        stray.rename(node.data / "backup_label")
+        world.writes_again(writer, moved_ns)
+    world.check_no_loss(writer)

@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+import pytest
 
 from fencing.clock import now_ns
 from supervisor import segments
 from supervisor.localcluster import LocalCluster, LocalNode, Place, free_ports, node_environment, private_home, wait_for
 from supervisor.localwriter import Audit, Writer
 
+rare = pytest.mark.skipif(os.environ.get("PGR_TEST_LEVEL") != "all", reason="long, and rare: bin/test --all")
 START_S = 120.0
 """For anything that starts Postgres, on a machine that does other things as well."""
 SETTLE_S = 60.0

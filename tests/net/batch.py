@@ -12,7 +12,7 @@ import os
 import random
 import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from fencing.clock import now_ns
@@ -52,12 +52,17 @@ class Line:
     """The longest time without an acknowledgement for any client."""
     last_ms: float | None = None
     """Of partitions: from the cut to the answer to the last write that the old primary accepted."""
+    sent_ms: float | None = None
+    """The same until that write was sent: what L + F bounds."""
+    bound_ms: float = 0
+    """L + F."""
     load: float = 0
     error: str = ""
 
     @property
     def bad(self) -> bool:
-        return bool(self.lost or self.phantoms or self.doubles or self.error)
+        late = self.sent_ms is not None and self.sent_ms > self.bound_ms
+        return bool(self.lost or self.phantoms or self.doubles or self.error or late)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +160,7 @@ def strike(world: NetWorld, kind: str, number: int, writers: int) -> Line:
         fault = KINDS[kind][1](world, primary, rng)
         begun_ns = now_ns()
         fault.begin()
+        cut_ns = now_ns()
         moved = primary in fault.nodes
         if moved:
             world.moves_on(load, timeline)
@@ -163,18 +169,22 @@ def strike(world: NetWorld, kind: str, number: int, writers: int) -> Line:
         world.goes_on(load, now_ns())
         world.wait_whole()
     names = ", ".join(f"{node.name}{' (primary)' if node is primary else ''}" for node in fault.nodes)
-    last = load.sampler.last(primary.name, timeline) if moved and kind == "partitions" else None
-    last_ms = None if last is None else (last.end_ns - begun_ns) / MS
-    return judged(
-        Line(commit(), kind, number, f"{fault.name}: {names}", last_ms=last_ms), world.tally(load), load, begun_ns
-    )
+    line = Line(commit(), kind, number, f"{fault.name}: {names}")
+    if moved and kind == "partitions":
+        last = load.sampler.last(primary.name, timeline)
+        timings = next(seen.timings for node in world.nodes if (seen := node.status()))
+        line = replace(
+            line, last_ms=(last.end_ns - begun_ns) / MS, sent_ms=(last.begin_ns - cut_ns) / MS,
+            bound_ms=timings.lease_ms + timings.kill_bound_ms,
+        )  # fmt: skip
+    return judged(line, world.tally(load), load, begun_ns)
 
 
 def judged(line: Line, found: Tally, load: Workload, begun_ns: int) -> Line:
     twice = len(doubles(load.sampler.accepted(quorum=True)))
-    return Line(
-        line.commit, line.kind, line.number, line.fault, found.ok, found.unknown, found.lost, found.phantoms,
-        twice, len(found.doubles), load.gap_ms(begun_ns), line.last_ms, os.getloadavg()[0],
+    return replace(
+        line, ok=found.ok, unknown=found.unknown, lost=found.lost, phantoms=found.phantoms, doubles=twice,
+        writable_twice=len(found.doubles), gap_ms=load.gap_ms(begun_ns), load=os.getloadavg()[0],
     )  # fmt: skip
 
 
@@ -186,10 +196,18 @@ def commit() -> str:
     return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
 
 
+def results() -> Path:
+    """Where the lines of this commit go, if nothing else is asked for."""
+    return ROOT / "net-results" / f"{commit()}.jsonl"
+
+
+def read(out: Path) -> list[Line]:
+    return [Line(**json.loads(text)) for text in out.read_text(encoding="utf-8").splitlines()] if out.exists() else []
+
+
 def done_so_far(out: Path, kind: str) -> list[Line]:
     """Lines of this commit and kind that are in the file already."""
-    lines = [Line(**json.loads(text)) for text in out.read_text(encoding="utf-8").splitlines()] if out.exists() else []
-    return [line for line in lines if (line.commit, line.kind) == (commit(), kind)]
+    return [line for line in read(out) if (line.commit, line.kind) == (commit(), kind)]
 
 
 @contextlib.contextmanager
@@ -224,6 +242,7 @@ def batch(kind: str, count: int, out: Path, writers: int = 8, profile: str = "de
     while left:
         for line in in_one_world(kind, left[:PER_WORLD], writers, profile):
             lines.append(line)
+            out.parent.mkdir(parents=True, exist_ok=True)
             with out.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(asdict(line)) + "\n")
             print(f"{line.number:4} {line.fault}: {line.ok} ok, {line.lost} lost, {line.doubles} double, "
@@ -233,14 +252,28 @@ def batch(kind: str, count: int, out: Path, writers: int = 8, profile: str = "de
     return int(any(line.bad for line in lines))
 
 
+def summaries(lines: list[Line]) -> str:
+    """A line for each commit and kind."""
+    kinds = sorted({(line.commit, line.kind) for line in lines})
+    return "\n".join(
+        f"{which} {kind}: {summary([line for line in lines if (line.commit, line.kind) == (which, kind)])}"
+        for which, kind in kinds
+    )
+
+
 def summary(lines: list[Line]) -> str:
     gaps = sorted(line.gap_ms for line in lines if "(primary)" in line.fault) or [0.0]
-    last = max((line.last_ms for line in lines if line.last_ms is not None), default=0.0)
     parts = (
-        f"{len(lines)} faults",
+        f"{len({line.number for line in lines})} faults",
         *(f"{sum(getattr(line, what) for line in lines)} {what}" for what in COUNTED),
         f"{sum(bool(line.error) for line in lines)} errors",
         f"gap of faults of the primary: median {gaps[len(gaps) // 2]:.0f} ms, max {gaps[-1]:.0f} ms",
     )
-    cut = f"; last write accepted by an old primary {last:.0f} ms after its cut" if last else ""
-    return "; ".join(parts) + cut
+    cuts = [line for line in lines if line.sent_ms is not None and line.last_ms is not None]
+    if not cuts:
+        return "; ".join(parts)
+    last = max(cuts, key=lambda line: line.sent_ms or 0)
+    return "; ".join(parts) + (
+        f"; of {len(cuts)} cuts of a primary the last write it accepted was sent {last.sent_ms:.0f} ms after the cut"
+        f" at most, L + F is {last.bound_ms:.0f} ms (answered: {max(line.last_ms or 0 for line in cuts):.0f} ms)"
+    )

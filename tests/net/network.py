@@ -128,8 +128,9 @@ class Network:
         """Words before a command that is to run there. Unlike ``ip netns exec`` nothing else of the world changes."""
         return ("nsenter", f"--net=/run/netns/{self.namespace(name)}")
 
-    def place(self, name: str) -> Place:
-        return Place(self.addresses[name], PORTS, self.enter(name))
+    def place(self, name: str, inside: tuple[str, ...] = ()) -> Place:
+        """``inside``: further words before its command, once it is there."""
+        return Place(self.addresses[name], PORTS, (*self.enter(name), *inside))
 
     def cut(self, links: Iterable[Link]) -> Instant:
         """From now on these packets are lost, all at one instant; connections are not told."""

@@ -11,6 +11,9 @@ import pytest
 
 from fencing.clock import now_ns
 from supervisor.localcluster import SECOND, LocalNode
+from tests.cluster.test_quorum_promises import mutate
+from tests.net.mutants import HANDS_OVER_RUNNING
+from tests.net.sampler import doubles
 from tests.net.test_partition import primary_of
 from tests.net.world import NetWorld, Workload, send
 
@@ -83,6 +86,24 @@ def test_a_switchover_that_meets_a_death(net: NetWorld, victim: str) -> None:
     for asking in asked:  # whose node died is told so at the end of its patience
         asking.join(90)
     world.check(load)
+
+
+@pytest.mark.slow
+def test_control_a_lease_given_up_before_postgres_is_stopped_makes_two_writers(
+    make_net: Callable[..., NetWorld],
+) -> None:
+    world = make_net()
+    for node in world.nodes:
+        mutate(world, node, HANDS_OVER_RUNNING)
+    old = world.begin()
+    with world.working() as load:
+        target, begun = world.standbys()[0], threading.Event()
+        asking = threading.Thread(target=ask, args=(world, old, target, begun))
+        asking.start()
+        world.settles(lambda: bool(doubles(load.sampler.accepted())), "two nodes accept writes", world.describe)
+        begun.set()
+        old.kill_all()
+    asking.join(90)
 
 
 def ask(world: NetWorld, old: LocalNode, target: LocalNode, begun: threading.Event) -> None:

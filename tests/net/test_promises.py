@@ -12,8 +12,9 @@ import pytest
 from fencing.clock import now_ns
 from supervisor.localcluster import SECOND, LocalNode
 from tests.cluster.test_quorum_promises import mutate
-from tests.net.mutants import NO_FENCE, ONE_PROMISE_IS_ENOUGH, PROMISES_AND_GOES_ON
+from tests.net.mutants import NO_FENCE, NUMBERS_COME_BACK, ONE_PROMISE_IS_ENOUGH, PROMISES_AND_GOES_ON
 from tests.net.network import CONSENSUS, POSTGRES, between, both
+from tests.net.sampler import shared_timelines
 from tests.net.test_partition import ends_within_the_lease, primary_of
 from tests.net.world import NetWorld, Workload
 
@@ -149,22 +150,39 @@ def test_control_where_one_promise_is_enough_the_one_behind_is_promoted_and_rows
 # --- 6: two promotions from one point ---------------------------------------------------------------------------------
 
 
-def test_two_promotions_from_one_point_do_not_share_a_timeline(net: NetWorld) -> None:
+def promoted_twice(world: NetWorld, load: Workload) -> None:
     """The first one's WAL reaches nobody: the second begins where it began, and its Postgres knows of no other."""
-    world, old = net, primary_of(net)
+    old, timeline = primary_of(world), world.timeline(load)
     left, right = world.others(old)
+    world.cut(both(left.name, right.name, POSTGRES))
+    world.power_cut(old)
+    world.settles(lambda: any(s.timeline > timeline for s in load.sampler.accepted()), "writes that wait for nobody")
+    first = world[next(s.node for s in load.sampler.accepted() if s.timeline > timeline)]
+    world.isolate(first)
+    old.start()
+    second = [node.name for node in world.others(first)]
+    world.settles(
+        lambda: any(s.timeline > timeline and s.node in second for s in load.sampler.accepted()),
+        "the second promotion",
+    )
+
+
+def test_two_promotions_from_one_point_do_not_share_a_timeline(net: NetWorld) -> None:
+    world = net
     with world.working() as load:
-        timeline = world.timeline(load)
-        world.cut(both(left.name, right.name, POSTGRES))
-        world.power_cut(old)
-        world.settles(
-            lambda: any(s.timeline > timeline for s in load.sampler.accepted()), "writes that wait for nobody"
-        )
-        first = world[next(s.node for s in load.sampler.accepted() if s.timeline > timeline)]
-        world.isolate(first)
-        old.start()
-        world.settles(lambda: len({s.timeline for s in load.sampler.accepted()}) > 2, "the second promotion")
+        promoted_twice(world, load)
         world.heal()
         world.wait_whole()
         world.goes_on(load, now_ns())
     world.check(load)
+
+
+@pytest.mark.slow
+def test_control_where_a_number_comes_back_two_nodes_write_on_one_timeline(make_net: Callable[..., NetWorld]) -> None:
+    world = make_net()
+    for node in world.nodes:
+        mutate(world, node, NUMBERS_COME_BACK)
+    world.begin()
+    with world.working() as load:
+        promoted_twice(world, load)
+    assert shared_timelines(load.sampler.accepted())

@@ -8,7 +8,7 @@ import contextlib
 import itertools
 import os
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import psycopg
@@ -57,11 +57,19 @@ class Tally(NamedTuple):
 class NetWorld(World):
     """Nodes ``a``, ``b``, ... at addresses of their own; the test is one more, `CLIENT`."""
 
-    def __init__(self, *, nodes: int = 3, profile: str = "default", commit: str = "quorum") -> None:
+    def __init__(
+        self,
+        *,
+        nodes: int = 3,
+        profile: str = "default",
+        commit: str = "quorum",
+        inside: Mapping[str, tuple[str, ...]] | None = None,
+    ) -> None:
+        """``inside``: of a node, further words before its command."""
         names = node_names(nodes)
         self.network = Network(names)
         try:
-            places = [self.network.place(name) for name in names]
+            places = [self.network.place(name, (inside or {}).get(name, ())) for name in names]
             super().__init__(nodes=nodes, profile=profile, commit=commit, places=places)
         except BaseException:
             self.network.close()

@@ -452,6 +452,23 @@ def test_only_what_writes_to_this_node_is_ended(found: Found, monkeypatch: pytes
         elsewhere.wait(30)
 
 
+def test_what_writes_to_its_wal_on_another_disk_is_ended_too(
+    found: Found, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    found.pgdata.mkdir(parents=True, exist_ok=True)
+    (found.pgdata / "pg_wal").symlink_to(disk)
+    job = a_process_that_names(disk / "pgr.new")
+    monkeypatch.setattr(datadir, "_WRITERS", (Path(sys.executable).name,))
+    try:
+        datadir.end_jobs(found.c.config, found.log)
+        assert job.wait(30) == -signal.SIGKILL
+    finally:
+        job.kill()
+        job.wait(30)
+
+
 def test_a_node_that_starts_ends_them_first(found: Found, monkeypatch: pytest.MonkeyPatch) -> None:
     job = a_process_that_names(found.pgdata)
     monkeypatch.setattr(datadir, "_WRITERS", (Path(sys.executable).name,))

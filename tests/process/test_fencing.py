@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import json
 import os
 import select
@@ -10,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from fencing.kill import ProcessId, fence, members, process_id, verify
 from fencing.lease import MS, PROFILES
 from fencing.timer import Alarm, ClockWatch
 from fencing.wire import Frame, decode, encode
+from tests.machineclock import set_on
 from tests.pgbare import BarePostgres, as_postgres, own_directory
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -230,6 +233,9 @@ class Bus:
 class Watched:
     """A watchdog process, with the parent and the raft child played by the test. The parent process is a `sleep`."""
 
+    program: Sequence[str] = ("-m", "fencing.process")
+    more: Sequence[str] = ()
+
     def __init__(self, postgres: BarePostgres) -> None:
         self.postgres = postgres
         self.run_dir = own_directory("pgr-run-")
@@ -238,8 +244,8 @@ class Watched:
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [
-                    sys.executable, "-m", "fencing.process", "--run", self.run_dir, "--pgdata", postgres.pgdata,
-                    "--parent", str(self.parent.pid), "--profile", "default",
+                    sys.executable, *self.program, "--run", self.run_dir, "--pgdata", postgres.pgdata,
+                    "--parent", str(self.parent.pid), "--profile", "default", *self.more,
                 ],
                 stderr=log, cwd=ROOT, env=ENVIRONMENT, **as_postgres(),
             )  # fmt: skip
@@ -545,6 +551,57 @@ def test_clocks_that_nobody_set_have_not_jumped() -> None:
         assert abs(clocks.jumped_ns()) < 100 * MS
     finally:
         clocks.close()
+
+
+class Canceled:
+    """A libc that answers as after the clock was set: it is set and the call fails (timerfd_create(2), Notes)."""
+
+    def __init__(self, libc: ctypes.CDLL, code: int) -> None:
+        self.libc, self.code, self.calls = libc, code, 0
+
+    def timerfd_settime(self, *arguments: Any) -> int:
+        self.calls += 1
+        assert self.libc.timerfd_settime(*arguments) == 0
+        ctypes.set_errno(self.code)
+        return -1
+
+
+def test_the_answer_to_a_clock_that_was_set_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    clocks, libc = ClockWatch(), ctypes.CDLL(None, use_errno=True)
+    try:
+        canceled = Canceled(libc, errno.ECANCELED)
+        monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: canceled)
+        assert abs(clocks.jumped_ns()) < 100 * MS
+        assert canceled.calls == 1
+        canceled.code = errno.EBADF
+        with pytest.raises(OSError, match="timerfd_settime"):
+            clocks.jumped_ns()
+    finally:
+        clocks.close()
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.environ.get("PGR_TEST_LEVEL") != "all", reason="sets this machine's clock: bin/test --all")
+def test_a_watchdog_survives_that_the_clock_is_set(watched: Watched) -> None:
+    """By a microsecond and back: too little to mean anything, and the kernel tells of it as of an hour."""
+    watched.armed()
+    clocks = ClockWatch()
+    try:
+        poller = select.poll()
+        poller.register(clocks.fd, select.POLLIN)
+        try:
+            set_on(1)
+        except OSError as error:
+            pytest.skip(f"the clock may not be set here: {error}")
+        set_on(-1)
+        assert poller.poll(int(PATIENCE_S * 1000)), "the kernel has told"
+        assert abs(clocks.jumped_ns()) < 100 * MS
+        assert not poller.poll(0), "and will tell again"
+    finally:
+        clocks.close()
+    watched.as_parent.ask("deadman.query", "deadman.state")
+    assert watched.process.poll() is None
+    assert "watchdog.bug" not in watched.log.read_text()
 
 
 @pytest.mark.root

@@ -282,7 +282,7 @@ def test_burned_numbers_are_skipped_and_their_owner_is_refused_then_rewound() ->
         b.stop()
         mine = (b.pgdata / "postgresql.auto.conf").read_bytes()
         (b.pgdata / "pgr.identity").write_text("b's own")
-        do(jobs.rewind(b.binaries, c.conninfo_for_others(), b.pgdata, b.table, keep=["pgr.identity"]))
+        do(jobs.rewind(b.binaries, c.conninfo_for_others(), b.pgdata, b.table, scratch=b.home, keep=["pgr.identity"]))
         assert (b.pgdata / "postgresql.auto.conf").read_bytes() == mine
         assert (b.pgdata / "pgr.identity").read_text() == "b's own"
         a.follow(c)

@@ -14,7 +14,7 @@ from tests.sim.harm import HARMS, SHARE
 from tests.sim.mutants import MUTANTS
 from tests.sim.network import CONTROL, DATA, Weather
 from tests.sim.postgres import State
-from tests.sim.settings import Settings, kinds
+from tests.sim.settings import Settings, kinds, restarts
 from tests.sim.stories import AIMED
 
 if TYPE_CHECKING:
@@ -74,12 +74,13 @@ class Faults(Settings):
             "told-loss": self._told_loss,
             "settings": self._settings,
             "starve": self._starve,
+            "crash": self._crash,
         }
 
     def begin(self) -> None:
         dice = self.world.dice
         self.on = True
-        names = sorted(name for name in self.all if name not in (*AIMED, *HARMS, "settings", "starve"))
+        names = sorted(name for name in self.all if name not in (*AIMED, *HARMS, "settings", "starve", "crash"))
         self.kinds = dice.sample(names, dice.choice((1, 2, 3, 5, 8, 12)))
         self.pace_ms = dice.choice((400, 1_000, 2_500, 5_000))
         if self.world.mutant:
@@ -90,6 +91,9 @@ class Faults(Settings):
             self.kinds += self.harms.sample(HARMS, self.harms.choice((1, 1, 2, 4)))
         if not self.world.mutant:
             self.kinds = kinds(self.world.seed, self.kinds)
+            if restarts(self.world.seed):
+                self.kinds += ["crash"] * (1 + len(self.kinds) // 2)
+                self._restart_in_place()
         self.world.note("world", f"faults: {', '.join(self.kinds)}; every {self.pace_ms} ms")
         self._next()
 

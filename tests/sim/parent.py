@@ -276,6 +276,7 @@ class Parent(Context):
         awaited = self.local.server is Server.STOPPING or self.plan.step is Step.FENCE
         if not (self.task is not None and stopping and awaited):
             self.world.note(self.host.name, f"Postgres ended, epoch {self.local.epoch}")
+            self.change(died=self.local.epoch > 0)
             self.steps.bury("postmaster ended")
         self.soon()
 

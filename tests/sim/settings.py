@@ -1,10 +1,12 @@
-"""What only some seeds have, by a chance of its own: a person who changes cluster-wide settings while things fail."""
+"""What only some seeds have, by a chance of its own: a person who changes cluster-wide settings while things fail, and
+primaries whose Postgres crashes and is started again in place."""
 
 from __future__ import annotations
 
 import random
 from typing import Any
 
+from fencing.lease import MS
 from tests.sim.harm import Harm
 from tests.sim.network import DATA
 
@@ -21,7 +23,26 @@ def kinds(seed: int, chosen: list[str]) -> list[str]:
     return [*(kind for kind in chosen if kind not in NOT_WITH), "settings", "settings", "starve", "starve", "kill-node"]
 
 
+RESTARTS = 0.15
+"""Of the seeds: Postgres alone crashes often, and the primary starts it again in place (`on_primary_crash`)."""
+
+
+def restarts(seed: int) -> bool:
+    return random.Random(f"{seed} on_primary_crash").random() < RESTARTS
+
+
 class Settings(Harm):
+    def _restart_in_place(self) -> None:
+        wanted = {"on_primary_crash": "restart", "primary_start_timeout": 5}
+        self._ask("config.set", {"set": wanted, "unset": []})
+
+    def _crash(self) -> None:
+        """Of Postgres alone. A second one while it starts again, now and then."""
+        host = self._likely_primary()
+        self.did("crash", f"the Postgres of {host.name}")
+        for after_ms in (0, self._ms(1, 400))[: 1 + self.world.chance(0.3)]:
+            self.world.after(after_ms * MS, lambda: host.postgres.end() if host.postgres is not None else None)
+
     def _starve(self) -> None:
         """Nobody gets the WAL of the primary for longer than a cluster that is not strict waits: 3 s until the standbys
         notice, and 5 more."""

@@ -88,7 +88,7 @@ class Steps(Promises):
             p.commits_wait = True
             p.change(
                 server=Server.STARTING, epoch=0, upstream=0, may_receive=False, frozen=0, gate_open=False, crashed="",
-                clean=True, failed_promotion=0,
+                clean=True, failed_promotion=0, died=False,
             )  # fmt: skip
             p.tell_watchdog(machine.Watch(self.pid, 1))
         server, began = self.need_server(), p.now
@@ -171,7 +171,8 @@ class Steps(Promises):
     def report_fenced(self, plan: Plan) -> Task[None]:
         p = self.p
         reason = p.local.crashed or "the promotion failed"
-        p.tell_raft("node.fenced", {"term": plan.term, "reason": reason, "clean": False, "at": "-"})
+        body = {"term": plan.term, "reason": reason, "clean": False, "at": "-"}
+        p.tell_raft("node.fenced", body | {"died": p.local.died and not p.local.stopping})
         yield Wait(until_ns=p.now + 100 * MS, ready=lambda: p.view.granted != plan.term)
 
     # -- promotion -----------------------------------------------------------------------------------------------
@@ -190,6 +191,9 @@ class Steps(Promises):
             raise StepFailed(f"Postgres was promoted, but not to timeline {grant.timeline}")
         older = (e for e in p.view.record.history if e.timeline < grant.timeline and e.start_lsn < start)
         yield from p.save_record((*older, EpochStart(grant.term, start, grant.timeline)), proof=None)
+        before = p.cluster.grants[-2] if len(p.cluster.grants) > 1 else None
+        if before is not None and before.node == p.local.me and before.failed:
+            self.world.counts["a primary promoted anew where it crashed"] += 1
         p.change(server=Server.PRIMARY)
 
     def _promote_now(self, grant: Grant) -> Task[None]:

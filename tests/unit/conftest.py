@@ -8,9 +8,9 @@ from __future__ import annotations
 import pytest
 
 COVERING = (
-    "addressbook", "changes", "cluster", "clusterwide", "forecast", "founding", "known_bugs", "membership",
-    "never_stuck", "node", "peerwire", "positions", "promotion", "quorum", "raft", "reconfigure", "requests",
-    "sightings", "thesis",
+    "addressbook", "changes", "cluster", "clusterwide", "comeback", "forecast", "founding", "known_bugs", "membership",
+    "never_stuck", "node", "operate", "operations", "peerwire", "positions", "promotion", "quorum", "raft",
+    "reconfigure", "requests", "rolling", "sightings", "thesis",
 )  # fmt: skip
 
 

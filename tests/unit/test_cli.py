@@ -213,18 +213,18 @@ def test_switchover_streams_its_steps(pgr: Run, node: Node, data: Path) -> None:
         "primary: a -> b, write gap: 212 ms\n",
         "a: stopping Postgres\nb: promoting\n",
     )
-    assert node.requests[0].body == {"to": "b", "by": admin.who()}
+    assert node.requests[0].body == {"to": "b", "timeout_ms": 60_000, "by": admin.who()}
     code, out, err = pgr("switchover", "--json", "--data", str(data))
     assert (code, json.loads(out)["gap_ms"], err) == (0, 212, "a: stopping Postgres\nb: promoting\n")
-    assert node.requests[1].body == {"to": None, "by": admin.who()}
+    assert node.requests[1].body == {"to": None, "timeout_ms": 60_000, "by": admin.who()}
 
 
 def test_failover_says_whether_loss_is_accepted(pgr: Run, node: Node, data: Path) -> None:
     pgr("failover", "--data", str(data))
     pgr("failover", "--to", "b", "--accept-data-loss", "--data", str(data))
     assert [frame.body for frame in node.requests] == [
-        {"to": None, "accept_data_loss": False, "by": admin.who()},
-        {"to": "b", "accept_data_loss": True, "by": admin.who()},
+        {"to": None, "accept_data_loss": False, "timeout_ms": 60_000, "by": admin.who()},
+        {"to": "b", "accept_data_loss": True, "timeout_ms": 60_000, "by": admin.who()},
     ]
 
 
@@ -384,8 +384,9 @@ def test_no_answer_to_an_action_may_mean_it_was_done(data: Path, monkeypatch: py
         assert pgr("switchover", "--data", str(data)) == (
             75,
             "",
-            "asked a to stop\nerror: the node has not answered for 0.1 s\n\n"
-            "hint: look at `pgr status` before trying again: the request may have been carried out\n",
+            "asked a to stop\n"
+            "error: the node has not answered for 0.1 s; the last that is known: asked a to stop\n\n"
+            "hint: look at `pgr status`, of any node, before trying again: the request may have been carried out\n",
         )
     finally:
         made.close()

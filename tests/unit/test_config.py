@@ -331,6 +331,8 @@ def test_flags_and_variables_are_those_of_the_interface() -> None:
         "--http": "PGR_HTTP",
         "--cluster-key": "PGR_CLUSTER_KEY_FILE",
         "--witness": "PGR_WITNESS",
+        "--watchdog": "PGR_WATCHDOG",
+        "--watchdog-device": "PGR_WATCHDOG_DEVICE",
         "--profile": "PGR_PROFILE",
         "--commit": "PGR_COMMIT",
         "--config": "PGR_CONFIG",

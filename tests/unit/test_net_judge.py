@@ -63,3 +63,24 @@ def test_a_batch_goes_on_after_what_is_in_the_file(tmp_path: Path, monkeypatch: 
     with out.open("a") as file:
         file.write(json.dumps(asdict(Line("abc", "kills", 9, "", lost=1))) + "\n")
     assert batch.batch("kills", 4, out) == 1, "a loss of an earlier run is not forgotten"
+
+
+def test_a_summary_says_the_worst_of_the_cuts_and_what_it_may_be() -> None:
+    lines = [
+        Line("abc", "partitions", 0, "isolated: a (primary)", ok=5, gap_ms=900, last_ms=410, sent_ms=400, bound_ms=950),
+        Line(
+            "abc", "partitions", 1, "not heard: b (primary)", ok=5, gap_ms=1100, last_ms=980, sent_ms=640, bound_ms=950
+        ),
+        Line("abc", "partitions", 2, "isolated: c", ok=5),
+        Line("abc", "kills", 0, "power cut: a (primary)", ok=7),
+    ]
+    told = batch.summaries(lines).splitlines()
+    assert [line.partition(":")[0] for line in told] == ["abc kills", "abc partitions"]
+    assert "3 faults; 15 ok" in told[1]
+    assert "of 2 cuts of a primary the last write it accepted was sent 640 ms after the cut at most" in told[1]
+    assert "L + F is 950 ms" in told[1]
+    assert not any(line.bad for line in lines), "an answer that came late was accepted before"
+
+
+def test_a_write_after_the_bound_is_bad() -> None:
+    assert Line("abc", "partitions", 0, "", sent_ms=951, bound_ms=950).bad

@@ -18,6 +18,7 @@ from consensus.node import COMPACT_AFTER_ENTRIES
 from consensus.positions import NoPosition
 from consensus.raft import Campaign, Role
 from consensus.record import EpochStart, NodeRecord, Position
+from consensus.sightings import NOT_FENCED
 from consensus.write import Write
 from fencing.lease import MS
 from tests.unit.nodes import Cluster, T
@@ -816,3 +817,34 @@ def test_one_that_was_removed_while_it_was_down_knows_it_from_its_own_log() -> N
     machine = cluster.members["b"]
     machine.node.cluster = replace(machine.node.cluster, removed=(Seat("b", 1),))
     assert isinstance(machine.node.start(None, cluster.now)[0], Removed)
+
+
+def test_a_primary_whose_postgres_does_not_die_makes_way_without_a_release() -> None:
+    """A disk that hangs: killed backends stay. Nobody may be told that they are gone, and others need not wait."""
+    cluster = Cluster("a", "b", "c")
+    cluster.open()
+    a = cluster.members["a"]
+    a.seen, a.position = {"state": NOT_FENCED}, (-1, 0)
+    cluster.tell("a", "node.observed", a.seen)
+    cluster.sleep(T.election_ms - 100)
+    assert cluster.primary() == "a", "it may take a moment"
+    cluster.until(lambda: cluster.leader() not in ("", "a"), 4 * T.election_ms)
+    assert a.disk.hard.released == 0, "its Postgres is not known to be gone"
+    assert cluster.open() != "a"
+    term = a.state["term"]
+    for name in "bc":
+        cluster.members[name].up = False
+    cluster.sleep(4 * T.election_ms)
+    assert (a.state["term"], a.state["role"]) == (term, "follower"), "nor does it campaign"
+    a.seen = {"state": "stopped"}
+    cluster.tell("a", "node.observed", a.seen)
+    cluster.until(lambda: a.state["role"] != "follower", 4 * T.election_ms)
+
+
+def test_alone_it_stays_the_leader() -> None:
+    cluster = Cluster("a")
+    cluster.open()
+    cluster.members["a"].seen = {"state": NOT_FENCED}
+    cluster.tell("a", "node.observed", {"state": NOT_FENCED})
+    cluster.sleep(4 * T.election_ms)
+    assert cluster.primary() == "a"

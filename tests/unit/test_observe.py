@@ -75,6 +75,8 @@ def test_the_word_for_the_role(local: Local, word: str) -> None:
         (standby(server=Server.STARTING), Facts(), Step.START, "starting"),
         (standby(server=Server.DOWN), Facts(problem="FATAL"), Step.WAIT, "quarantined"),
         (standby(server=Server.STARTING), Facts(problem="FATAL"), Step.START, "quarantined"),
+        (standby(server=Server.DOWN, clean=False), Facts(), Step.FENCE, "not fenced"),
+        (standby(server=Server.DOWN, clean=False), Facts(problem="FATAL"), Step.FENCE, "not fenced"),
         (standby(server=Server.DOWN), Facts(problem="FATAL"), Step.CLONE, "cloning"),
         (standby(server=Server.DOWN, data=Data.ABSENT), Facts(), Step.WAIT, "no data"),
         (standby(server=Server.DOWN, data=Data.BROKEN), Facts(), Step.WAIT, "no data"),

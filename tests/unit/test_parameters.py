@@ -123,9 +123,9 @@ def test_what_a_standby_must_not_have_less_of() -> None:
         ("work_mem", "work_mem: takes effect with a reload"),
         ("checkpoint_timeout", "checkpoint_timeout: takes effect with a reload"),
         ("log_connections", "log_connections: takes effect with a reload, for new sessions"),
-        ("shared_buffers", "shared_buffers: takes effect with a restart of each node"),
-        ("max_connections", "max_connections: takes effect with a restart of each node; restart the standbys first, "
-         "the primary last"),
+        ("shared_buffers", "shared_buffers: takes effect with a restart of each node: `pgr restart --pending`"),
+        ("max_connections", "max_connections: takes effect with a restart of each node, standbys first: "
+         "`pgr restart --pending`"),
     ],
 )  # fmt: skip
 def test_what_it_takes(name: str, what: str) -> None:

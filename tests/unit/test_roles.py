@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from consensus.cluster import Change, ClusterState, Grant, Reinit, Seat, seat_of, sync_group
 from consensus.membership import Member
+from consensus.operations import Operations, Rolling
 from consensus.record import EpochStart, NodeRecord, Position
 from fencing.lease import MS, PROFILES
 from supervisor import roles
@@ -72,6 +73,16 @@ UNOPENED = agreed(granted(5, "a", opened=False))
 SMALLER = sync_group((seat_of(m) for m in MEMBERS[:2]), "quorum")
 CHANGING = agreed(granted(5, "a"), change=Change(9, agreed().group, SMALLER))
 KEPT_DOWN = agreed(granted(5, "a"), fenced=("a", "b"))
+PAUSED: dict[str, Any] = {"config": '{"pause":true}'}
+PAUSE = agreed(granted(5, "a"), **PAUSED)
+
+
+def turn_of(name: str, **changes: Any) -> ClusterState:
+    """``name`` is being restarted, by the word of entry 9."""
+    rolling = Rolling(8, ("a", "b"), False, False, 300, "ops@host", turn=name, turn_index=9, turn_term=5)
+    return agreed(granted(5, "a"), ops=Operations(rolling), **changes)
+
+
 ASKED = agreed(granted(5, "a"), reinits=(Reinit(Seat("b", 7), 9),))
 
 DECIDES: tuple[tuple[str, int, Situation], ...] = (
@@ -125,6 +136,29 @@ DECIDES: tuple[tuple[str, int, Situation], ...] = (
     ("prove", 5, serving(view={"cluster": UNOPENED}, local={"gate_open": False})),
     ("open-gate", 5, serving(local={"gate_open": False})),
     ("regroup", 9, serving(view={"cluster": CHANGING})),
+    ("restart", 9, streaming(view={"cluster": turn_of("b")})),
+    ("restart", 9, streaming(view={"cluster": turn_of("b")}, local={"server": Server.STOPPING})),
+    ("restart", 9, streaming(view={"cluster": turn_of("b", **PAUSED)})),
+    ("streaming", 0, streaming(view={"cluster": turn_of("b")}, local={"restarted": 9})),
+    ("streaming", 0, streaming(view={"cluster": turn_of("a")})),
+    ("start", 0, streaming(view={"cluster": turn_of("b")}, local=DOWN)),
+    ("promise", 6, streaming(view={"cluster": turn_of("b"), "wanted": 6})),
+    ("serving", 0, serving(view={"cluster": turn_of("a")})),
+    ("left-down", 0, streaming(view={"cluster": PAUSE}, local={**DOWN, "left_down": True})),
+    ("left-down", 0, streaming(view={"cluster": PAUSE, "met": False}, local={**DOWN, "left_down": True})),
+    ("start", 0, streaming(local={**DOWN, "left_down": True})),
+    ("start", 0, streaming(view={"cluster": PAUSE}, local=DOWN)),
+    ("start", 0, streaming(view={"cluster": turn_of("b", **PAUSED)}, local={**DOWN, "left_down": True})),
+    ("copy-held", 0, streaming(view={"cluster": PAUSE}, local={**DOWN, "data": Data.BROKEN})),
+    ("copy-held", 0, streaming(view={"cluster": PAUSE}, local={"needs_clone": 5})),
+    ("start", 0, streaming(view={"cluster": PAUSE}, local={**DOWN, "needs_clone": 5})),
+    ("start", 0, streaming(view={"cluster": PAUSE}, local={**DOWN, "diverged": 5})),
+    ("copy-held", 0, streaming(view={"cluster": PAUSE}, local={**DETACHED, "diverged": 5})),
+    ("clone", 5, streaming(view={"cluster": PAUSE}, local={**DOWN, "data": Data.ABSENT})),
+    ("clone", 5, streaming(view={"cluster": replace(ASKED, **PAUSED)}, local={"needs_clone": 5})),
+    ("rewind", 5, streaming(view={"cluster": PAUSE}, local={**DOWN, "rebuilding": 5})),
+    ("authority-lost", 5, serving(view={"cluster": PAUSE, "lease_until_ns": NOW + DEMOTED})),
+    ("grant-unused", 5, serving(view={"cluster": PAUSE}, local={**DOWN, "crashed": "killed", "left_down": True})),
     ("serving", 0, serving()),
     ("clone", 5, streaming(local={**DOWN, "data": Data.ABSENT})),
     ("clone", 5, streaming(local={**DOWN, "data": Data.BROKEN})),

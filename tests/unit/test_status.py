@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fencing.lease import MS
+from supervisor import render
 from supervisor.status import (
     Primary,
     SyncGroup,
@@ -124,3 +125,13 @@ def test_libpq_reads_our_uris() -> None:
         "10.0.0.1,10.0.0.2",
         "5432,5432",
     )
+
+
+@pytest.mark.parametrize(
+    ("state", "shown"),
+    [("/dev/watchdog, 1 s, armed", True), ("off", False), ("not used: /dev/watchdog can not be opened: x", False)],
+)
+def test_a_hardware_watchdog_is_shown_where_there_is_one(state: str, shown: bool) -> None:
+    page = render.status(snapshot(scheduling={"hardware watchdog": state}), 0)
+    assert ("a: hardware watchdog /dev/watchdog, 1 s, armed" in page) is shown
+    assert ("hardware" in page) is shown

@@ -3,6 +3,8 @@ grant that was handed over is over."""
 
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +25,7 @@ from supervisor.roles import Data, Local, Plan, Server, Situation, Step, View, f
 from supervisor.sql import SqlConnectionLost
 from supervisor.starts import COPY_AGAIN_MS, START_FAILURES_MAX, Start
 from supervisor.steps import Steps
-from supervisor.tasks import Task, run_blocking
+from supervisor.tasks import Task, TaskTimeout, run_blocking
 
 GRANT = Grant(5, "a", Position(0, 0), 2, (EpochStart(0, 0, 1), EpochStart(5, 100, 2)), opened=True)
 
@@ -135,3 +137,46 @@ def test_a_grant_that_was_handed_over_is_not_used_again_by_a_raft_child_that_is_
     assert plan(Situation(c.view, c.local, c.timings, 0))[0].step is Step.REPORT_FENCED, "no start before it is heard"
     c.view = replace(c.view, granted=0, hand_over=None)
     assert plan(Situation(c.view, c.local, c.timings, 0))[0].step is Step.START
+
+
+# -- a promise that a full disk keeps a node from giving ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "killed"),
+    [
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "No space left on device", False),
+        (TaskTimeout("the session"), "Postgres does not answer: the session", True),
+    ],
+    ids=["a full disk", "it hangs"],
+)
+def test_who_can_give_no_promise_says_why_and_only_one_that_hangs_is_killed(
+    monkeypatch: pytest.MonkeyPatch, error: OSError, reason: str, killed: bool
+) -> None:
+    """Its settings can't be written, so its receiver goes on: under no vow, and it would not start again either."""
+    told: list[dict[str, Any]] = []
+    buried: list[str] = []
+    c: Any = SimpleNamespace(
+        local=Local("b", Data.READY, Server.STANDBY), facts=Facts(), freeze_failing_ns=1, postmaster=object(),
+        log=SimpleNamespace(error=lambda *_, **__: None),
+    )  # fmt: skip
+    c.change = lambda **facts: setattr(c, "local", replace(c.local, **facts))
+    run = Steps(c)
+
+    def tell(_: str, body: dict[str, Any]) -> bool:
+        told.append(body)
+        return True
+
+    def detach() -> Task[None]:
+        raise error
+        yield
+
+    c.raft = SimpleNamespace(tell=tell)
+    monkeypatch.setattr(run, "_detach", detach)
+    monkeypatch.setattr(run, "_bury", buried.append)
+    with pytest.raises(type(error)):
+        run_blocking(run.freeze(Plan(Step.FREEZE, 7)))
+    assert [(body["term"], body["epoch"]) for body in told] == [(7, -1)]
+    assert reason in told[0]["reason"]
+    assert bool(buried) is killed
+    assert c.local.vowed == 0
