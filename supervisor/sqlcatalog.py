@@ -16,7 +16,7 @@ The only dynamic SQL is a COPY to a name that the server made; what it writes co
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from consensus.digest import blake2b
@@ -76,6 +76,9 @@ class Action:
 ACTIONS: Final = (
     Action("switchover", (TO, DRY_RUN), "move the primary in a planned way, to the best standby or the one named"),
     Action("failover", (TO, ACCEPT, DRY_RUN), "have a primary where there is none; what is lost is to be accepted"),
+    Action("pause", (), "nothing is done automatically, until resume()"),
+    Action("resume", (), "what is done automatically is done again"),
+    Action("restart", (replace(NODE, field="nodes", many=True),), "restart the Postgres of one node", "10 minutes"),
     Action("reinit", (NODE,), "rebuild one standby: a new copy of the primary, the old one is kept aside", "1 hour"),
 )  # fmt: skip
 BY_NAME: Final = {action.name: action for action in ACTIONS}

@@ -224,3 +224,18 @@ def test_a_copy_is_made_anew_by_sql(shared_world: World) -> None:
     assert said
     assert [p.name for p in (made.data / "salvage").iterdir() if "replaced" in p.name]
     everywhere(world, "SELECT count(*)::int FROM pg_replica.history() WHERE kind = 'cloned'", [(before + 1,)])
+
+
+@pytest.mark.slow
+def test_paused_resumed_and_restarted_by_sql(shared_world: World) -> None:
+    world = shared_world
+    primary = with_roles(world)
+    asked, restarted = world.standbys()
+    assert ask(asked, "SELECT pg_replica.pause() ->> 'paused'") == [("true",)]
+    world.settles(lambda: world.asked_status()["paused"], "paused")
+    assert ask(primary, "SELECT pg_replica.resume() ->> 'paused'") == [("false",)]
+    began = ask(restarted, "SELECT pg_postmaster_start_time()")
+    assert ask(asked, f"SELECT pg_replica.restart('{restarted.name}')") == [({"restarted": [restarted.name]},)]
+    assert ask(restarted, "SELECT pg_postmaster_start_time()") > began
+    assert refused(asked, "SELECT pg_replica.restart('nosuch')").sqlstate == "PGR64"
+    world.wait_whole()

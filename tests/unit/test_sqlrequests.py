@@ -49,6 +49,8 @@ def test_a_request_is_one_of_the_admin_protocol() -> None:
 
 
 def test_an_argument_of_one_may_be_a_list_of_one_in_the_protocol() -> None:
+    assert read(line(action="restart", arguments={"node": "c"})).body["nodes"] == ["c"]
+    assert read(line(action="pause", arguments={})).body.keys() == {"by", "timeout_ms"}
     action = Action("restart", (Argument("node", str, "nodes", "NULL", optional=True, many=True),), "")
     assert arguments(action, {"node": "b"}) == {"nodes": ["b"]}
     assert arguments(action, {"node": None}) == {"nodes": None}
@@ -152,7 +154,7 @@ def test_each_action_is_one_that_a_node_knows() -> None:
 def test_each_function_of_the_contract_is_there() -> None:
     names = {f.name: f.grantee for f in FUNCTIONS if not f.name.startswith("_")}
     assert names == dict.fromkeys(("status", "primary", "history", "explain", "config"), MONITOR) | dict.fromkeys(
-        ("switchover", "failover", "reinit"), ADMIN
+        ("switchover", "failover", "pause", "resume", "restart", "reinit"), ADMIN
     )
 
 
