@@ -6,7 +6,7 @@
 | `POST /failover` | `{"candidate": NAME, "accept_data_loss": BOOL or absent}`; with `leader` a switchover | the same |
 | `DELETE /switchover` | none | 404: nothing is scheduled |
 | `POST /reinitialize` | `{}` or none, of the node that is asked; it always copies from the primary | 200 when begun, 503 refused |
-| `PATCH /config` | what is to be other than `GET /config` says; null: back to the default | 200 with the new `GET /config`, 400 wrong, 412 not safe, 503 nobody to decide, or another change came first |
+| `PATCH /config` | what is to be other than `GET /config` says; null: back to the default; no hooks | 200 with the new `GET /config`, 400 wrong, 403 hooks, 412 not safe, 503 nobody to decide, or another change came first |
 """  # noqa: E501  (a table)
 
 from __future__ import annotations
@@ -179,6 +179,8 @@ def _reinitialize(request: Request, snapshot: Snapshot, by: str) -> Ask:
 def _patch(request: Request, _snapshot: Snapshot, by: str) -> Ask:
     body = _body(request)
     wanted, unset = patched(body)
+    if any(name.partition(".")[0] == "hooks" for name in (*wanted, *unset)):
+        raise BadBody("hooks are commands that every node runs: `pgr config set` changes them, HTTP does not", 403)
     if not wanted and not unset:
         raise BadBody("nothing is to be changed")
 

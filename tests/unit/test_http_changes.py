@@ -18,6 +18,7 @@ from fencing import wire
 from fencing.clock import now_ns
 from fencing.lease import MS
 from supervisor import healthserver
+from supervisor.adminserver import GAP_TOLD_MS
 from supervisor.errors import MissingError, UsageError
 from supervisor.healthserver import Current, HealthServer
 from supervisor.httpaccess import Access, Peer, admit, read_tokens
@@ -306,7 +307,9 @@ def test_a_switchover_is_answered_when_the_log_has_it(door: Door) -> None:
         door.turn()
         assert not select.select([client], [], [], 0)[0], "it is not done yet, and is waited for"
         grant = FOUR.grants[-1]
-        door.asked.log(replace(FOUR, grants=(grant, grant._replace(term=6, node="b"))), 800)
+        moved = replace(FOUR, grants=(grant, grant._replace(term=6, node="b")))
+        door.asked.log(moved, 800)
+        door.asked.log(moved, 800 + GAP_TOLD_MS)
         assert door.server.deadline_ns() == 1, "the loop comes back at once"
         assert door.read(client) == (200, b'Successfully switched over to "b"\n')
         assert not door.asked.server.inside
@@ -389,6 +392,15 @@ def test_a_few_at_a_time_and_checks_go_on(door: Door) -> None:
         assert door.read(door.dial(stack, b"HEAD /liveness HTTP/1.1\r\n\r\n"))[0] == 200
 
 
+@pytest.mark.parametrize("name", ["hooks", "hooks.on_event"])
+@pytest.mark.parametrize("value", ["/bin/sh", None])
+def test_a_token_does_not_run_commands(name: str, value: str | None) -> None:
+    refusal = translate(request("PATCH", "/config", json.dumps({"strict": True, name: value}).encode()), snapshot(), "me")
+    assert isinstance(refusal, Answer)
+    assert refusal.status == 403
+    assert b"`pgr config set`" in refusal.body
+
+
 def test_whoever_leaves_leaves_what_was_begun(door: Door) -> None:
     with ExitStack() as stack:
         client = door.dial(stack, SWITCHOVER)
@@ -399,7 +411,9 @@ def test_whoever_leaves_leaves_what_was_begun(door: Door) -> None:
         assert len(door.server) == 0
         door.answers(order, **MOVED)
         grant = FOUR.grants[-1]
-        door.asked.log(replace(FOUR, grants=(grant, grant._replace(term=6, node="b"))), 800)
+        moved = replace(FOUR, grants=(grant, grant._replace(term=6, node="b")))
+        door.asked.log(moved, 800)
+        door.asked.log(moved, 800 + GAP_TOLD_MS)
         door.turn()
         assert door.server.deadline_ns() is None
         assert not door.asked.server.inside
