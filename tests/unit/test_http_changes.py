@@ -395,7 +395,7 @@ def test_a_few_at_a_time_and_checks_go_on(door: Door) -> None:
 @pytest.mark.parametrize("name", ["hooks", "hooks.on_event"])
 @pytest.mark.parametrize("value", ["/bin/sh", None])
 def test_a_token_does_not_run_commands(name: str, value: str | None) -> None:
-    refusal = translate(request("PATCH", "/config", json.dumps({"strict": True, name: value}).encode()), snapshot(), "me")
+    refusal = translate(request("PATCH", "/config", {"strict": True, name: value}), snapshot(), "me")
     assert isinstance(refusal, Answer)
     assert refusal.status == 403
     assert b"`pgr config set`" in refusal.body
