@@ -362,6 +362,7 @@ def test_what_a_killed_supervisor_left_is_ended_and_a_daemon_is_not(node: Node) 
     node.until(lambda: node.lines("pid") and node.lines("daemon"))
     left, daemon = int(node.lines("pid")[0]), int(node.lines("daemon")[0])
     leader = node.programs.started[0].pid
+    node.until(lambda: os.getsid(daemon) == daemon)
     os.kill(leader, signal.SIGKILL)  # the death signal of the real launcher
     node.until(lambda: not alive(leader))
     mark = node.home / "run" / "hook-on_role_change.pid"

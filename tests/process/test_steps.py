@@ -31,6 +31,7 @@ from supervisor.links import Link
 from supervisor.overdue import Overdue
 from supervisor.postgres import Postgres
 from supervisor.privileges import current
+from supervisor.rebuild import write_mark
 from supervisor.receivers import receivers
 from supervisor.roles import Data, Local, Plan, Server, Step, View
 from supervisor.starts import Start
@@ -101,6 +102,7 @@ class Standby:
         )  # fmt: skip
         datadir.write_passfile(self.c)
         do(jobs.basebackup(self.bare.binaries, self.c.upstream(grant), config.pgdata, self.bare.table))
+        write_mark(config.pgdata, 8, "", fresh=True)  # or its backup_label would be somebody else's
         self.c.change(data=Data.READY)
         source.ask("SELECT pg_create_physical_replication_slot('pgr_b', true)")
         self.daemon = self._daemon()

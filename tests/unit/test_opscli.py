@@ -127,13 +127,20 @@ def test_whom_to_restart_has_to_be_said_once(data: Path, capsys: pytest.CaptureF
 
 @pytest.mark.parametrize("remote", [False, True])
 def test_a_node_that_ends_meanwhile_ends_the_wait_at_once(
-    data: Path, capsys: pytest.CaptureFixture[str], remote: bool
+    data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, remote: bool
 ) -> None:  # fmt: skip
     """Not after 30 s: whoever waits for a switchover of the very node it asked would otherwise sit there."""
     nodes: list[Node] = []
+    heard = threading.Event()
+    read = admin._progress
+
+    def reading(frame: Frame) -> admin.Progress:
+        heard.set()
+        return read(frame)
+
+    monkeypatch.setattr(admin, "_progress", reading)
 
     def handler(frame: Frame) -> list[bytes]:
-        nodes[0]._stop.send(b"")
         return [admin.progress(frame.id, "accepted", "switchover accepted: from a to b")]
 
     key = data / "cluster.key"
@@ -143,6 +150,8 @@ def test_a_node_that_ends_meanwhile_ends_the_wait_at_once(
     where = ["--node", f"127.0.0.1:{nodes[0].port}", "--cluster-key", str(key)] if remote else ["--data", str(data)]
 
     def close() -> None:
+        assert heard.wait(30)  # what libzmq holds is lost with the connection
+        nodes[0]._stop.send(b"")
         nodes[0]._thread.join(10)
         nodes[0]._context.destroy(linger=200)
 
