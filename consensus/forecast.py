@@ -173,8 +173,10 @@ def last_known(grant: Grant | None, reports: Mapping[str, Report]) -> Position |
 
 
 def after_a_clean_stop(reports: Mapping[str, Report], primary: str) -> dict[str, Report]:
-    """In a switchover the primary delivers all it has to those who stream from it before it is gone."""
-    end = reports[primary].promise
+    """In a switchover the primary delivers all it has to those who stream from it before it is gone: at least what the
+    newest of their words says, whoever said it."""
+    said = [r.promise for name, r in reports.items() if name == primary or r.streams]
+    end = max((p for p in said if isinstance(p, Position)), default=reports[primary].promise)
     return {n: replace(r, promise=end) if r.streams else r for n, r in reports.items()}
 
 

@@ -129,18 +129,19 @@ def test_it_follows_a_failover(world: World, proxy: Proxy) -> None:
         assert proxy.up("primary") == [second.name]
         with pytest.raises(psycopg.OperationalError):
             open_session.execute("SELECT 1")
+        open_session.close()
 
         # A switchover: the old primary lives on, and what was connected to it is cut off.
         first.start()
         world.wait_streaming(first)
         open_session = psycopg.connect(via(world, proxy.writes), autocommit=True)
-        since_ns = now_ns()
         done = world.pgr("switchover", "--to", first.name, node=second)
         assert done.returncode == 0, done.stderr
-        world.writes_again(writer, since_ns)
-        assert reached(world, proxy.writes) is first
+        world.writes_again(writer, now_ns())
+        world.settles(lambda: reached(world, proxy.writes) is first, "writes reach the new primary")
         with pytest.raises(psycopg.OperationalError):
             open_session.execute("SELECT 1")
+        open_session.close()
     finally:
         writer.stop(30)
     print(f"write gap through HAProxy after kill -9 of the primary node: {gap.seconds:.2f} s")

@@ -60,6 +60,7 @@ BOTH = ("/health", "/liveness", "/readiness", "/readiness?lag=64kB&mode=write", 
 NEITHER = ("/standby-leader", "/sync", "/async", "/replica?tag_x=y", "/nope", "/replica?replication_state=no")
 
 
+@pytest.mark.slow
 def test_reads_and_changes(make_world: Callable[..., World]) -> None:
     world = make_world()
     tokens(world)

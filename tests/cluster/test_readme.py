@@ -47,6 +47,7 @@ RUN_BY = {
     "bin/pgr status": BY_HAND, "bin/pgr uri": BY_HAND, "bin/pgr switchover": BY_HAND,
     "pgr status": BY_HAND, "pgr uri": BY_HAND, "kill": BY_HAND,
     "pgr key": HOSTS, "pgr-supervise": HOSTS,
+    "bin/pgr history": "test_hooks.py", "bin/pgr events": "test_hooks.py",
     "bin/pgr member": MEMBERS, "pgr member": MEMBERS,
     "bin/pgr config": "test_config.py", "pgr config": "test_config.py",
     "pgr failover": "test_explain.py", "pgr explain": "test_explain.py", "pgr switchover": "test_explain.py",
@@ -345,7 +346,7 @@ def help_of(*words: str) -> str:
 def test_every_flag_exists() -> None:
     known = {option.flag for option in OPTIONS} | UV_FLAGS
     for words in ([], ["status"], ["switchover"], ["failover"], ["history"], ["uri"], ["key", "new"], ["demo"],
-                  ["restart"],
+                  ["restart"], ["events"],
                   *(["member", what] for what in ("list", "add", "remove", "replace")),
                   *(["config", what] for what in ("show", "get", "set", "unset", "edit", "history"))):
         known |= flags_in(help_of(*words))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import psycopg
 import pytest
 
 from fencing.clock import now_ns
@@ -21,7 +22,8 @@ def max_connections(world: World) -> set[str]:
 def world(shared_world: World) -> World:
     """Whole, and without what the writers of the tests before have left."""
     primary = shared_world.wait_whole()
-    shared_world.query(primary, "DROP TABLE IF EXISTS pgr_writes")
+    with psycopg.connect(shared_world.node_uri(primary), autocommit=True) as connection:
+        connection.execute("DROP TABLE IF EXISTS pgr_writes")
     return shared_world
 
 
@@ -50,7 +52,7 @@ def test_a_raised_setting_takes_a_rolling_restart_and_nothing_is_lost(world: Wor
         at_ns = now_ns()
         world.writes_again(writer, at_ns)
         assert max_connections(world) == {"120"}
-        assert not any(m["pending_restart"] for m in world.asked_status()["members"])
+        world.settles(lambda: not any(m["pending_restart"] for m in world.asked_status()["members"]), "nothing waits")
         assert world.pgr("restart", "--pending").stdout == "nothing waits for a restart\n"
         moved = world.primary()
         assert moved is not None

@@ -33,8 +33,7 @@ def test_who_never_is_primary_and_who_has_no_seat(make_world: Callable[..., Worl
         world.settles(known, f"the tags of {name} are known")
 
     tag(never.name, "nofailover = true", {"nofailover": True})
-    explained = world.pgr("explain").stdout
-    assert "is tagged `nofailover`" in explained, explained
+    world.settles(lambda: "is tagged `nofailover`" in world.pgr("explain").stdout, "explain names the tag")
     with world.writing() as writer:
         # A failover passes it over, also if it leads Raft first.
         killed_ns, _ = first.kill_all()
@@ -53,8 +52,10 @@ def test_who_never_is_primary_and_who_has_no_seat(make_world: Callable[..., Worl
         others = sorted((first.name, next_one.name))
         world.wait_members("a b c", f"2 of {' '.join(others)}")
         assert world.query(next_one, "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'") == [(2,)]
+        promoted = len(world.logged(first, "postgres.promoted"))
         killed_ns, _ = next_one.kill_all()
         # The only other one with a seat takes over; writes wait until a second one is there.
+        world.settles(lambda: len(world.logged(first, "postgres.promoted")) > promoted, f"{first.name} is promoted")
         next_one.start()
         world.writes_again(writer, killed_ns, seconds=120)
         world.settles(first.is_primary, f"{first.name} is the primary")

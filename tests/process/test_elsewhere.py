@@ -18,6 +18,8 @@ from tests.process.dropped import dropped
 from tests.process.test_postgres import do, nodes, soon
 from tests.process.test_refused_starts import Candidate, node
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["node"]
 
 

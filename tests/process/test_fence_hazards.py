@@ -22,6 +22,8 @@ from tests.pgbare import BarePostgres, template
 from tests.process.killtime import BACKENDS, ROUNDS, Busy, kill_once, stated
 from tests.process.test_fencing import F, Watched, until
 
+pytestmark = pytest.mark.slow
+
 
 def test_100_busy_backends_die_within_the_kill_bound_and_how_long_it_takes_is_said(tmp_path: Path) -> None:
     """Each killed process has to get the processor once more. So where others want it too the time is only printed:

@@ -27,6 +27,8 @@ from supervisor.sqlsurface import put
 from supervisor.tasks import run_blocking
 from tests.pgbare import BarePostgres, run
 
+pytestmark = pytest.mark.slow
+
 Another: TypeAlias = Callable[[], psycopg.Connection[Any]]
 ODD_ROLE = """o'b"b\\x\ny; --"""
 STATUS: dict[str, Any] = {

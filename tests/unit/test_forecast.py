@@ -228,6 +228,12 @@ def test_after_a_clean_stop_those_who_stream_have_everything() -> None:
     assert (found.winners, found.lost_bytes) == (("b",), 0)
 
 
+def test_a_standby_whose_word_is_newer_than_the_primarys_makes_no_other_lose_anything() -> None:
+    reports = reports_of(state(), ALL | {"c": said(170)}, frozenset("abc"), 9)
+    found = forecast(replace(state(), wish_to="b"), after_a_clean_stop(reports, "a"), term=9)
+    assert (found.winners, found.lost_bytes) == (("b",), 0)
+
+
 def test_no_grant_no_stream() -> None:
     assert not reports_of(state(grants=()), ALL, frozenset("abc"), 9)["b"].streams
     assert reports_of(state(), ALL, frozenset("abc"), 9)["b"].streams
