@@ -306,6 +306,9 @@ def remove(state: ClusterState, facts: Facts, name: str, successor: str = "") ->
         if other.has_data is not member.has_data:
             hint = "name a member of the same kind"
             return Refusal(78, f"{successor} can't take the place of {name}: only one of them is a witness", hint)
+        if other.name in unseated(state):
+            reason = f"{successor} can't take the place of {name}: its tag `nosync` keeps it out of the sync group"
+            return Refusal(78, reason, "take the tag out of its pgr.toml first, or name another")
         if other.aim not in (VOTER, WITNESS):
             reason = f"{successor} can't take the place of {name}: it is not to have a vote"
             return Refusal(78, reason, f"first let it become one: pgr member add {successor}")

@@ -204,7 +204,7 @@ def _lines(name: str, value: object) -> list[str]:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             value = [value]  # one rule
     if not isinstance(value, list) or not all(isinstance(line, str) and line.isprintable() for line in value):
         raise BadSetting(f"{name} is a list of lines", f"""for example {name}='["host all all 10.0.0.0/8 md5"]'""")
@@ -224,7 +224,7 @@ def _command(name: str, value: object) -> list[str]:
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             value = None
     elif isinstance(value, str):
         if " " in value.strip():

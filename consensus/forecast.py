@@ -185,8 +185,8 @@ def bytes_lacking(newest: Position, held: Position, grants: tuple[Grant, ...]) -
 
     What the two have in common ends where ``held`` ends, or where the first epoch begins that came after its own.
     """
-    grant = next((g for g in grants if g.term == newest.epoch), None)
-    later = [e.start_lsn for e in (grant.ancestry if grant is not None else ()) if e.epoch > held.epoch]
+    ancestry = next((g.ancestry for g in reversed(grants) if any(e.epoch == newest.epoch for e in g.ancestry)), ())
+    later = [e.start_lsn for e in ancestry if held.epoch < e.epoch <= newest.epoch]
     return max(0, newest.lsn - min([held.lsn, *later]))
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from consensus import rolling, timetable
 from consensus.changes import Proposal, spare
@@ -63,8 +63,10 @@ def pausing(name: str, body: dict[str, Any]) -> dict[str, Any]:
 def restart(node: Node, body: dict[str, Any], now_ns: int) -> Answer:
     """``{nodes: [name] or null (all), pending, force, timeout_s, at, by}``."""
     tip, names = node.tip(), body.get("nodes")
+    if not _names(names):
+        return refused(64, f"{names!r} is no list of names", "leave it out to mean all")
     able = [m.name for m in tip.members if m.has_data]
-    wanted = sorted({str(n) for n in names}) if isinstance(names, list) and names else able
+    wanted = sorted(set(names)) if names else able
     strange = [n for n in wanted if n not in able]
     if strange:
         what = f"no member is named {strange[0]}" if tip.member(strange[0]) is None else f"{strange[0]} has no Postgres"
@@ -95,6 +97,10 @@ def restart(node: Node, body: dict[str, Any], now_ns: int) -> Answer:
     if not index:
         return refused(75, "this node leads no more", "ask again in a moment")
     return True, {"nodes": wanted, "index": index, "term": node.raft.term}
+
+
+def _names(value: Any) -> TypeGuard[list[str] | None]:
+    return value is None or (isinstance(value, list) and all(isinstance(n, str) for n in value))
 
 
 def _unfit_to_restart(node: Node, tip: ClusterState, names: list[str], force: bool, now_ns: int) -> Answer | None:
@@ -141,8 +147,10 @@ def _primary_before_standbys(node: Node, tip: ClusterState, names: list[str], pr
 def _reload(node: Node, body: dict[str, Any], now_ns: int) -> Answer:
     """``{nodes: [name] or null (all), by}``."""
     tip, names = node.tip(), body.get("nodes")
+    if not _names(names):
+        return refused(64, f"{names!r} is no list of names", "leave it out to mean all")
     able = [m.name for m in tip.members if m.has_data]
-    wanted = sorted({str(n) for n in names}) if isinstance(names, list) and names else able
+    wanted = sorted(set(names)) if names else able
     strange = [n for n in wanted if n not in able]
     if strange:
         return refused(64, f"{strange[0]} is no member with a Postgres", f"those with one: {', '.join(able)}")
@@ -165,7 +173,8 @@ def schedule(node: Node, what: str, body: dict[str, Any], now_ns: int) -> Answer
         at = timetable.written(timetable.parse(str(body["at"]), _now(node)))
     except BadTime as bad:
         return refused(64, bad.reason, bad.hint)
-    kept = {k: v for k, v in body.items() if k in ("to", "nodes", "pending", "force", "timeout_s", "by")}
+    own = ("to", "by") if what == "switchover" else ("nodes", "pending", "force", "timeout_s", "by")
+    kept = {k: v for k, v in body.items() if k in own}
     entry = {"what": what, "when": at, "request": canonical(kept), "by": who(body)}
     index = node.propose_change(Proposal("schedule/1", entry), now_ns)
     if not index:

@@ -234,11 +234,11 @@ def _won(s: Situation, winner: str, silent: list[str]) -> Decision:
         why += f"; before that {_vetoed(vetoes)}"
     if winner != s.me:
         return HandOver(winner, f"{winner} {why}")
+    if not s.cleared:  # before the group shrinks to a node that may be told no
+        return AskHook(f"the pre_promote hook of {s.me} is asked; it {why}")
     smaller = _degraded(s)
     if smaller is not None:
         return _smaller_first(s, smaller, bool(silent))
-    if not s.cleared:
-        return AskHook(f"the pre_promote hook of {s.me} is asked; it {why}")
     return TakeGrant(max(positions.values()), s.state.next_timeline(), why)
 
 

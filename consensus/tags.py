@@ -132,7 +132,9 @@ def unseated(state: ClusterState) -> frozenset[str]:
     voters = {m.name for m in state.members if m.role == VOTER}
     without = {name for name in voters if of(state, name).get(NOSYNC) is True}
     without -= {state.grant.node} if state.grant is not None else set()
-    return frozenset(without) if len(voters - without) > 1 else frozenset()
+    # Of those who sit now and stay: a voter without a copy, or one that is to leave, is no second copy.
+    seated = {m.name for m in state.members if m.aim == VOTER} & set(state.group.names)
+    return frozenset(without) if len(seated - without) > 1 else frozenset()
 
 
 def wanted_rule(state: ClusterState) -> SyncGroup:

@@ -27,7 +27,13 @@ class BadTime(Exception):
 
 def parse(text: str, now: datetime) -> datetime:
     """ISO 8601 with a zone, or ``+5m``, ``+1h30m`` from ``now`` (aware). UTC, whole seconds. Raises BadTime."""
-    text = text.strip()
+    try:
+        return _parse(text.strip(), now)
+    except OverflowError:
+        raise BadTime(f"{text[:40]!r} is beyond the calendar") from None
+
+
+def _parse(text: str, now: datetime) -> datetime:
     if text.startswith("+"):
         found = _relative(text[1:])
         if found is None:

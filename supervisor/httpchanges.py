@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
@@ -80,7 +81,7 @@ def _body(request: Request, *, optional: bool = False) -> dict[str, Any]:
             return {}
         raise BadBody("a JSON object is needed", 400 if "content-length" in request.headers else 411)
     try:
-        found = json.loads(request.body, object_pairs_hook=_once, parse_constant=_no_constant)
+        found = json.loads(request.body, object_pairs_hook=_once, parse_constant=_no_constant, parse_float=_finite)
     except (ValueError, RecursionError) as bad:  # includes UnicodeDecodeError
         raise BadBody(f"the body is no JSON object: {bad}") from None
     if not isinstance(found, dict):
@@ -96,6 +97,12 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(text: str) -> NoReturn:
     raise ValueError(f"{text} is no JSON")
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text} is too large")
+    return number
 
 
 def _known(body: Mapping[str, Any], *names: str) -> None:

@@ -387,7 +387,8 @@ def _tag_warnings(cluster: ClusterState, primary: Primary | None) -> list[str]:
 def _event(event: Any, cluster: ClusterState) -> HistoryEvent:
     fields = json.loads(event.fields)
     grant = next((g for g in cluster.grants if g.term == event.term), None)
-    start = grant.ancestry[-1].start_lsn if grant is not None and grant.ancestry else None
+    began = cluster.began(event.term) if grant is not None else None
+    start = began.start_lsn if began is not None else None
     return HistoryEvent(
         at=event.at,
         kind=event.kind,

@@ -124,7 +124,7 @@ def test_a_stale_pid_file_that_names_an_unrelated_process_costs_that_process_not
             path = postgres.pgdata / "postmaster.pid"
             lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
             path.write_text("".join([f"{stranger.pid}\n", *lines[1:]]), encoding="utf-8")
-            assert verify(postgres.pgdata, None) == ()
+            until(lambda: verify(postgres.pgdata, None) == (), "the others have seen that the postmaster is gone")
             report = fence(postgres.pgdata, None, now_ns() + F)
             assert (report.killed, report.survivors) == (0, ())
             assert stranger.poll() is None

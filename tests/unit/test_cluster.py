@@ -26,6 +26,7 @@ from consensus.clustertext import dump, load
 from consensus.membership import LEARNER, VOTER, Member
 from consensus.messages import Entry
 from consensus.record import EpochStart
+from fencing import wire
 
 CHARTER = canonical({
     "members": [["a", 1, "a:1", "a:2", "a:3"], ["b", 2, "b:1", "b:2", "b:3"], ["c", 3, "c:1", "c:2", "c:3"]],
@@ -347,3 +348,20 @@ def test_the_group_that_the_settings_want() -> None:
     assert [three.rule(three.group.members[:n]).k for n in (1, 2, 3)] == [3, 3, 3]
     loose = replace(state, config='{"strict":false,"sync_acks":2}')
     assert [loose.rule(loose.group.members[:n]).k for n in (0, 1, 2, 3)] == [1, 1, 2, 3]
+
+
+def test_a_life_of_many_promotions_fits_into_one_frame() -> None:
+    """Each has its ancestry, which has all before it: only the newest are kept, and still every beginning is known."""
+    now, ancestry, told = found(CHARTER, "00"), [[0, 0, 1]], 0
+    for term in range(1, 1001):
+        ancestry.append([term, term << 24, term + 1])
+        for kind, body in (
+            ("promoted/1", {"node": "a", "upper": [term - 1, term << 24], "timeline": term + 1, "reason": "x" * 80}),
+            ("switched/1", {"ancestry": ancestry}), ("opened/1", {}), ("failed/1", {"reason": "y" * 40}),
+        ):  # fmt: skip
+            told += 1
+            now = apply(now, entry(kind, body | {"term": term, "at": "2030-01-01T00:00:00Z"}, term, told))
+    assert len(wire.encode("raft.cluster", {"index": told, "state": dump(now)})) < wire.FRAME_BYTES_MAX // 4
+    assert now.began(7) == EpochStart(7, 7 << 24, 8)
+    assert now.grant is not None
+    assert len(now.grant.ancestry) == 1001

@@ -23,6 +23,12 @@ from consensus.clusterwide import (
 )
 
 
+@pytest.mark.parametrize("name", ["postgres.hba", "hooks.on_event"])
+def test_brackets_without_end_are_no_list(name: str) -> None:
+    with pytest.raises(BadSetting):
+        check(name, "[" * 100_000)
+
+
 @pytest.mark.parametrize(
     ("name", "given", "value"),
     [

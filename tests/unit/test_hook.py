@@ -13,7 +13,7 @@ from consensus.changes import ended
 from consensus.cluster import ClusterState, Grant, Seat, Veto, apply, canonical
 from consensus.clustertext import dump, load
 from consensus.messages import AppendReq, Entry
-from consensus.promotion import VETO_PAUSE_MS, AskHook, HandOver, TakeGrant, Wait
+from consensus.promotion import VETO_PAUSE_MS, AskHook, Degrade, HandOver, TakeGrant, Wait
 from consensus.record import Position
 from fencing.lease import MS
 from tests.unit.nodes import Cluster
@@ -158,6 +158,17 @@ def veto(name: str, times: int = 1) -> Veto:
 
 
 BC: dict[str, tuple[int, int] | None] = {"b": (3, 50), "c": (3, 50)}
+
+
+def test_the_group_does_not_shrink_to_a_node_before_its_hook_has_said_yes() -> None:
+    loose = '{"hooks.pre_promote":["/h"],"strict":false}'
+
+    def alone(*, cleared: bool) -> Any:
+        known = replace(state(), config=loose)
+        return ask({"a": (3, 50)}, state=known, me="a", cleared=cleared, connected=frozenset("a"), waited=20_000)
+
+    assert isinstance(alone(cleared=False), AskHook)
+    assert isinstance(alone(cleared=True), Degrade)
 
 
 def test_who_was_not_vetoed_goes_first_then_who_was_least_often() -> None:

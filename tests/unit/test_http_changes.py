@@ -392,6 +392,12 @@ def test_a_few_at_a_time_and_checks_go_on(door: Door) -> None:
         assert door.read(door.dial(stack, b"HEAD /liveness HTTP/1.1\r\n\r\n"))[0] == 200
 
 
+def test_a_number_beyond_all_numbers_is_no_json() -> None:
+    refusal = translate(request("PATCH", "/config", b'{"maximum_lag_on_failover": 1e400}'), snapshot(), "me")
+    assert isinstance(refusal, Answer)
+    assert refusal.status == 400
+
+
 @pytest.mark.parametrize("name", ["hooks", "hooks.on_event"])
 @pytest.mark.parametrize("value", ["/bin/sh", None])
 def test_a_token_does_not_run_commands(name: str, value: str | None) -> None:

@@ -544,12 +544,33 @@ def test_times_that_are_understood(text: str, at: str) -> None:
     [
         ("2030-01-01T03:00", "has no time zone"), ("tomorrow", "is no time"), ("+5", "from now"), ("+m5", "from now"),
         ("2029-12-31T23:59Z", "has passed: it is 2030-01-01T00:00:00Z"), ("+400d", "a year"), ("+0s", "passed"),
+        ("9999-12-31T23:59-12:00", "calendar"), ("+999999d999999d999999d", "calendar"),
     ],
 )  # fmt: skip
 def test_times_that_are_not(text: str, why: str) -> None:
     with pytest.raises(timetable.BadTime) as bad:
         timetable.parse(text, datetime(2030, 1, 1, tzinfo=UTC))
     assert why in bad.value.reason
+
+
+@pytest.mark.parametrize("nodes", [5, True, "b", {"b": 1}, [1], {}])
+@pytest.mark.parametrize("more", [{}, {"at": "+1h"}])
+@pytest.mark.parametrize("what", ["restart", "reload"])
+def test_what_is_no_list_of_names_is_refused_and_nothing_of_it_enters_the_log(
+    what: str, more: dict[str, Any], nodes: Any
+) -> None:
+    cluster = opened("a", "b", "c")
+    Clock(cluster)
+    assert refusal(cluster.ask("a", what, nodes=nodes, **more))[0] == 64
+    assert (ops(cluster).scheduled, ops(cluster).restarting) == (None, None)
+
+
+def test_of_a_request_only_what_belongs_to_it_is_kept() -> None:
+    cluster = opened("a", "b", "c")
+    Clock(cluster)
+    assert cluster.ask("a", "switchover", at="+1h", nodes=5)["ok"]
+    cluster.until(lambda: ops(cluster).scheduled is not None)
+    assert "nodes" not in ops(cluster).scheduled.request
 
 
 # -- reload

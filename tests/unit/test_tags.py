@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consensus.changes import at_rest, next_change
+from consensus.changes import Refusal, at_rest, next_change, remove
 from consensus.cluster import FEATURE_LEVEL, ClusterState, Seat, apply, canonical, seat_of
 from consensus.clustertext import dump, load
-from consensus.membership import WITNESS
+from consensus.membership import GONE, WITNESS
 from consensus.messages import Entry
 from consensus.promotion import HandOver, Obstacle, TakeGrant, Wait
 from consensus.tags import (
@@ -223,6 +223,23 @@ def test_a_copy_that_is_needed_keeps_its_seat() -> None:
     only = tagged(three(), b=NOSYNC, c=NOSYNC)
     assert unseated(only) == frozenset()
     assert at_rest(only), "nobody else could have a second copy"
+
+
+def test_one_that_is_to_leave_is_no_second_copy() -> None:
+    state = tagged(test_changes.state(*map(member, "abc"), seats="ab"), c=NOSYNC)
+    assert unseated(state) == {"c"}
+    leaving = replace(state, members=tuple(m._replace(aim=GONE) if m.name == "b" else m for m in state.members))
+    assert unseated(leaving) == frozenset(), "b goes once c has its seat"
+    only = tagged(test_changes.state(*map(member, "abc"), seats="ac"), c=NOSYNC)
+    assert unseated(only) == frozenset(), "b has no copy"
+
+
+def test_nobody_is_replaced_by_one_that_gets_no_seat() -> None:
+    state = tagged(test_changes.state(*map(member, "abcd"), seats="abc"), d=NOSYNC)
+    answer = remove(state, facts(), "b", "d")
+    assert isinstance(answer, Refusal)
+    assert answer.code == 78
+    assert "`nosync`" in answer.reason
 
 
 def test_the_primary_sits_whatever_its_tags() -> None:
