@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 HISTORY_KEPT_MAX = 200
 """Of what is told of primaries, and as many of everything else."""
+CHARS_MAX, TEXT_CHARS_MAX = 60_000, 6_000
+"""Of each of the two sorts, and of one entry: the state has to fit into a frame however long the settings are."""
 OF_PRIMARIES = frozenset({
     "founding", "initialized", "promoted", "opened", "closed", "failed", "vetoed", "switchover", "failover", "gap",
     "salvaged",
@@ -26,6 +28,15 @@ class HistoryEvent(NamedTuple):
 
 def remembered(history: tuple[HistoryEvent, ...], event: HistoryEvent) -> tuple[HistoryEvent, ...]:
     """With one more, and without the oldest of its sort if there are too many."""
-    alike = [e for e in history if (e.kind in OF_PRIMARIES) == (event.kind in OF_PRIMARIES)]
-    oldest = alike[0] if len(alike) >= HISTORY_KEPT_MAX else None
-    return (*(e for e in history if e is not oldest), event)
+    if len(event.text) > TEXT_CHARS_MAX:
+        event = event._replace(text=f"{event.text[:TEXT_CHARS_MAX]} ...")
+    alike = [i for i, e in enumerate(history) if (e.kind in OF_PRIMARIES) == (event.kind in OF_PRIMARIES)]
+    chars = _chars(event) + sum(_chars(history[i]) for i in alike)
+    while alike and (len(alike) >= HISTORY_KEPT_MAX or chars > CHARS_MAX):
+        chars -= _chars(history[alike[0]])
+        history, alike = history[: alike[0]] + history[alike[0] + 1 :], [i - 1 for i in alike[1:]]
+    return (*history, event)
+
+
+def _chars(event: HistoryEvent) -> int:
+    return len(event.text) + len(event.fields)

@@ -365,3 +365,15 @@ def test_a_life_of_many_promotions_fits_into_one_frame() -> None:
     assert now.began(7) == EpochStart(7, 7 << 24, 8)
     assert now.grant is not None
     assert len(now.grant.ancestry) == 1001
+
+
+def test_long_settings_do_not_outgrow_a_frame() -> None:
+    now = found(CHARTER, "00")
+    for index in range(1, 100):
+        lines = [f"host all all 10.{index}.{n}.0/24 scram-sha-256" for n in range(200)]
+        body = {"set": {"postgres.hba": lines}, "unset": [], "after": now.config_index, "by": "me", "at": "t"}
+        body |= {"node": "", "text": f"postgres.hba: {lines} -> {lines}"}
+        now = apply(now, entry("config/1", body, 1, index))
+        assert now.config_index == index
+    assert now.history[-1].text.endswith(" ...")
+    assert len(wire.encode("raft.cluster", {"index": 100, "state": dump(now)})) < wire.FRAME_BYTES_MAX // 4
