@@ -139,7 +139,9 @@ class Steps:
         c = self.c
         c.log.warning("postgres.exited", expected=False, reason=why, epoch=c.local.epoch)
         ran = c.local.server in (Server.STANDBY, Server.PROMOTING, Server.PRIMARY)
-        left = ran and c.postmaster is not None and not c.postmaster.told_to_stop
+        # Of a kill by the watchdog the end is often seen before its word.
+        fenced = c.local.epoch > 0 and c.view.lease_until_ns <= now_ns()
+        left = ran and not fenced and c.postmaster is not None and not c.postmaster.told_to_stop
         c.change(died=died and left and c.local.epoch > 0, left_down=left)
         self._bury(why)
 

@@ -11,6 +11,7 @@ import pytest
 from consensus.cluster import ClusterState
 from consensus.operations import Operations, Reload, Rolling
 from consensus.record import NodeRecord
+from fencing.clock import now_ns
 from fencing.lease import MS, PROFILES
 from supervisor import watch
 from supervisor.context import Context
@@ -155,6 +156,16 @@ def test_what_the_watchdog_killed_is_no_end_of_its_own(word_first: bool) -> None
     for act in (made.ended_by_pgr, lambda: made.postmaster_ended("ended"))[:: 1 if word_first else -1]:
         act()
     assert not node.local.left_down
+
+
+@pytest.mark.usefixtures("bury")
+@pytest.mark.parametrize("left_ms", [60_000, -1])
+def test_nor_is_what_ends_after_the_lease(left_ms: int) -> None:
+    """It is reported before the watchdog, which still looks for what is left, has a word for it."""
+    node = Node(Server.PRIMARY, epoch=5)
+    node.view = replace(node.view, lease_term=5, lease_until_ns=now_ns() + left_ms * MS)
+    Steps(cast(Context, node)).postmaster_ended("ended", died=True)
+    assert (node.local.left_down, node.local.died) == (left_ms > 0, left_ms > 0)
 
 
 def test_to_stop_a_postmaster_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
