@@ -57,6 +57,8 @@ def test_asynchronous_commit_fails_over_too(make_world: Callable[..., World]) ->
     primary = world.primary()
     assert primary is not None
     assert world.query(primary, "SHOW synchronous_standby_names") == [("",)]
+    for node in world.standbys():
+        world.wait_replayed(node)  # else their copies may be without the end that proves them
     with world.writing() as writer:
         killed_ns, _ = primary.kill_all()
         world.writes_again(writer, killed_ns)

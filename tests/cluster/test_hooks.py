@@ -56,8 +56,8 @@ def script(world: World, name: str, text: str) -> str:
 def told(node: LocalNode) -> list[tuple[str, str, str, dict[str, Any]]]:
     """(action, role, previous role, JSON) of each call of on_role_change, in order."""
     path = node.data / "roles"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    found = (line.split("|", 3) for line in lines)
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    found = (line.split("|", 3) for line in lines if line.endswith("\n"))  # else it is being written
     return [(action.split()[0], role, before, json.loads(body)) for action, role, before, body in found]
 
 
