@@ -48,7 +48,6 @@ from consensus.record import EpochStart, Position
 from consensus.tags import Tagged
 
 REMOVED_KEPT_MAX = 100
-ANCESTRIES_KEPT = 2
 FEATURE_LEVEL = 3
 """2: cluster-wide settings; a sync group says whether it is asynchronous. 3: tags, vetoes, restarts, schedules."""
 
@@ -228,11 +227,6 @@ class ClusterState:
         """A number no promotion has ever been given."""
         return max([self.initial_timeline, *(g.timeline for g in self.grants)]) + 1
 
-    def began(self, term: int) -> EpochStart | None:
-        """Where the WAL of this epoch begins, by the newest ancestry that has it; None: it is in none (any more)."""
-        found = (e for g in reversed(self.grants) for e in g.ancestry if e.epoch == term)
-        return next(found, None)
-
     def burned_timelines(self, ancestry: tuple[EpochStart, ...]) -> tuple[int, ...]:
         """Numbers given out that are not in ``ancestry``."""
         ours = {e.timeline for e in ancestry}
@@ -307,9 +301,8 @@ def _founding(state: ClusterState, entry: Entry, body: dict[str, Any]) -> Cluste
 def _initialized(state: ClusterState, entry: Entry, body: dict[str, Any]) -> ClusterState:
     if state.system_identifier or body["nonce"] != state.nonce:
         return state
-    state = replace(
-        state, system_identifier=str(body["system_identifier"]), initial_timeline=int(body["timeline"])
-    )
+    identifier, timeline = str(body["system_identifier"]), int(body["timeline"])
+    state = replace(state, system_identifier=identifier, initial_timeline=timeline)
     return _remember(state, body, "initialized", 0, state.founder, "created the data directory of the cluster")
 
 
@@ -323,11 +316,9 @@ def _promoted(state: ClusterState, entry: Entry, body: dict[str, Any]) -> Cluste
 
 
 def _switched(state: ClusterState, entry: Entry, body: dict[str, Any]) -> ClusterState:
-    """Ancestries grow with each epoch, so only the newest of them stay: this one, and the one it replaces."""
     state = _change_grant(state, body, ancestry=tuple(EpochStart(*e) for e in body["ancestry"]))
-    kept = [g.term for g in state.grants if g.ancestry][-ANCESTRIES_KEPT:]
-    grants = (g if g.term in kept or not g.ancestry else g._replace(ancestry=()) for g in state.grants)
-    return replace(state, grants=tuple(grants))
+    kept = [g.term for g in state.grants if g.ancestry][-2:]  # each has all before it: the state would grow as n * n
+    return replace(state, grants=tuple(g if g.term in kept else g._replace(ancestry=()) for g in state.grants))
 
 
 def _failed(state: ClusterState, entry: Entry, body: dict[str, Any]) -> ClusterState:

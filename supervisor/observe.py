@@ -384,11 +384,16 @@ def _tag_warnings(cluster: ClusterState, primary: Primary | None) -> list[str]:
     return found
 
 
+def began(cluster: ClusterState, term: int) -> int | None:
+    """Where the WAL of this epoch begins, by the newest ancestry that has it; None: it is in none (any more)."""
+    found = (e.start_lsn for g in reversed(cluster.grants) for e in g.ancestry if e.epoch == term)
+    return next(found, None)
+
+
 def _event(event: Any, cluster: ClusterState) -> HistoryEvent:
     fields = json.loads(event.fields)
     grant = next((g for g in cluster.grants if g.term == event.term), None)
-    began = cluster.began(event.term) if grant is not None else None
-    start = began.start_lsn if began is not None else None
+    start = began(cluster, event.term) if grant is not None else None
     return HistoryEvent(
         at=event.at,
         kind=event.kind,

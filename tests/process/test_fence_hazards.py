@@ -179,7 +179,7 @@ def test_whoever_is_attached_to_the_segment_is_part_of_it(tmp_path: Path) -> Non
     """Where it works and who its parent is does not matter: Postgres refuses to start beside it, and so do we."""
     with BarePostgres(tmp_path) as postgres, attached(segment_of(postgres)) as stranger:
         postgres.kill()
-        assert members(postgres.pgdata, None) == {process_id(stranger.pid)}
+        until(lambda: members(postgres.pgdata, None) == {process_id(stranger.pid)}, "the others are gone")
         assert any("shared memory segment" in line for line in verify(postgres.pgdata, None))
         report = fence(postgres.pgdata, None, now_ns() + F)
         assert report.survivors == ()
@@ -194,7 +194,7 @@ def test_a_segment_number_that_is_somebody_elses_by_now_is_left_alone(tmp_path: 
         lines = path.read_text(encoding="utf-8").splitlines()
         lines[6] = f"  {lines[6].split()[0]} {segment_of(other)}"
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        assert verify(postgres.pgdata, None) == ()
+        until(lambda: verify(postgres.pgdata, None) == (), "the others have seen that the postmaster is gone")
         assert fence(postgres.pgdata, None, now_ns() + F).killed == 0
         assert other.alive()
 
