@@ -25,17 +25,32 @@ from tests.process.test_fencing import F, Watched, until
 pytestmark = pytest.mark.slow
 
 
+@contextmanager
+def like_the_watchdog() -> Iterator[bool]:
+    """SCHED_RR for this process, not for what it starts; False: this user may not."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(10))
+    except PermissionError:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
 def test_100_busy_backends_die_within_the_kill_bound_and_how_long_it_takes_is_said(tmp_path: Path) -> None:
-    """Each killed process has to get the processor once more. So where others want it too the time is only printed:
-    it is their demand that is measured then (fencing/DESIGN.md says what that means)."""
+    """Each killed process has to get the processor once more, and so has the killer: scheduled like the watchdog it
+    does. Where it can not be, the time is only printed (fencing/DESIGN.md says what that means)."""
     took_ms, load = [], os.getloadavg()[0]
     for _ in range(3):
-        report = kill_once(tmp_path)
+        with like_the_watchdog() as real_time:
+            report = kill_once(tmp_path)
         took_ms.append(report.took_ns // MS)
         print(f"{report.killed} processes, {BACKENDS} of them busy: {took_ms[-1]} ms, load before {load:.1f}")
         assert report.survivors == ()
         assert report.killed > BACKENDS
-        if report.took_ns < F or load > (os.cpu_count() or 1):
+        if report.took_ns < F or not real_time:
             return
     raise AssertionError(f"never within {F // MS} ms: {took_ms}")
 
