@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 from consensus import rolling, timetable
 from consensus.changes import Proposal, spare
@@ -62,15 +62,10 @@ def pausing(name: str, body: dict[str, Any]) -> dict[str, Any]:
 
 def restart(node: Node, body: dict[str, Any], now_ns: int) -> Answer:
     """``{nodes: [name] or null (all), pending, force, timeout_s, at, by}``."""
-    tip, names = node.tip(), body.get("nodes")
-    if not _names(names):
-        return refused(64, f"{names!r} is no list of names", "leave it out to mean all")
-    able = [m.name for m in tip.members if m.has_data]
-    wanted = sorted(set(names)) if names else able
-    strange = [n for n in wanted if n not in able]
-    if strange:
-        what = f"no member is named {strange[0]}" if tip.member(strange[0]) is None else f"{strange[0]} has no Postgres"
-        return refused(64, what, f"those with a Postgres: {', '.join(able)}")
+    tip = node.tip()
+    wanted = _meant(tip, body.get("nodes"))
+    if not isinstance(wanted, list):
+        return wanted
     timeout_s = body.get("timeout_s") or TIMEOUT_S
     if not isinstance(timeout_s, int) or not 1 <= timeout_s <= TIMEOUT_MAX_S:
         return refused(64, f"a timeout can't be {timeout_s!r} s", f"between 1 and {TIMEOUT_MAX_S}")
@@ -99,8 +94,16 @@ def restart(node: Node, body: dict[str, Any], now_ns: int) -> Answer:
     return True, {"nodes": wanted, "index": index, "term": node.raft.term}
 
 
-def _names(value: Any) -> TypeGuard[list[str] | None]:
-    return value is None or (isinstance(value, list) and all(isinstance(n, str) for n in value))
+def _meant(tip: ClusterState, names: Any) -> list[str] | Answer:
+    """The nodes that a request names, sorted; all with a Postgres if it names none."""
+    if names is not None and not (isinstance(names, list) and all(isinstance(n, str) for n in names)):
+        return refused(64, f"{names!r} is no list of names", "leave it out to mean all")
+    able = [m.name for m in tip.members if m.has_data]
+    strange = [n for n in names or () if n not in able]
+    if strange:
+        what = f"no member is named {strange[0]}" if tip.member(strange[0]) is None else f"{strange[0]} has no Postgres"
+        return refused(64, what, f"those with a Postgres: {', '.join(able)}")
+    return sorted(set(names or able))
 
 
 def _unfit_to_restart(node: Node, tip: ClusterState, names: list[str], force: bool, now_ns: int) -> Answer | None:
@@ -146,14 +149,9 @@ def _primary_before_standbys(node: Node, tip: ClusterState, names: list[str], pr
 
 def _reload(node: Node, body: dict[str, Any], now_ns: int) -> Answer:
     """``{nodes: [name] or null (all), by}``."""
-    tip, names = node.tip(), body.get("nodes")
-    if not _names(names):
-        return refused(64, f"{names!r} is no list of names", "leave it out to mean all")
-    able = [m.name for m in tip.members if m.has_data]
-    wanted = sorted(set(names)) if names else able
-    strange = [n for n in wanted if n not in able]
-    if strange:
-        return refused(64, f"{strange[0]} is no member with a Postgres", f"those with one: {', '.join(able)}")
+    wanted = _meant(node.tip(), body.get("nodes"))
+    if not isinstance(wanted, list):
+        return wanted
     index = node.propose_change(Proposal("reload/1", {"nodes": wanted, "by": who(body)}), now_ns)
     if not index:
         return refused(75, "this node leads no more", "ask again in a moment")
