@@ -10,7 +10,6 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
@@ -20,7 +19,7 @@ import typer
 
 from fencing.clock import now_ns
 from supervisor import eventscli, operating, opscli, render
-from supervisor.admin import ACTION_IDLE_MS, Admin, Progress, error_of, open_channel, who, write_private
+from supervisor.admin import ACTION_IDLE_MS, Admin, Progress, error_of, who, write_private
 from supervisor.clioptions import (
     MEMBER_TIMEOUT_S,
     DataOption,
@@ -28,7 +27,13 @@ from supervisor.clioptions import (
     KeyOption,
     NameArgument,
     NodeOption,
+    ReaderGone,
     TimeoutOption,
+    Where,
+    admin_of,
+    on_terminal,
+    put,
+    talk,
 )
 from supervisor.configcli import config_app
 from supervisor.errors import PgrError, TryAgainError, UsageError, exit_for
@@ -55,15 +60,6 @@ app.command()(eventscli.history)
 app.command()(eventscli.events)
 
 
-@dataclass(slots=True)
-class Where:
-    """Which node to talk to, from the options before the command and those after it (which win)."""
-
-    data: Path | None = None
-    node: str = ""
-    key: Path | None = None
-
-
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Say who would win and what would be lost; change nothing.")
 ]
@@ -73,13 +69,6 @@ ToOption = Annotated[str | None, typer.Option("--to", metavar="NAME", help="The 
 @app.callback()
 def root(ctx: typer.Context, data: DataOption = None, node: NodeOption = "", key: KeyOption = None) -> None:
     ctx.obj = Where(data, node, key)
-
-
-def _admin(ctx: typer.Context, data: Path | None, node: str, key: Path | None) -> Admin:
-    where: Where = ctx.obj
-    # An explicit --data of the command beats a --node before it, but the environment does not.
-    chosen = node or ("" if data and data != where.data else where.node)
-    return Admin(open_channel(data or where.data, chosen, key or where.key), lambda text: _talk(f"warning: {text}"))
 
 
 @app.command()
@@ -93,27 +82,27 @@ def status(
     key: KeyOption = None,
 ) -> None:
     """Members with role, state, timeline, LSN, lag, sync and lease; then warnings and why it is so."""
-    with _admin(ctx, data, node, key) as admin:
+    with admin_of(ctx, data, node, key) as admin:
         if not watch:
             _show_status(admin.request("status", {}), as_json)
             return
         for body in admin.watch():
-            if not as_json and _on_terminal():
-                _out("\x1b[H\x1b[J")
+            if not as_json and on_terminal():
+                put("\x1b[H\x1b[J")
             _show_status(body, as_json, line=True)
 
 
 def _show_status(body: dict[str, Any], as_json: bool, line: bool = False) -> None:
     """A status as it came, as JSON (one ``line`` each when watching) or as a page."""
     if as_json:
-        _out(json.dumps(body, indent=None if line else 2) + "\n")
+        put(json.dumps(body, indent=None if line else 2) + "\n")
         return
     now = now_ns()
     snapshot = _snapshot(body, now)
-    colour = _on_terminal() and not os.environ.get("NO_COLOR")
-    _out(render.status(snapshot, lease_left_ms(snapshot, now), colour))
-    if line and not _on_terminal():
-        _out("\n")
+    colour = on_terminal() and not os.environ.get("NO_COLOR")
+    put(render.status(snapshot, lease_left_ms(snapshot, now), colour))
+    if line and not on_terminal():
+        put("\n")
 
 
 def _snapshot(body: dict[str, Any], now: int) -> Snapshot:
@@ -139,7 +128,7 @@ def switchover(
     key: KeyOption = None,
 ) -> None:
     """Hand the primary role over in an orderly way; no acknowledged write is lost."""
-    with _admin(ctx, data, node, key) as admin:
+    with admin_of(ctx, data, node, key) as admin:
         if cancel:
             opscli.cancelled(admin, "switchover", as_json)
         elif at and not dry_run:
@@ -164,24 +153,24 @@ def failover(
     key: KeyOption = None,
 ) -> None:
     """Make another member primary although the present one does not help, as far as safety allows."""
-    with _admin(ctx, data, node, key) as admin:
+    with admin_of(ctx, data, node, key) as admin:
         body = {"to": to, "accept_data_loss": accept_data_loss, "timeout_ms": int(timeout * 1000)}
         _change(admin, "failover", body, as_json, dry_run)
 
 
 def _change(admin: Admin, name: str, body: dict[str, Any], as_json: bool, dry_run: bool) -> None:
     def say(step: Progress) -> None:
-        _talk(step.text or step.event)
+        talk(step.text or step.event)
 
     body |= {"by": who()}
     if dry_run:
         found = admin.request(name, body | {"dry_run": True})
-        _out(json.dumps(found, indent=2) + "\n" if as_json else render.dry_run(name, found))
+        put(json.dumps(found, indent=2) + "\n" if as_json else render.dry_run(name, found))
         if found["refusal"] is not None:
             raise error_of(found["refusal"])
         return
     result = admin.request(name, body, idle_ms=ACTION_IDLE_MS, on_progress=say)
-    _out(json.dumps(result, indent=2) + "\n" if as_json else render.change(result))
+    put(json.dumps(result, indent=2) + "\n" if as_json else render.change(result))
 
 
 @app.command()
@@ -197,9 +186,9 @@ def explain(
 
     Any node answers by what it knows, also without a leader or a primary.
     """
-    with _admin(ctx, data, node, key) as admin:
+    with admin_of(ctx, data, node, key) as admin:
         found = admin.request("explain", {})
-    _out(json.dumps(found, indent=2) + "\n" if as_json else render.explanation(found))
+    put(json.dumps(found, indent=2) + "\n" if as_json else render.explanation(found))
 
 
 @app.command()
@@ -218,16 +207,16 @@ def uri(
     """Connection strings that find the primary, or a standby, by themselves."""
     if read_only and read_write:
         raise UsageError("`--read-only` and `--read-write` exclude each other", "leave both out to get both")
-    with _admin(ctx, data, node, key) as admin:
+    with admin_of(ctx, data, node, key) as admin:
         found = admin.request("uri", {"dbname": dbname, "user": user})
     wanted = ["read_only"] if read_only else ["read_write"] if read_write else ["read_write", "read_only"]
     if as_json:
-        _out(json.dumps({name: found[name] for name in wanted}, indent=2) + "\n")
+        put(json.dumps({name: found[name] for name in wanted}, indent=2) + "\n")
         return
     for name in wanted:
         if len(wanted) > 1:
-            _talk(f"{name.replace('_', '-')}:")
-        _out(f"{found[name]}\n")
+            talk(f"{name.replace('_', '-')}:")
+        put(f"{found[name]}\n")
 
 
 # -- members ---------------------------------------------------------------------------------------------------------
@@ -252,12 +241,12 @@ def member_list(
     key: KeyOption = None,
 ) -> None:
     """Every member with its role, what it is to become, its seat in the sync group and its addresses."""
-    with _admin(ctx, data, node, key) as admin:
+    with admin_of(ctx, data, node, key) as admin:
         snapshot = _snapshot(admin.request("status", {}), now_ns())
     for text in operating.urgent(snapshot):  # `pgr status` itself shows it on its page
-        _talk(f"warning: {text}")
+        talk(f"warning: {text}")
     rows = member_rows(snapshot)
-    _out(json.dumps(rows, indent=2) + "\n" if as_json else render.members(rows))
+    put(json.dumps(rows, indent=2) + "\n" if as_json else render.members(rows))
 
 
 @member_app.command("add")
@@ -273,7 +262,7 @@ def member_add(
     key: KeyOption = None,
 ) -> None:
     """Say what a node that has joined (`pgr-supervise --join`) is to be, and wait until it is that."""
-    with _admin(ctx, data, node, key) as admin:
+    with admin_of(ctx, data, node, key) as admin:
         _change_member(admin, "member.add", {"name": name, "role": role.value}, timeout, as_json)
 
 
@@ -289,7 +278,7 @@ def member_remove(
     key: KeyOption = None,
 ) -> None:
     """Take a member out for good: its seat, its vote, its slot; the node then stops by itself."""
-    with _admin(ctx, data, node, key) as admin:
+    with admin_of(ctx, data, node, key) as admin:
         _change_member(admin, "member.remove", {"name": name}, timeout, as_json)
 
 
@@ -308,18 +297,18 @@ def member_replace(
     key: KeyOption = None,
 ) -> None:
     """Take a member out once another one has its vote and its copy."""
-    with _admin(ctx, data, node, key) as admin:
+    with admin_of(ctx, data, node, key) as admin:
         _change_member(admin, "member.replace", {"name": name, "by": by}, timeout, as_json)
 
 
 def _change_member(admin: Admin, name: str, body: dict[str, Any], timeout_s: float, as_json: bool) -> None:
     def say(step: Progress) -> None:
-        _talk(step.text or step.event)
+        talk(step.text or step.event)
 
     asker = {} if name.startswith("member.") else {"by": who()}  # there it is the successor
     body |= asker | {"timeout_ms": int(timeout_s * 1000)}
     result = admin.request(name, body, idle_ms=ACTION_IDLE_MS, on_progress=say)
-    _out(json.dumps(result, indent=2) + "\n" if as_json else render.member_changed(name, result))
+    put(json.dumps(result, indent=2) + "\n" if as_json else render.member_changed(name, result))
 
 
 for command in opscli.COMMANDS:
@@ -339,18 +328,18 @@ def key_new(
     text = new_key()
     if out is not None:
         write_private(out, text)
-        _talk(f"wrote {out}; give every member a copy and start it with --cluster-key")
+        talk(f"wrote {out}; give every member a copy and start it with --cluster-key")
         if as_json:
-            _out(json.dumps({"file": str(out)}) + "\n")
+            put(json.dumps({"file": str(out)}) + "\n")
         return
-    _out(json.dumps({"key": text.strip()}) + "\n" if as_json else text)
+    put(json.dumps({"key": text.strip()}) + "\n" if as_json else text)
 
 
 @app.command()
 def version(as_json: JsonOption = False) -> None:
     """The version of this command."""
     found = installed_version()
-    _out(json.dumps({"version": found}) + "\n" if as_json else f"pgr {found}\n")
+    put(json.dumps({"version": found}) + "\n" if as_json else f"pgr {found}\n")
 
 
 def installed_version() -> str:
@@ -376,29 +365,6 @@ def demo(
     raise typer.Exit(run(once=once, keep=keep, data=data, profile=profile))
 
 
-class _ReaderGone(Exception):
-    """Whoever read our stdout has left (``pgr history | head``). No OSError: typer would make EPIPE exit code 1."""
-
-
-def _out(text: str) -> None:
-    try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Or the interpreter would fail at its own last flush.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        raise _ReaderGone from None
-
-
-def _talk(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()
-
-
-def _on_terminal() -> bool:
-    return sys.stdout.isatty() and os.environ.get("TERM", "") != "dumb"
-
-
 # typer 0.29 carries its own click, older ones use the installed one: reach its classes through typer either way.
 _Usage: type[Exception] = typer.BadParameter.__mro__[1]
 
@@ -410,7 +376,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
         return 130
-    except _ReaderGone:
+    except ReaderGone:
         return 141
     except _Usage as error:
         text = str(getattr(error, "message", "")) or str(error)

@@ -19,7 +19,15 @@ import typer
 from consensus.clusterwide import PARAMETERS
 from supervisor import configview
 from supervisor.admin import ACTION_IDLE_MS, Admin, who
-from supervisor.clioptions import DataOption, JsonOption, KeyOption, NodeOption
+from supervisor.clioptions import (
+    DataOption,
+    JsonOption,
+    KeyOption,
+    NodeOption,
+    admin_of,
+    put,
+    talk,
+)
 from supervisor.errors import MissingError, UsageError
 from supervisor.render import table
 from supervisor.status import event_from_json
@@ -27,24 +35,6 @@ from supervisor.status import event_from_json
 config_app = typer.Typer(
     help="Cluster-wide settings: kept in the log, the same on every node.", no_args_is_help=True, rich_markup_mode=None
 )
-def _admin(ctx: typer.Context, data: Path | None, node: str, key: Path | None) -> Admin:
-    from supervisor import cli
-
-    return cli._admin(ctx, data, node, key)
-
-
-def _out(text: str) -> None:
-    from supervisor import cli
-
-    cli._out(text)
-
-
-def _talk(text: str) -> None:
-    from supervisor import cli
-
-    cli._talk(text)
-
-
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Check it and show what would change, no more.")]
 
 
@@ -58,9 +48,9 @@ def show(
     key: KeyOption = None,
 ) -> None:
     """Every setting with its value, its default, where the value comes from and what a change needs."""
-    with _admin(ctx, data, node, key) as admin:
+    with admin_of(ctx, data, node, key) as admin:
         found = admin.request("config.show", {})["settings"]
-    _out(json.dumps(found, indent=2) + "\n" if as_json else configview.page(found))
+    put(json.dumps(found, indent=2) + "\n" if as_json else configview.page(found))
 
 
 @config_app.command("get")
@@ -74,12 +64,12 @@ def get(
     key: KeyOption = None,
 ) -> None:
     """The value of one setting, alone on stdout; of a part (`postgres.parameters`) each with its name."""
-    with _admin(ctx, data, node, key) as admin:
+    with admin_of(ctx, data, node, key) as admin:
         found = admin.request("config.show", {})["settings"]
     row = next((row for row in found if row["name"] == name), None)
     if row is not None:
         value = row["value"]
-        _out(json.dumps(value) + "\n" if as_json or isinstance(value, list) else f"{_plain(value)}\n")
+        put(json.dumps(value) + "\n" if as_json or isinstance(value, list) else f"{_plain(value)}\n")
         return
     below = {str(r["name"]): r["value"] for r in found if str(r["name"]).startswith(f"{name}.")}
     if not below and f"{name}." != PARAMETERS:
@@ -90,9 +80,9 @@ def get(
         except BadSetting as bad:
             raise UsageError(bad.reason, bad.hint) from None
     if not below:
-        _talk(f"{name} is not set")
+        talk(f"{name} is not set")
     lines = "".join(f"{n} = {_plain(v)}\n" for n, v in below.items())
-    _out(json.dumps(below, indent=2) + "\n" if as_json else lines)
+    put(json.dumps(below, indent=2) + "\n" if as_json else lines)
 
 
 def _plain(value: Any) -> str:
@@ -121,7 +111,7 @@ def set_(
         if name.strip() in wanted:
             raise UsageError(f"{name.strip()} is given twice", "name it once")
         wanted[name.strip()] = value
-    with _admin(ctx, data, node, key) as admin:
+    with admin_of(ctx, data, node, key) as admin:
         _change(admin, wanted, [], dry_run=dry_run, as_json=as_json)
 
 
@@ -137,7 +127,7 @@ def unset(
     key: KeyOption = None,
 ) -> None:
     """Bring settings back to their defaults, all or none."""
-    with _admin(ctx, data, node, key) as admin:
+    with admin_of(ctx, data, node, key) as admin:
         _change(admin, {}, names, dry_run=dry_run, as_json=as_json)
 
 
@@ -150,23 +140,23 @@ def _change(
     shown = configview.diff(planned["changes"])
     if dry_run or not shown:
         if not as_json:
-            _out("".join(f"{line}\n" for line in shown) or "nothing to change\n")
+            put("".join(f"{line}\n" for line in shown) or "nothing to change\n")
         _say(planned)
         result = planned
     else:
         if not as_json:
-            _talk("\n".join(shown))
+            talk("\n".join(shown))
         result = admin.request("config.set", body | {"after": planned["after"]}, idle_ms=ACTION_IDLE_MS)
         _say(result)
         if not as_json:
-            _out("".join(f"{name} = {_plain(new)}\n" for name, (_, new) in result["changes"].items()))
+            put("".join(f"{name} = {_plain(new)}\n" for name, (_, new) in result["changes"].items()))
     if as_json:
-        _out(json.dumps(result, indent=2) + "\n")
+        put(json.dumps(result, indent=2) + "\n")
 
 
 def _say(result: Mapping[str, Any]) -> None:
     for note in result["notes"]:
-        _talk(f"note: {note}")
+        talk(f"note: {note}")
 
 
 @config_app.command("edit")
@@ -182,7 +172,7 @@ def edit(
     editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or ""
     if not editor:
         raise MissingError("neither VISUAL nor EDITOR is set", "for example `EDITOR=vi pgr config edit`")
-    with _admin(ctx, data, node, key) as admin:
+    with admin_of(ctx, data, node, key) as admin:
         found = admin.request("config.show", {})
         before = configview.toml(found["settings"])
         with tempfile.TemporaryDirectory(prefix="pgr-config-") as place:
@@ -198,7 +188,7 @@ def edit(
             text = path.read_text(encoding="utf-8")
         wanted, names = configview.edited(found["settings"], configview.from_toml(text))
         if text == before or not (wanted or names):
-            _out("nothing to change\n")
+            put("nothing to change\n")
             return
         _change(admin, wanted, names, dry_run=dry_run, as_json=False, after=int(found["index"]))
 
@@ -213,14 +203,14 @@ def history(
     key: KeyOption = None,
 ) -> None:
     """Changes of settings: when, by whom and what; newest last."""
-    with _admin(ctx, data, node, key) as admin:
+    with admin_of(ctx, data, node, key) as admin:
         events = [event for event in admin.request("history", {})["history"] if event["kind"] == "config"]
     if as_json:
         rows = [dict(zip(("at", "by", "change"), _row(event), strict=True)) for event in events]
-        _out(json.dumps(rows, indent=2) + "\n")
+        put(json.dumps(rows, indent=2) + "\n")
         return
     lines = table(["AT", "BY", "CHANGE"], [_row(event) for event in events])
-    _out("\n".join(lines) + "\n" if events else "no setting was changed since the founding\n")
+    put("\n".join(lines) + "\n" if events else "no setting was changed since the founding\n")
 
 
 def _row(event: dict[str, Any]) -> list[str]:

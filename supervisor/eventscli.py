@@ -16,23 +16,26 @@ import typer
 from supervisor import events as records
 from supervisor import reigns
 from supervisor.admin import Admin, Progress, open_channel
-from supervisor.clioptions import DataOption, JsonOption, KeyOption, NodeOption
+from supervisor.clioptions import (
+    DataOption,
+    JsonOption,
+    KeyOption,
+    NodeOption,
+    admin_of,
+    on_terminal,
+    put,
+    talk,
+)
 from supervisor.errors import PgrError, UsageError
 from supervisor.events import Record
 from supervisor.status import event_from_json
 
 if TYPE_CHECKING:
-    from types import ModuleType
+    pass
 
 LAST = 50
 OTHERS_IDLE_MS = 3_000
 """With --all: a member that says nothing for this long is left out, and named."""
-
-
-def _cli() -> ModuleType:
-    from supervisor import cli
-
-    return cli
 
 
 def history(
@@ -48,12 +51,12 @@ def history(
     The write gap is what the new primary measured, from the last moment at which the old one could acknowledge to the
     opening; clients take longer, as they have to connect again. `--json`: the entries of the log this is told from.
     """
-    with _cli()._admin(ctx, data, node, key) as admin:
+    with admin_of(ctx, data, node, key) as admin:
         events = admin.request("history", {}).get("history", [])
     if as_json:
-        _cli()._out(json.dumps(events, indent=2) + "\n")
+        put(json.dumps(events, indent=2) + "\n")
     else:
-        _cli()._out(reigns.page([event_from_json(event) for event in events]))
+        put(reigns.page([event_from_json(event) for event in events]))
 
 
 def events(
@@ -83,7 +86,7 @@ def events(
         raise UsageError(f"`--since {since}` is no time", hint) from None
     count = last if last is not None else None if since else LAST
     asked = {"since": begin, "last": count}
-    with _cli()._admin(ctx, data, node, key) as admin:
+    with admin_of(ctx, data, node, key) as admin:
         if follow:
             _follow(admin, asked, everywhere, key, as_json)
             return
@@ -126,7 +129,7 @@ def _others(told: dict[str, Any], asked: dict[str, Any], key: Path | None) -> li
     found: list[Record] = []
     for name, result in sorted(results.items()):
         if isinstance(result, PgrError):
-            _cli()._talk(f"warning: {name} could not be asked: {result.message}")
+            talk(f"warning: {name} could not be asked: {result.message}")
         else:
             found += result
     return found
@@ -194,20 +197,20 @@ def _everybody(admin: Admin, asked: dict[str, Any], key: Path | None) -> Iterato
         if not isinstance(item, PgrError):
             if name in lost:
                 lost.discard(name)
-                _cli()._talk(f"{name} is heard again")
+                talk(f"{name} is heard again")
             yield item
         elif name not in lost:
             lost.add(name)
-            _cli()._talk(f"warning: {name} is not heard: {item.message}")
+            talk(f"warning: {name} is not heard: {item.message}")
 
 
 def _show(found: list[Record], as_json: bool, name_width: int = 0) -> None:
     if as_json:
-        _cli()._out("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in found))
+        put("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in found))
         return
-    _cli()._out("".join(f"{line}\n" for line in records.lines(found, _width(), name_width)))
+    put("".join(f"{line}\n" for line in records.lines(found, _width(), name_width)))
 
 
 def _width() -> int:
     """Of the terminal; 0: there is none, and then nothing is wrapped."""
-    return shutil.get_terminal_size().columns if _cli()._on_terminal() else 0
+    return shutil.get_terminal_size().columns if on_terminal() else 0

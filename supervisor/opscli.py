@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -22,6 +21,9 @@ from supervisor.clioptions import (
     NameArgument,
     NodeOption,
     TimeoutOption,
+    admin_of,
+    put,
+    talk,
 )
 from supervisor.errors import TryAgainError, UsageError
 
@@ -40,26 +42,8 @@ AtOption = Annotated[
 CancelOption = Annotated[bool, typer.Option("--cancel", help="Forget what is scheduled.")]
 
 
-def _admin(ctx: typer.Context, data: Path | None, node: str, key: Path | None) -> Admin:
-    from supervisor import cli
-
-    return cli._admin(ctx, data, node, key)
-
-
-def _out(text: str) -> None:
-    from supervisor import cli
-
-    cli._out(text)
-
-
-def _talk(text: str) -> None:
-    from supervisor import cli
-
-    cli._talk(text)
-
-
 def _say(step: Progress) -> None:
-    _talk(step.text or step.event)
+    talk(step.text or step.event)
 
 
 def _ask(admin: Admin, name: str, body: Mapping[str, Any], timeout_ms: float) -> dict[str, Any]:
@@ -68,7 +52,7 @@ def _ask(admin: Admin, name: str, body: Mapping[str, Any], timeout_ms: float) ->
 
 
 def _print(result: Mapping[str, Any], as_json: bool, text: str) -> None:
-    _out(json.dumps(result, indent=2) + "\n" if as_json else text)
+    put(json.dumps(result, indent=2) + "\n" if as_json else text)
 
 
 def pause(
@@ -88,7 +72,7 @@ def pause(
     What a person asks for (switchover, failover, restart, reinit) is done. The lease stays in force: a primary that
     loses the majority is fenced in pause too, and gets its place back once it has the majority again.
     """
-    with _admin(ctx, data, node, key) as admin:
+    with admin_of(ctx, data, node, key) as admin:
         result = _ask(admin, "pause", {"wait": wait}, timeout * 1000)
     _print(result, as_json, "paused\n" if result["changed"] else "paused already\n")
 
@@ -106,7 +90,7 @@ def resume(
     key: KeyOption = None,
 ) -> None:
     """End a pause: what has to be done is done by itself again."""
-    with _admin(ctx, data, node, key) as admin:
+    with admin_of(ctx, data, node, key) as admin:
         result = _ask(admin, "resume", {"wait": wait}, timeout * 1000)
     _print(result, as_json, "resumed\n" if result["changed"] else "not paused\n")
 
@@ -142,7 +126,7 @@ def restart(
     hands over to a standby that is back: the shorter gap.
     """
     if cancel:
-        with _admin(ctx, data, node, key) as admin:
+        with admin_of(ctx, data, node, key) as admin:
             cancelled(admin, "restart", as_json)
         return
     if bool(names) == every and not pending:
@@ -150,7 +134,7 @@ def restart(
         raise UsageError(both, "name a node, or `--all`, or `--pending` for those that wait for it")
     body: dict[str, Any] = {"nodes": names or None, "pending": pending, "force": force, "timeout_s": timeout}
     body |= {"at": at} if at else {}
-    with _admin(ctx, data, node, key) as admin:
+    with admin_of(ctx, data, node, key) as admin:
         result = _ask(admin, "restart", body, A_DAY_MS)
     if "scheduled" in result:
         scheduled(result, as_json)
@@ -175,7 +159,7 @@ def reload(
     key: KeyOption = None,
 ) -> None:
     """Have Postgres read its files again, on one node or on all, and see what then waits for a restart."""
-    with _admin(ctx, data, node, key) as admin:
+    with admin_of(ctx, data, node, key) as admin:
         result = _ask(admin, "reload", {"nodes": names or None}, timeout * 1000)
     found: dict[str, str] = result["nodes"]
     lines = [f"{n}: {text if text.startswith(NOT_RELOADED) else f'reloaded; {text}' if text else 'reloaded'}\n"
@@ -214,7 +198,7 @@ def reinit(
     key: KeyOption = None,
 ) -> None:
     """Rebuild one standby: a new copy of the primary, swapped in when complete; the old one is moved to DIR/salvage."""
-    with _admin(ctx, data, node, key) as admin:
+    with admin_of(ctx, data, node, key) as admin:
         _change_member(admin, "reinit", {"name": name}, timeout, as_json)
 
 
@@ -232,7 +216,7 @@ def fence(
     key: KeyOption = None,
 ) -> None:
     """Keep a node's Postgres down until told otherwise, over restarts; a primary hands over first. It still votes."""
-    with _admin(ctx, data, node, key) as admin:
+    with admin_of(ctx, data, node, key) as admin:
         _change_member(admin, "fence", {"name": name, "force": force}, timeout, as_json)
 
 
@@ -246,7 +230,7 @@ def unfence(
     key: KeyOption = None,
 ) -> None:
     """Let a fenced node's Postgres run again."""
-    with _admin(ctx, data, node, key) as admin:
+    with admin_of(ctx, data, node, key) as admin:
         _change_member(admin, "unfence", {"name": name}, 60.0, as_json)
 
 

@@ -571,7 +571,7 @@ def test_version(pgr: Run) -> None:
 def test_a_terminal_gets_colour_unless_it_declines(
     pgr: Run, node: Node, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "_on_terminal", lambda: True)
+    monkeypatch.setattr(cli, "on_terminal", lambda: True)
     coloured = pgr("status", "--data", str(data))[1]
     assert "\x1b[" in coloured
     assert stable(re.sub(r"\x1b\[\d*m", "", coloured)) == STATUS, "colour carries no meaning of its own"

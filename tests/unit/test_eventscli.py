@@ -15,7 +15,7 @@ from consensus.history import HistoryEvent as Logged
 from consensus.keys import new_key, read_key
 from consensus.record import Position
 from fencing.wire import Frame
-from supervisor import admin, cli, eventscli
+from supervisor import admin, eventscli
 from supervisor.errors import TryAgainError
 from supervisor.status import event_json
 from tests.unit.test_cli import Node, Run, data, no_environment, pgr  # noqa: F401  (fixtures)
@@ -90,7 +90,7 @@ def node(data: Path) -> Iterator[Node]:  # noqa: F811
 def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 80 columns."""
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setattr(cli, "_on_terminal", lambda: True)
+    monkeypatch.setattr(eventscli, "on_terminal", lambda: True)
 
 
 def test_events(pgr: Run, node: Node, data: Path) -> None:  # noqa: F811
