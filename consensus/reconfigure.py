@@ -37,8 +37,9 @@ Answer = tuple[bool, dict[str, Any]]
 """(ok, what to say); not ok: code, error, hint."""
 
 
-def refused(code: int, error: str, hint: str) -> Answer:
-    return False, {"code": code, "error": error, "hint": hint}
+def refused(code: int, error: str, hint: str, *, final: bool = True) -> Answer:
+    """Not ``final``: whoever carries the request asks again by itself, for as long as the person waits."""
+    return False, {"code": code, "error": error, "hint": hint} | ({} if final else {"final": False})
 
 
 def ask(node: Node, asked: Asked, now_ns: int) -> Answer | None:

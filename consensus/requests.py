@@ -218,9 +218,9 @@ def _member(node: Node, name: str, body: dict[str, Any], now_ns: int) -> Answer:
     else:
         answer = changes.remove(tip, facts, whom, str(body.get("by") or ""))
     if isinstance(answer, Refusal):
-        return refused(answer.code, answer.reason, answer.hint)
+        return refused(answer.code, answer.reason, answer.hint, final=answer.final)
     if not node.propose_change(answer, now_ns):
-        return refused(75, "another change is under way", "ask again in a moment")
+        return refused(75, "another change is under way", "see `pgr status`; ask again in a moment", final=False)
     return True, {"name": whom, "term": node.raft.term}
 
 

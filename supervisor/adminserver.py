@@ -59,6 +59,8 @@ class Action:
     opened_ns: int = 0
     """When the new one was seen to be open."""
     said_ns: int = 0
+    put_off: str = ""
+    """Why the leader cannot take it just now: it is asked again with the next news."""
 
 
 class Teller(Protocol):
@@ -201,6 +203,9 @@ class AdminServer:
         action = self.actions.get(frame.id)
         if action is None:
             return False
+        if frame.body.get("final") is False:
+            action.put_off = str(frame.body.get("error"))
+            return True
         if frame.body.get("ok") is not True:
             kind = _ERRORS.get(int(frame.body.get("code", 75)), TryAgainError)
             self._end(frame.id, error=kind(str(frame.body.get("error")), str(frame.body.get("hint"))))
@@ -261,14 +266,19 @@ class AdminServer:
         if request_id not in self.actions:
             return
         if now_ns - action.since_ns > action.timeout_ms * MS:
-            text = f"not done after {action.timeout_ms // 1000} s: {self.snapshot.explanation}"
-            self._end(request_id, error=TryAgainError(text, "see `pgr status`; it goes on by itself if it can"))
-        elif now_ns - action.said_ns > SAY_SOMETHING_MS * MS:
+            text = f"not done after {action.timeout_ms // 1000} s: {action.put_off or self.snapshot.explanation}"
+            hint = "nothing was begun: ask again" if action.put_off else "it goes on by itself if it can"
+            self._end(request_id, error=TryAgainError(text, f"see `pgr status`; {hint}"))
+            return
+        if now_ns - action.said_ns > SAY_SOMETHING_MS * MS:
             action.said_ns = now_ns
             row = self.snapshot.member(str(action.body.get("name")))
-            otherwise = operating.under_way(self.snapshot) or self.snapshot.explanation
+            otherwise = action.put_off or operating.under_way(self.snapshot) or self.snapshot.explanation
             text = f"{row.name}: {row.reason}" if row is not None and row.reason else otherwise
             self._send(action.client, progress(request_id, "waiting", text), action.remote)
+        if action.put_off and self.c.view.alive:
+            action.put_off = ""
+            self.c.raft.tell("admin.request", {"name": action.name, "body": action.body}, request_id)
 
     def _advance_node(self, request_id: str, action: Action) -> None:
         """Done when the log says so and, of a fence, when Postgres there is seen to be down."""

@@ -313,6 +313,30 @@ def test_a_refusal_of_the_leader_is_passed_on(asked: Asked) -> None:
     assert (body["code"], body["error"], body["hint"]) == (75, refusal["error"], refusal["hint"])
 
 
+def test_what_the_leader_cannot_take_just_now_is_asked_again(asked: Asked) -> None:
+    busy = {"ok": False, "code": 75, "error": "another change is under way", "hint": "later", "final": False}
+    asked.ask("member.remove", name="c", timeout_ms=5_000)
+    asked.c.raft.orders.clear()
+    asked.server.answered(wire.Frame("admin.answer", "r1", busy))
+    asked.log(FOUR)
+    (order,) = asked.c.raft.orders
+    assert (order.name, order.body["name"], order.body["body"]["name"]) == ("admin.request", "member.remove", "c")
+    assert asked.said() == []
+    asked.agrees(name="c", term=5)
+    asked.log(FOUR)
+    assert [event for event, _ in asked.said()] == ["accepted"], "asked again once, not for ever"
+
+
+def test_what_was_put_off_until_the_end_was_not_begun(asked: Asked) -> None:
+    busy = {"ok": False, "code": 75, "error": "another change is under way", "hint": "later", "final": False}
+    asked.ask("member.remove", name="c", timeout_ms=2_000)
+    asked.server.answered(wire.Frame("admin.answer", "r1", busy))
+    asked.log(FOUR, 2_001)
+    body = ended(asked.said())
+    assert (body["code"], "another change is under way" in body["error"]) == (75, True)
+    assert "nothing was begun" in body["hint"]
+
+
 # -- the node's side of `pgr explain` and of dry runs ------------------------------------------------------------------
 
 

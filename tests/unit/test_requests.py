@@ -335,7 +335,9 @@ def test_a_second_request_waits_for_the_first() -> None:
     for name in "bc":
         cluster.cut |= {("a", name), (name, "a")}
     assert cluster.ask("a", "member.remove", name="c")["ok"]
-    assert refusal(cluster.ask("a", "member.add", name="c", role="voter")) == (75, "another change is under way")
+    answer = cluster.ask("a", "member.add", name="c", role="voter")
+    assert refusal(answer) == (75, "another change is under way")
+    assert answer["final"] is False, "the node that carries it asks again"
 
 
 def test_an_unknown_request_is_refused() -> None:
