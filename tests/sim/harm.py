@@ -61,14 +61,16 @@ class Harm(Stories):
         if primary is None or primary.raft.node is None or host.removed:
             return False
         cluster = primary.raft.node.cluster
-        if cluster.member(host.name) is None or not changes.at_rest(cluster):
+        grant = cluster.grant
+        if cluster.member(host.name) is None or grant is None or not changes.at_rest(cluster):
             return False
         if len([m for m in cluster.members if m.has_data]) < 3:
             return False
-        return all(self._is_whole(world.hosts[m.name], m.incarnation, primary) for m in cluster.members)
+        return all(self._is_whole(world.hosts[m.name], m.incarnation, primary, grant.term) for m in cluster.members)
 
-    def _is_whole(self, host: Host, incarnation: int, primary: Host) -> bool:
-        """It is who the log says, and has a copy that counts."""
+    def _is_whole(self, host: Host, incarnation: int, primary: Host, epoch: int) -> bool:
+        """It is who the log says, and has a copy that counts: not one whose receiver went on to a new epoch of the same
+        primary while its control plane was away, so that its term history does not name the timeline."""
         up = host.raft_process.alive and host.parent_process.alive and host.raft.node is not None
         if not up or host.raft.identity.incarnation != incarnation:
             return False
@@ -76,7 +78,7 @@ class Harm(Stories):
             return True
         server = host.postgres
         streams = server is not None and server.receiver is not None and not server.receiver.forks
-        return streams and host.parent.view.record.proof is None and host.parent.local.upstream > 0
+        return streams and host.parent.view.record.proof is None and host.parent.local.upstream == epoch
 
     def _move(self) -> None:
         """It comes back at another address. One at a time: two may have nobody left who knows where they are."""
