@@ -23,6 +23,7 @@ RECORD_BYTES_MAX = 4_000
 TEXT_MAX = 1_000
 AGAIN_MS = 1_000
 """After a write that failed."""
+_TEXTS = ("at", "node", "by", "scope", "event", "level", "text")
 
 
 class EventStore:
@@ -112,5 +113,7 @@ def _record(line: bytes) -> Record | None:
         body = json.loads(line)
     except ValueError:  # cut off
         return None
-    whole = isinstance(body, dict) and {"seq", "at", "node", "by", "scope", "event", "level", "text"} <= body.keys()
-    return body if whole else None
+    # Somebody may have edited the file: a number that is none must not keep the node from starting.
+    if not isinstance(body, dict) or type(body.get("seq")) is not int:
+        return None
+    return body if all(isinstance(body.get(name), str) for name in _TEXTS) else None

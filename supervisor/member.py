@@ -55,10 +55,15 @@ def announce_tags(view: View, config: Config, tell: Callable[[str, dict[str, Any
     """Into the log, until they are there: a leader may be lost with what it was told."""
     cluster, tags = view.cluster, dict(config.tags)
     own = cluster.member(config.name) if cluster is not None else None
-    if cluster is None or own is None or own.incarnation != view.incarnation or of(cluster, own.name) == tags:
+    if cluster is None or own is None or own.incarnation != view.incarnation or _same(of(cluster, own.name), tags):
         return
     body = {"node": own.name, "incarnation": own.incarnation, "tags": tags, "at": utc_now()}
     tell("node.propose", {"kind": "tags/1", "body": body})
+
+
+def _same(there: Mapping[str, Any], here: Mapping[str, Any]) -> bool:
+    """To Python ``1 == True``, to whoever asks for ``tag_x=true`` not."""
+    return canonical(dict(there)) == canonical(dict(here))
 
 
 def refuse_another_role(view: View, local: Local) -> None:

@@ -172,7 +172,8 @@ def test_a_line_that_was_cut_off_costs_that_line(tmp_path: Path) -> None:
     store = EventStore(path, QUIET)
     store.add(record(text="after"))
     store.flush(NOW)
-    path.write_bytes(path.read_bytes() + b"[1]\n\xff\n")
+    odd = (json.dumps(record() | change) for change in ({"seq": "two"}, {"seq": None}, {"at": 5}))
+    path.write_bytes(path.read_bytes() + b"[1]\n\xff\n" + "\n".join(odd).encode())
     assert [r["text"] for r in EventStore(path, QUIET).read()] == ["is open to clients", "after"]
 
 

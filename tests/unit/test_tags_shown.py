@@ -117,6 +117,8 @@ def test_a_node_tells_until_the_log_has_it(tmp_path: Path) -> None:
     assert told(View(True, LIFE, 5, "a", cluster=with_tags(b={"zone": "x"})), made) == []
     ((_, order),) = told(View(True, LIFE, 5, "a", cluster=with_tags(b={"zone": "x"})), config(tmp_path, ""))
     assert order["body"]["tags"] == {}, "taken out again"
+    ((_, order),) = told(View(True, LIFE, 5, "a", cluster=with_tags(b={"ssd": 1})), config(tmp_path, "ssd=true"))
+    assert order["body"]["tags"] == {"ssd": True}, "which 1 is not, to whoever asks for it"
 
 
 def test_a_life_that_the_log_does_not_know_tells_nothing(tmp_path: Path) -> None:
