@@ -205,6 +205,7 @@ def test_a_dead_node_is_replaced(calm: World) -> None:
     world.check_no_loss(writer)
 
 
+@pytest.mark.slow
 def test_what_the_cluster_can_not_do_without_is_not_removed(world: World) -> None:
     primary = world.primary()
     assert primary is not None

@@ -64,6 +64,7 @@ def test_one_node_is_fenced_restarted_let_go_and_copied_anew(world: World) -> No
     world.check_no_loss(writer, everywhere=True)
 
 
+@pytest.mark.slow
 def test_all_may_be_fenced_by_force_only_and_explain_tells_the_way_back(world: World) -> None:
     primary = world.primary()
     assert primary is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from collections.abc import Callable
 
@@ -12,7 +13,7 @@ import pytest
 from fencing.clock import now_ns
 from supervisor.localcluster import LocalNode
 from supervisor.timelines import parse_lsn as lsn_int
-from tests.cluster.world import World
+from tests.cluster.world import World, postgres_pids
 from tests.pgbare import pg_bin
 
 pytestmark = pytest.mark.cluster
@@ -64,12 +65,15 @@ def test_a_primary_with_wal_of_its_own_is_rewound_and_that_wal_is_kept(world: Wo
     primary = world.primary()
     assert primary is not None
     with world.writing() as writer:
-        for standby in world.standbys():
-            standby.kill_all()
+        standbys = world.standbys()
+        # Their Raft children live, so the primary keeps its lease however long this takes on a busy machine.
+        for pid in [pid for standby in standbys for pid in postgres_pids(standby)]:
+            os.kill(pid, signal.SIGSTOP)
         # Nobody receives this any more; a transaction that does not wait for anyone may still write it.
         run(world, primary, "SET synchronous_commit = local", "SELECT pg_logical_emit_message(true, 'alone', 'x')")
-        primary.kill_all()
-        for standby in [n for n in world.nodes if n is not primary]:
+        for node in world.nodes:
+            node.kill_all()
+        for standby in standbys:
             standby.start()
         world.settles(lambda: world.primary() is not None, "a new primary")
         primary.start()
@@ -107,6 +111,7 @@ LEFT = {
 """Of other tools, of backups, of the hand of a person: each would make a start promote, stop early, wait or lie."""
 
 
+@pytest.mark.slow
 def test_what_other_tools_leave_behind_misleads_no_start(world: World) -> None:
     primary, standby = world.primary(), world.standbys()[0]
     assert primary is not None

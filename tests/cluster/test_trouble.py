@@ -136,7 +136,7 @@ def until_it_writes(world: World, victim: LocalNode) -> None:
 
 
 @pytest.mark.root
-@pytest.mark.parametrize("role", ["standby", "primary"])
+@pytest.mark.parametrize("role", [pytest.param("standby", marks=pytest.mark.slow), "primary"])
 def test_a_full_raft_disk_stops_that_node_and_nothing_else(small_disks: World, role: str) -> None:
     world = small_disks
     primary = world.primary()
@@ -162,7 +162,10 @@ def test_a_full_raft_disk_stops_that_node_and_nothing_else(small_disks: World, r
 # --- directories that are gone, or not ours ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["a", "c"], ids=["who wrote the charter", "another"])
+ELSE = pytest.param("c", marks=pytest.mark.slow, id="another")
+
+
+@pytest.mark.parametrize("name", [pytest.param("a", id="who wrote the charter"), ELSE])
 def test_a_node_that_lost_everything_founds_nothing_and_is_let_in_again(world: World, name: str) -> None:
     node, before = world[name], world.asked_status()["cluster_id"]
     with world.writing() as writer:
