@@ -197,6 +197,9 @@ def _int(setting: Setting, value: object) -> int:
     return value
 
 
+CHARS_MAX = 50_000
+"""Of all that is set, as canonical JSON. A change names it up to three times, and escaped three times it must fit into
+a frame with the rest of the state (fencing/wire.py: 1 MiB)."""
 HBA_TYPES = ("local", "host", "hostssl", "hostnossl", "hostgssenc", "hostnogssenc")
 
 
@@ -284,6 +287,14 @@ def founded(commit: str, settings: Mapping[str, Any]) -> dict[str, Value]:
 def merged(config: str, wanted: Mapping[str, Value], unset: Iterable[str]) -> dict[str, Value]:
     """What is set after a change."""
     return {n: v for n, v in (dict(read(config)) | dict(wanted)).items() if n not in unset}
+
+
+def too_long(config: str) -> BadSetting | None:
+    """``config``: canonical JSON of all that would be set. It travels whole, in every copy of the state."""
+    if len(config) <= CHARS_MAX:
+        return None
+    hint = "write fewer lines: pg_hba.conf takes lists, names of groups (+role) and address ranges"
+    return BadSetting(f"all settings together would take {len(config)} characters, at most {CHARS_MAX} fit", hint)
 
 
 def changed(config: str, wanted: Mapping[str, Value], unset: Iterable[str]) -> dict[str, tuple[Value, Value]]:

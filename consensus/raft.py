@@ -40,6 +40,8 @@ from consensus.quorum import has_majority, reached_by_majority
 
 NOOP = "noop/1"
 ENTRIES_PER_MESSAGE_MAX = 64
+CHARS_PER_MESSAGE_MAX = 1 << 20
+"""Of the data of all entries but the first; a frame holds four times as much (peerwire.FRAME_BYTES_MAX)."""
 ROUNDS_KEPT_MAX = 64
 """A round acknowledged later than this many rounds after its send earns no lease any more."""
 
@@ -634,7 +636,7 @@ class Raft:
             sent_up_to = self.log.snapshot.index
         else:
             last = min(self._last_for(peer), progress.next + ENTRIES_PER_MESSAGE_MAX - 1)
-            entries = self.log.between(progress.next, last)
+            entries = _fitting(self.log.between(progress.next, last))
             request = AppendReq(self.term, self.boot, self.round, prev, prev_term, entries, self.commit)
             sent_up_to = prev + len(entries)
         # Optimistic: a lost message shows as a refusal of the next one.
@@ -720,6 +722,16 @@ class Raft:
 def _reached(values: dict[str, int], voters: tuple[str, ...]) -> int:
     """What a majority of ``voters`` has reached; nobody else counts."""
     return reached_by_majority([values.get(name, 0) for name in voters], len(voters))
+
+
+def _fitting(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
+    """As many of them, the first at least, as fit into one message; what is left goes with the next."""
+    chars = 0
+    for index, entry in enumerate(entries):
+        chars += len(entry.data)
+        if index and chars > CHARS_PER_MESSAGE_MAX:
+            return entries[:index]
+    return entries
 
 
 def _difference(old: Log, new: Log) -> tuple[int, int | None]:

@@ -103,6 +103,9 @@ def _considered(node: Node, asked: Asked) -> Answer | Considered:
         return refused(64, f"{both[0]} is to be set and unset at once", "name it once")
     changes = clusterwide.changed(tip.config, wanted, unset)
     config = canonical(clusterwide.merged(tip.config, wanted, unset))
+    long = clusterwide.too_long(config)
+    if long is not None:
+        return refused(long.code, long.reason, long.hint)
     problem = _unfit(tip, config, changes)
     return problem if problem is not None else Considered(changes, wanted, unset, _notes(tip, changes))
 

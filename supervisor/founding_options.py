@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from consensus.clusterwide import CHARS_MAX
 from supervisor.errors import UsageError
 from supervisor.options import Facts, make_path
+
+SETTINGS_CHARS_MAX: Final = CHARS_MAX // 2
+"""They stay in the log twice: as founded, and as set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +62,16 @@ def load_founding(section: Mapping[str, Any], env: Mapping[str, str], file_path:
         except ValueError as exc:
             raise UsageError(f"POSTGRES_INITDB_ARGS: {exc}", "close the quotes") from None
     _initdb_arguments(initdb)
+    hba = _hba(_strings(section.get("hba", []), "hba", where), where)
+    parameters = _parameters(section.get("parameters", {}), where)
+    if len(json.dumps([hba, parameters])) > SETTINGS_CHARS_MAX:
+        raise UsageError(
+            f"hba and parameters in {where} take more than {SETTINGS_CHARS_MAX} characters",
+            "found the cluster with fewer lines; `pgr config set` takes twice as many later",
+        )
     return Founding(
-        hba=_hba(_strings(section.get("hba", []), "hba", where), where),
-        parameters=_parameters(section.get("parameters", {}), where),
+        hba=hba,
+        parameters=parameters,
         initdb=initdb,
         init_sql=make_path(init_sql, base, "init_sql")
         if init_sql

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -273,6 +274,14 @@ def test_founding_from_the_file() -> None:
 )
 def test_founding_refusals(text: str, words: str) -> None:
     assert words in refused(file="[postgres]\n" + text).message
+
+
+def test_more_rules_than_a_state_can_carry_are_refused_before_there_is_a_cluster() -> None:
+    rules = ["host all all 10.0.0.1/32 scram-sha-256"] * 700
+    found = refused(file=f"[postgres]\nhba = {json.dumps(rules)}")
+    assert (found.message, "pgr config set" in found.hint) == (
+        "hba and parameters in [postgres] in /etc/pgr/node.toml take more than 25000 characters", True
+    )  # fmt: skip
 
 
 def test_the_official_images_variables() -> None:

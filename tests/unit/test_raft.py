@@ -21,6 +21,7 @@ from consensus.messages import (
     VoteResp,
 )
 from consensus.raft import (
+    CHARS_PER_MESSAGE_MAX,
     Beat,
     Campaign,
     Compact,
@@ -556,3 +557,19 @@ def test_a_learner_notices_that_nobody_leads_it() -> None:
     assert learner.leader == "a"
     learner.step(Tick(), learner.wakeup_ns)
     assert (learner.role, learner.leader, learner.term) == (Role.FOLLOWER, "", 1)
+
+
+def test_long_entries_go_in_several_messages_and_one_always_goes() -> None:
+    raft = led()
+    for _ in range(4):
+        raft.step(Propose("config/1", "x" * (CHARS_PER_MESSAGE_MAX // 2)), 10 * MS)
+    raft.step(Propose("config/1", "x" * (CHARS_PER_MESSAGE_MAX + 1)), 10 * MS)
+    have, sizes = 0, []
+    ready = receive(raft, "c", AppendResp(1, 7, 0, ok=False, match=0), 20)
+    while have < raft.log.last_index:
+        (request,) = sent(ready, "c")
+        assert isinstance(request, AppendReq)
+        sizes.append(len(request.entries))
+        have = request.prev_index + len(request.entries)
+        ready = receive(raft, "c", AppendResp(1, 7, request.round, ok=True, match=have), 20)
+    assert sizes == [3, 2, 1], "the no-op and two halves; two halves; one that is too long by itself"

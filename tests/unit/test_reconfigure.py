@@ -7,9 +7,15 @@ from typing import Any
 
 import pytest
 
+from consensus import peerwire
 from consensus.changes import DEGRADE_MS
-from consensus.clusterwide import SETTINGS
+from consensus.clustertext import dump
+from consensus.clusterwide import CHARS_MAX, SETTINGS
+from consensus.messages import AppendReq, Entry
+from consensus.node import Node
+from consensus.peerwire import Envelope
 from consensus.reconfigure import UNCHECKED_MAX
+from fencing import wire
 from fencing.lease import MS
 from tests.unit.nodes import Cluster, T
 from tests.unit.test_requests import opened, refusal
@@ -281,3 +287,24 @@ def test_whoever_sets_a_hook_is_told_where_it_runs() -> None:
     assert note == "hooks.on_event: every node runs its own /etc/pgr/hook, as the user that its Postgres runs as"
     assert answer["changes"]["hooks.on_event"] == [None, ["/etc/pgr/hook", "x"]]
     assert put(cluster, "a", ("hooks.on_event",))["notes"] == []
+
+
+def test_settings_that_no_frame_could_carry_are_refused() -> None:
+    """Accepted, they would be in the log: no leader could send them, and no Raft child tell them to its parent."""
+    cluster = opened("a", "b", "c")
+    line = 'host "{}" all 0.0.0.0/0 reject'.format('"' * 400)  # the worst case: each of them is escaped
+    fits = (CHARS_MAX - 100) // (2 * len(line))
+    for count in (fits, fits - 1, fits):
+        say(cluster, asked(cluster, "a", **{"postgres.hba": [line] * count}))
+        cluster.until(lambda count=count: len(config(cluster, "c").get("postgres.hba", ())) == count)  # type: ignore[misc]  # bound now
+    code, reason = refusal(put(cluster, "b", postgres__hba=[line] * (3 * fits)))
+    assert (code, f"at most {CHARS_MAX} fit" in reason) == (64, True)
+    node = cluster.members["a"].node
+    longest = max(node.raft.log.entries, key=lambda e: len(e.data))
+    assert len(longest.data) > CHARS_MAX, "old and new"
+    assert len(peerwire.encode(Envelope(node.cluster.cluster_id, "a", 1, 1, "b", 1, entries_of(node, longest)))) > 0
+    assert len(wire.encode("raft.cluster", {"state": dump(node.cluster)}, "")) < wire.FRAME_BYTES_MAX
+
+
+def entries_of(node: Node, entry: Entry) -> AppendReq:
+    return AppendReq(node.raft.term, 1, 1, entry.index - 1, node.raft.term, (entry,), 0)
