@@ -140,7 +140,7 @@ class Daemon:
         postgres = Postgres(
             self.binaries, config.pgdata, config.run, config.postgres_log, self._spawn_postgres, self.children
         )
-        datadir.end_jobs(config, self.log)
+        datadir.clear_up(config, self.log)
         try:
             postgres.refuse_if_occupied()
         except OccupiedError:

@@ -17,7 +17,7 @@ from supervisor.config import Config
 from supervisor.context import Context
 from supervisor.errors import MissingError, RefusedError
 from supervisor.postgres import OccupiedError, Postgres
-from supervisor.rebuild import NEW_SUFFIX, read_mark
+from supervisor.rebuild import NEW_SUFFIX, put_mark_back, read_mark
 from supervisor.roles import Data, is_founder
 from supervisor.settings import REPLICATION_ROLE
 from supervisor.tasks import TaskTimeout, run_blocking
@@ -140,6 +140,12 @@ def refuse_config_elsewhere(pgdata: Path) -> None:
 _WRITERS = ("initdb", "pg_basebackup", "pg_rewind", "rm")
 """What `rebuild` lets write into PGDATA, or the directory that is to replace it."""
 END_JOBS_MS = 5_000
+
+
+def clear_up(config: Config, log: Log) -> None:
+    """What a supervisor has left that was killed while it made a copy; before anybody looks at PGDATA."""
+    end_jobs(config, log)
+    put_mark_back(config.data, config.pgdata)
 
 
 def end_jobs(config: Config, log: Log) -> None:

@@ -359,19 +359,17 @@ def basebackup(
     return (yield from run_job(argv, children, on_line=line))
 
 
-def rewind(
-    binaries: Binaries, conninfo: str, pgdata: Path, children: ChildTable, *, scratch: Path, keep: Sequence[str] = ()
-) -> Task[JobResult]:
+def rewind(binaries: Binaries, conninfo: str, pgdata: Path, children: ChildTable, *, scratch: Path) -> Task[JobResult]:
     """Make a stopped, diverged cluster a copy of the one at ``conninfo`` (dbname and a passfile in it) up to its
     divergence; the next start must be as a standby of it.
 
     The source must have checkpointed since its promotion (hazard 56), else the tool says "no rewind required". An
     unclean target is recovered first; its configuration for that is made in ``scratch``, a directory, since with a
-    data_directory in postgresql.conf the tool would recover another one. Files of this node (configuration, ``keep``)
-    survive, also if it fails. If it fails or is cancelled once it has begun to write, ``pgdata`` can't be used: that is
-    what the caller's marker is for.
+    data_directory in postgresql.conf the tool would recover another one. The configuration of this node survives,
+    also if it fails; all other files that lie around become the source's. If it fails or is cancelled once it has
+    begun to write, ``pgdata`` can't be used: that is what the caller's marker is for.
     """
-    kept = {name: files.read_optional(pgdata / name) for name in (*_KEPT_THROUGH_REWIND, *keep)}
+    kept = {name: files.read_optional(pgdata / name) for name in _KEPT_THROUGH_REWIND}
     config = scratch / "rewind.conf"
     files.write_atomically(config, f"include {_quoted(pgdata / CONFIG)}\ndata_directory = {_quoted(pgdata)}\n".encode())
     argv = [binaries.path("pg_rewind"), "-D", str(pgdata), f"--source-server={conninfo}", f"--config-file={config}"]

@@ -27,6 +27,8 @@ from supervisor.tasks import Task, sleep
 
 MARK = "pgr_node.json"
 """In PGDATA: whose copy this is. Both tools copy the source's, so it is written again before the copy is used."""
+MARK_KEPT = "rewinding.json"
+"""In DIR, while pg_rewind runs: it empties our mark and writes the source's over it, and may be killed in between."""
 SALVAGE_MANY = 4
 """From so many data directories in DIR/salvage on, each further one is warned of."""
 NEW_SUFFIX = ".new"
@@ -43,6 +45,25 @@ def read_mark(pgdata: Path) -> dict[str, Any]:
         hint = f"restore {pgdata / MARK}, or move {pgdata} away: the node then clones from the primary"
         raise RefusedError(f"{pgdata / MARK} is damaged: {error}", hint) from error
     return body
+
+
+def is_copy_of(place: Path, incarnation: int) -> bool:
+    """Did this life of this node finish the copy there? One that was cut short has the source's mark, or part of it."""
+    try:
+        return read_mark(place).get("incarnation") == incarnation
+    except RefusedError:
+        return False
+
+
+def put_mark_back(home: Path, pgdata: Path) -> None:
+    """After a rewind that ended with its supervisor: whose directory it is stays known, and that it is half done the
+    marker in the Raft store says. Before anybody looks, once no pg_rewind is left."""
+    kept = files.read_optional(home / MARK_KEPT)
+    if kept is None:
+        return
+    if preflight.has_postgres(pgdata):
+        files.write_atomically(pgdata / MARK, kept)
+    (home / MARK_KEPT).unlink()
 
 
 def write_mark(pgdata: Path, incarnation: int, nonce: str, rebuilt: int = 0, *, fresh: bool = False) -> None:
@@ -151,7 +172,7 @@ class Rebuild:
         if wal is not None and waldir.new_in(wal).exists():  # likewise of a copy that did not end
             yield from jobs.run_job(["rm", "-rf", str(waldir.new_in(wal))], c.children)
         places = yield from self._tablespaces(grant)
-        if self.new.exists() and not read_mark(self.new):  # left by a copy that did not end: nobody's data
+        if self.new.exists() and not is_copy_of(self.new, c.view.incarnation):  # cut short: nobody's data
             yield from jobs.run_job(["rm", "-rf", str(self.new)], c.children)
         self._aside(self.new, "unused")
         c.log.info("clone.begin", source=grant.node)
@@ -272,11 +293,13 @@ class Rebuild:
         began = now_ns()
         c.log.info("rewind.begin", source=grant.node, saved_bytes=saved.bytes_salvaged)
         done = False
+        files.write_atomically(c.config.data / MARK_KEPT, (c.config.pgdata / MARK).read_bytes())
         try:
             result = yield from jobs.rewind(
                 c.binaries, c.upstream(grant, dbname="postgres", application=f"pgr_rewind_{c.local.me}"),
-                c.config.pgdata, c.children, scratch=c.config.run, keep=(MARK,),
+                c.config.pgdata, c.children, scratch=c.config.run,
             )  # fmt: skip
+            put_mark_back(c.config.data, c.config.pgdata)
             proof = yield from self._end_of_primary(grant)
             self._install_histories(c.config.pgdata, grant)
             note_first_start(c.config.pgdata, done=False)
@@ -287,6 +310,7 @@ class Rebuild:
             return
         finally:
             # Failed or cancelled: the marker stays, and the directory is only good for being cloned over.
+            put_mark_back(c.config.data, c.config.pgdata)
             c.change(data=Data.READY if done else Data.BROKEN, diverged=0, rebuilding=0)
         c.log.info("rewind.end", took_ms=(now_ns() - began) // MS, said=list(result.tail[-2:]))
         self._tell_of_salvage()

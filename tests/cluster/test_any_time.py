@@ -76,8 +76,12 @@ def test_a_node_is_ended_while_it_copies(make_world: Callable[..., World], event
         newcomer.start()
         until(world, newcomer, event)
         end(newcomer, way)
+        half = newcomer.data / "pgdata.new"
+        if half.exists():  # the instant in which the source's mark is being written
+            (half / "pgr_node.json").write_bytes(b"")
         newcomer.start()
         world.wait_members("a b", "2 of a b")
+    assert not [p.name for p in (newcomer.data / "salvage").glob("*unused*")], "nor is it kept"
     world.check_no_loss(writer, everywhere=True)
 
 
@@ -125,14 +129,15 @@ def test_a_deposed_primary_is_ended_while_it_is_rewound(world: World, event: str
 
 
 def hold_rewind(world: World, node: LocalNode) -> None:
-    """From its next start on, ``node`` has a pg_rewind that writes a part and then waits."""
+    """From its next start on, ``node`` has a pg_rewind that writes a part and then waits: so far it has emptied a file
+    that it is to copy from the source, the mark that says whose directory this is."""
     place, real = world.home / "bin", Path(binaries())
     place.mkdir()
     place.chmod(0o755)
     for program in real.iterdir():
         (place / program.name).symlink_to(program)
     (place / "pg_rewind").unlink()
-    part = 'while [ "$1" != -D ]; do shift; done; echo half > "$2/base/1/PG_VERSION"'
+    part = 'while [ "$1" != -D ]; do shift; done; >"$2/pgr_node.json"; echo half >"$2/base/1/PG_VERSION"'
     (place / "pg_rewind").write_text(f"#!/bin/sh\n{part}\nexec sleep 600\n", encoding="utf-8")
     (place / "pg_rewind").chmod(0o755)
     node.env["PGR_PG_BIN"] = str(place)
