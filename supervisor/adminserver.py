@@ -16,7 +16,7 @@ from consensus.membership import GONE, VOTER, Member
 from fencing import wire
 from fencing.lease import MS
 from fencing.logs import Log
-from supervisor import configview, explain, operating, status
+from supervisor import configview, doctordesk, explain, operating, status
 from supervisor.admin import FORGET_MS, answer, progress
 from supervisor.chronicle import Chronicle
 from supervisor.config import Config
@@ -106,6 +106,7 @@ class AdminServer:
         store = EventStore(c.config.log_dir / "events.jsonl", c.log)
         self.chronicle = Chronicle(c.config, store, self._send, version())
         c.log.listen(self.chronicle.note)
+        self.doctor = doctordesk.Desk(c, self._send)
         self.known: dict[str, Any] = {}
         """The newest `raft.members`."""
         self.led_ns = 0
@@ -115,6 +116,7 @@ class AdminServer:
 
     def receive(self, now_ns: int) -> None:
         self.chronicle.flush(now_ns)
+        self.doctor.turn(self.snapshot, self.known, now_ns)
         while True:
             try:
                 parts = self.socket.recv_multipart(zmq.NOBLOCK)
@@ -147,6 +149,10 @@ class AdminServer:
                 self._send(client, self._uri(frame), remote)
             case "explain":
                 self._send(client, answer(frame.id, self._explain(now_ns)), remote)
+            case "clock":
+                self._send(client, answer(frame.id, doctordesk.clock()), remote)
+            case "doctor":
+                self.doctor.request(client, frame.id, remote, now_ns)
             case name if name in ACTIONS:
                 self._act(client, frame, now_ns, remote)
             case _:
@@ -374,6 +380,7 @@ class AdminServer:
             self._end(request_id, error=error)
         for request_id, (client, remote, _) in self.watchers.items():
             self._send(client, answer(request_id, error=error), remote)
+        self.doctor.close(error)
         self.chronicle.close(error)
         self.socket.close(200)
 

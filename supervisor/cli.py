@@ -1,7 +1,7 @@
 """``pgr``, the admin command. Data on stdout, talk on stderr; every refusal says why and ends with a hint.
 
-Nothing but this, clioptions.py, configcli.py, eventscli.py and opscli.py imports typer. Help texts end up in
-REFERENCE.md.
+Nothing but this, clioptions.py, configcli.py, doctorcli.py, eventscli.py and opscli.py imports typer. Help texts end
+up in REFERENCE.md.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from fencing.clock import now_ns
-from supervisor import eventscli, operating, opscli, render
+from supervisor import doctorcli, eventscli, operating, opscli, render
 from supervisor.admin import ACTION_IDLE_MS, Admin, Progress, error_of, who, write_private
 from supervisor.clioptions import (
     MEMBER_TIMEOUT_S,
@@ -313,6 +313,7 @@ def _change_member(admin: Admin, name: str, body: dict[str, Any], timeout_s: flo
 
 for command in opscli.COMMANDS:
     app.command()(command)
+app.command(context_settings=doctorcli.SETTINGS)(doctorcli.doctor)
 
 
 @key_app.command("new")
