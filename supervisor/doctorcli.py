@@ -106,17 +106,20 @@ def ask(admin: Admin, key: Path | None) -> Case:
     nodes, silent = {told["node"]: _node(own)}, {}
     for name in others:
         answer = answers.get(name, TryAgainError("no answer in time"))
-        if isinstance(answer, PgrError):
-            silent[name] = answer.message
-        else:
+        try:
             nodes[name] = _node(answer)
+        except PgrError as error:
+            silent[name] = error.message
     members = tuple(sorted({*told["members"], *own.get("members", []), told["node"]}))
     return Case(nodes, silent, members)
 
 
-def _node(data: Mapping[str, Any]) -> Node:
+def _node(data: Mapping[str, Any] | PgrError) -> Node:
+    """Raises PgrError: that one, or for what is no `Node`."""
     from supervisor.doctorfacts import Node, read
 
+    if isinstance(data, PgrError):
+        raise data
     try:
         return read(Node, data)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -158,7 +161,7 @@ def _become(config: Config) -> list[Failure]:
 
 
 def _measured(order: Mapping[str, Any]) -> dict[str, Any]:
-    """In a process of its own, as a node has it done. Raises TryAgainError."""
+    """In a process of its own, as a node has it done. Raises TryAgainError, BugError."""
     from supervisor import doctordesk
 
     output = os.memfd_create("pgr-doctor", os.MFD_CLOEXEC)
@@ -167,17 +170,14 @@ def _measured(order: Mapping[str, Any]) -> dict[str, Any]:
     pidfd = os.pidfd_open(process.pid)
     poller = select.poll()
     poller.register(pidfd, select.POLLIN)
-    if not poller.poll(LOCAL_S * 1000):
+    ended = bool(poller.poll(LOCAL_S * 1000))
+    if ended:
+        process.wait()
+    else:
         process.kill()
         process.returncode = 0  # it may never end
-    else:
-        process.wait()
     os.close(pidfd)
     try:
-        found: dict[str, Any] = json.loads(os.pread(output, 1 << 20, 0))
-    except ValueError:
-        hint = "look at the load and the disks of this machine, then try again"
-        raise TryAgainError("this machine could not be measured in time", hint) from None
+        return doctordesk.findings(output, ended)
     finally:
         os.close(output)
-    return found

@@ -13,12 +13,13 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fencing.clock import now_ns
 from fencing.lease import MS
 from supervisor.admin import answer
-from supervisor.errors import ExitCode, PgrError, TryAgainError
+from supervisor.errors import REPORT, BugError, ExitCode, PgrError, TryAgainError
 from supervisor.roles import Server
 from supervisor.status import Snapshot
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 MEASURED_MS = 9_000
 """The process ends by itself sooner; after this it is killed, and who asked is told so."""
-_OUTPUT_BYTES_MAX = 1 << 19
+_OUTPUT_BYTES_MAX = 1 << 20
 
 
 def clock() -> dict[str, int]:
@@ -40,7 +41,7 @@ def clock() -> dict[str, int]:
 def program() -> list[str]:
     """What to run: this interpreter, with the path of this one, wherever pgr is installed."""
     boot = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from supervisor.doctorprobes import main; main()"
-    return [sys.executable, "-P", "-c", boot, json.dumps(sys.path)]
+    return [sys.executable, "-P", "-c", boot, json.dumps([str(Path(entry).absolute()) for entry in sys.path])]
 
 
 def start(order: Mapping[str, Any], output: int) -> subprocess.Popen[bytes]:
@@ -56,6 +57,20 @@ def start(order: Mapping[str, Any], output: int) -> subprocess.Popen[bytes]:
         )
     finally:
         os.close(question)
+
+
+def findings(output: int, ended: bool) -> dict[str, Any]:
+    """What the process has written there. Raises TryAgainError if it had no time for it, BugError if it failed."""
+    try:
+        found: dict[str, Any] = json.loads(os.pread(output, _OUTPUT_BYTES_MAX, 0))
+    except ValueError:
+        if ended:
+            raise BugError("the program that measures has ended without a word", REPORT) from None
+        hint = "look at the load and the disks of that machine, then try again"
+        raise TryAgainError("the machine could not be measured in time", hint) from None
+    if "failed" in found:
+        raise BugError(f"the program that measures failed: {found['failed']}", REPORT)
+    return found
 
 
 class Desk:
@@ -90,10 +105,9 @@ class Desk:
         if not ended and now_ns < self.until_ns:
             return
         try:
-            measured = json.loads(os.pread(self.output, _OUTPUT_BYTES_MAX, 0))
-        except ValueError:
-            hint = "look at the load and the disks of that machine, then ask again"
-            self._end(None, TryAgainError(f"{self.c.config.name} could not be measured in time", hint))
+            measured = findings(self.output, ended)
+        except PgrError as error:
+            self._end(None, error)
             return
         self._end(whole(measured, said(self.c, snapshot, known), known), None)
 

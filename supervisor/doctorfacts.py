@@ -202,6 +202,8 @@ def read(cls: type[T], data: Mapping[str, Any]) -> T:
 
     KeyError, TypeError, ValueError or AttributeError for what is none.
     """
+    if not isinstance(data, Mapping):
+        raise TypeError(f"{cls.__name__}: {data!r} is no object")
     known: dict[str, Any] = {}
     for each in fields(cls):  # type: ignore[arg-type]  # only the dataclasses above are read
         if each.name not in data:

@@ -259,7 +259,7 @@ def _fits(case: Case, name: str, node: Node) -> Iterator[Said]:
     better = f"use {_profile_for(round_ms, worst)}" if _profile_for(round_ms, worst) else "no profile is slow enough"
     hint = f"{better}; or a quicker network, or a quicker disk for {name}'s raft directory"
     vote_ms, likely_ms = round_ms + 2 * worst, round_ms + 2 * typical
-    measured = f"a majority answers in {round_ms:.1f} ms, raft is on disk in {typical:.1f} ms ({worst:.1f} at worst)"
+    measured = ", ".join([f"a majority answers in {round_ms:.1f} ms"] * bool(answers) + [_disk(typical, worst)])
     if round_ms + t.heartbeat_ms >= t.demote_ms:
         what = f"{measured}: a lease is not renewed before the demotion begins ({t.demote_ms} ms after a round)"
         yield bad(name, what, hint, ExitCode.USAGE)
@@ -275,6 +275,10 @@ def _fits(case: Case, name: str, node: Node) -> Iterator[Said]:
         low, high = lease_sides(t)
         says = f"{measured}; L/(1-rho)+F = {low:.0f} ms <= E/(1+rho) = {high:.0f} ms, demotion after {t.demote_ms} ms"
         yield fine(name, says)
+
+
+def _disk(typical: float, worst: float) -> str:
+    return f"raft is on disk in {typical:.1f} ms ({worst:.1f} at worst)"
 
 
 def lease_sides(t: Timings) -> tuple[float, float]:

@@ -5,6 +5,7 @@ The table of them, with when, what and why, is in doctor.py.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from statistics import median
 from typing import Final
@@ -299,8 +300,8 @@ def collation(node: Node) -> Iterator[Said]:
             f"{database.actual}"
         )
         hint = (
-            f"give all members the same system; then, on the primary: REINDEX DATABASE {database.name}; ALTER DATABASE "
-            f"{database.name} REFRESH COLLATION VERSION"
+            f"give all members the same system; then, on the primary: REINDEX DATABASE {_name(database.name)}; "
+            f"ALTER DATABASE {_name(database.name)} REFRESH COLLATION VERSION"
         )
         if database.provider == "c" and crosses(database.recorded, database.actual):
             what += " (2.28 changed the order of nearly every locale: indexes on text are wrong here)"
@@ -340,13 +341,15 @@ def commits(node: Node) -> Iterator[Said]:
 
 def _reset(who: str) -> str:
     """``role app in database x`` (watch.py) as SQL has it."""
-    match who.split(" in "):
-        case [role, base]:
-            return f"{role.replace('role', 'ROLE', 1)} IN {base.replace('database', 'DATABASE', 1)}"
-        case [one]:
-            return one.replace("role", "ROLE", 1).replace("database", "DATABASE", 1)
-        case _:
-            return "ROLE ALL"
+    if who == "all":
+        return "ROLE ALL"
+    role, _, base = who.rpartition(" in ")
+    return " IN ".join(f"{kind.upper()} {_name(n)}" for kind, _, n in (w.partition(" ") for w in (role, base) if w))
+
+
+def _name(text: str) -> str:
+    """An identifier as SQL takes it."""
+    return text if re.fullmatch(r"[a-z_][a-z0-9_$]*", text) else '"{}"'.format(text.replace('"', '""'))
 
 
 def watchdog(node: Node) -> Iterator[Said]:

@@ -54,8 +54,11 @@ def main() -> None:
     order = json.load(sys.stdin)
     if not die_with_parent(int(order["parent"]), signal.SIGKILL):
         os._exit(1)
-    text = json.dumps(measure(order))
-    os.write(1, text.encode())
+    try:
+        found = measure(order)
+    except Exception as error:  # who reads it tells a person
+        found = {"failed": f"{type(error).__name__}: {error}"}
+    os.write(1, json.dumps(found).encode())
     os._exit(0)  # nobody is waited for
 
 
