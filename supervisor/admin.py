@@ -13,7 +13,7 @@ answers repeat.
 | ``events`` | ``{"follow": true, ...}`` | none; after what is there each new one. Asked again (every 5 s) with ``{"follow": true, "after": seq}``: those after that number; forgotten like a watcher |
 | ``uri`` | ``{"dbname": str, "user": str}`` | status.uris |
 | ``explain`` | ``{}`` | explain.to_json: why the cluster is in this state, and what would come of an election |
-| ``doctor`` | ``{}`` | doctorfacts.to_json of this node, measured now (within 9 s), with ``members``: all names |
+| ``doctor`` | ``{}`` | doctorfacts.to_json of this node, measured now (within 9 s), with the names of all ``members`` and ``voters`` |
 | ``clock`` | ``{}`` | ``{"realtime_ns", "boottime_ns"}`` of this node, at once |
 | ``switchover`` | ``{"to": str or null, "by": str}`` | ``{"from", "to", "term", "timeline", "gap_ms"}`` |
 | ``failover`` | ``{"to": str or null, "by": str, "accept_data_loss": bool}`` | the same |

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from fencing.lease import RHO_PERCENT
 from supervisor import doctorlinks, doctornode, render
-from supervisor.doctorfacts import Case, Link, Node, Said, Severity
+from supervisor.doctorfacts import ANSWER_MS, CONNECT_MS, PROBES_MS, SESSION_MS, Case, Link, Node, Said, Severity
 from supervisor.doctornode import each, failures
 from supervisor.errors import ExitCode
 from supervisor.render import size
@@ -82,7 +82,7 @@ CHECKS: Final = (
         "WAL of another major version can't be replayed, bugs differ between minor ones", doctorlinks.versions,
     ),
     Check(
-        "postgres", (AFTER,), "a session by its own socket", "it answers within 2.5 s",
+        "postgres", (AFTER,), "a session by its own socket", f"it answers within {SESSION_MS / 1000:g} s",
         "a Postgres that takes no session of pgr's can give no promise and can't be promoted",
         each(doctornode.postgres, witness=False),
     ),
@@ -103,7 +103,8 @@ CHECKS: Final = (
     ),
     Check(
         "control plane", BOTH, "consensus port of every member from every other: TCP, an encrypted question, last word",
-        f"an answer; between leader and others a word within E (TCP {1.5:g} s, answer {2:g} s at most)",
+        f"TCP within {CONNECT_MS / 1000:g} s, an answer within {ANSWER_MS / 1000:g} s; between the leader and others a word "
+        "within E",
         "leases, votes and promises take this way", doctorlinks.control_plane,
     ),
     Check(
@@ -168,7 +169,11 @@ CHECKS: Final = (
         "what is acknowledged early may be lost in a failover", each(doctornode.commits, witness=False),
     ),
     Check(
-        "unmeasured", BOTH, "what gave no answer in time, or failed", "nothing (5 s for all of it)",
+        "status", (AFTER,), "the warnings of `pgr status`", "none", "what the cluster says of itself, in one place",
+        doctorlinks.status,
+    ),
+    Check(
+        "unmeasured", BOTH, "what gave no answer in time, or failed", f"nothing ({PROBES_MS / 1000:g} s for all of it)",
         "what can't be measured may be what is wrong", each(doctornode.unmeasured),
     ),
 )  # fmt: skip

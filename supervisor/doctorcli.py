@@ -111,7 +111,7 @@ def ask(admin: Admin, key: Path | None) -> Case:
         except PgrError as error:
             silent[name] = error.message
     members = tuple(sorted({*told["members"], *own.get("members", []), told["node"]}))
-    return Case(nodes, silent, members)
+    return Case(nodes, silent, members, frozenset(own["voters"]) if own.get("voters") else None)
 
 
 def _node(data: Mapping[str, Any] | PgrError) -> Node:

@@ -193,7 +193,9 @@ def said(c: Known, snapshot: Snapshot, known: Mapping[str, Any]) -> dict[str, An
         "guarded": not c.local.unguarded_since_ns if runs else None,
         "system_identifier": snapshot.system_identifier, "has_data": bool(snapshot.system_identifier),
         "overrides": list(own.get("overrides", [])),
+        "warnings": list(snapshot.warnings),
         "members": [m.name for m in c.members] or [peer.name for peer in config.peers],
+        "voters": [m.name for m in c.members if m.votes] or [peer.name for peer in config.peers],
     }  # fmt: skip
 
 

@@ -12,6 +12,13 @@ from typing import Any, NamedTuple, TypeVar
 
 from fencing.lease import PROFILES, Timings
 
+PROBES_MS = 5_000
+"""All that a node measures; what is not done by then is late."""
+CONNECT_MS = 1_500
+ANSWER_MS = 2_000
+SESSION_MS = 2_500
+"""Of one connection, one question, one session."""
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -179,7 +186,7 @@ class Node:
     overrides: tuple[str, ...] = ()
     """Who has set synchronous_commit lower; known on the primary."""
     warnings: tuple[str, ...] = ()
-    """Of the configuration."""
+    """Of the configuration; of a node that runs, those of `pgr status`."""
     failures: tuple[Failure, ...] = ()
     unmeasured: tuple[str, ...] = ()
     """Probes that gave no answer, and why."""
@@ -241,13 +248,15 @@ class Case:
     members: tuple[str, ...] = ()
     """All of them; the named peers, before the start."""
 
+    voters: frozenset[str] | None = None
+    """Those of them that vote; None: all."""
+
     @property
     def running(self) -> bool:
         return all(node.running for node in self.nodes.values())
 
-    @property
-    def voters(self) -> int:
-        return max(1, len(self.members))
+    def votes(self, name: str) -> bool:
+        return self.voters is None or name in self.voters
 
 
 class Severity(StrEnum):

@@ -234,6 +234,21 @@ def libraries(case: Case) -> Iterator[Said]:
         yield fine("", f"glibc differs: {told}; no database sorts by it")
 
 
+OVERRIDES: Final = "synchronous_commit is set lower"
+"""Begins the warning that `commits` tells, by role and with the remedy."""
+
+
+def status(case: Case) -> Iterator[Said]:
+    if not case.running:
+        return
+    found = dict.fromkeys(text for _, node in sorted(case.nodes.items()) for text in node.warnings)
+    told = [text for text in found if not text.startswith(OVERRIDES)]
+    for text in told:
+        yield warn("", text, "pgr explain says why, and what to do")
+    if not told:
+        yield fine("", "no warning of pgr status but those above" if found else "pgr status has no warning")
+
+
 def lease(case: Case) -> Iterator[Said]:
     """safety.md's inequality, and what was measured against H, the demotion and E: for each node as the leader."""
     for name, node in sorted(case.nodes.items()):
@@ -241,7 +256,7 @@ def lease(case: Case) -> Iterator[Said]:
         for problem in t.problems():
             hint = "found the cluster with one of the profiles: fast, default, cloud"
             yield bad(name, f"the timings are not safe: {problem}", hint, ExitCode.REFUSED)
-        if not t.problems():
+        if not t.problems() and case.votes(name):
             yield from _fits(case, name, node)
 
 
@@ -249,8 +264,8 @@ def _fits(case: Case, name: str, node: Node) -> Iterator[Said]:
     t = node.timings
     raft = next((p.sync_ms for p in node.places if p.role == "raft" and p.sync_ms), ())
     typical, worst = (sorted(raft)[len(raft) // 2], max(raft)) if raft else (0.0, 0.0)
-    answers = [link.answer_ms for link in node.links if link.answer_ms is not None]
-    round_ms = majority_ms(answers, case.voters)
+    answers = [link.answer_ms for link in node.links if link.answer_ms is not None and case.votes(link.to)]
+    round_ms = majority_ms(answers, sum(case.votes(member) for member in case.members))
     if round_ms is None:
         if case.running:
             hint = "the lease ends when no majority answers; see `control plane`"

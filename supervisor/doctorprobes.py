@@ -28,17 +28,23 @@ from typing import Any, NamedTuple
 from fencing.clock import now_ns
 from fencing.lease import MS
 from supervisor.addresses import parse_address
-from supervisor.doctorfacts import Database, Limits, Link, Place, Programs, Server
+from supervisor.doctorfacts import (
+    ANSWER_MS,
+    CONNECT_MS,
+    PROBES_MS,
+    SESSION_MS,
+    Database,
+    Limits,
+    Link,
+    Place,
+    Programs,
+    Server,
+)
 from supervisor.doctornode import LOOPBACK, SHM
 from supervisor.jobs import REWIND_FUNCTIONS
 
-PROBES_MS = 5_000
-"""All of it; what is not done by then is late."""
 PLACE_MS = 3_000
 """A disk goes on writing no longer than this."""
-CONNECT_MS = 1_500
-SESSION_MS = 2_500
-ANSWER_MS = 2_000
 PINGS, PING_AGAIN_MS = 5, 1_200
 """So many questions to a member at once, and as many again so much later: two instants make a drift."""
 SYNCS, SYNC_BYTES = 12, 8192

@@ -48,8 +48,9 @@ def _doctor() -> Iterator[str]:
     yield "Before the start of a node what pgr-supervise would find, after it every member and its way to every other."
     yield f"Exit code 0: nothing worse than warnings; else that of an error, the first of {gravest} that there is."
     fields = ", ".join(doctor.Finding._fields)
-    yield f"`--json`: `findings` ({fields}), `counts`, `exit_code`, and who reaches whom in how many milliseconds (null:"
-    yield "not): `control_plane_ms`, an encrypted question and its answer; `data_plane_ms`, a replication session."
+    yield f"`--json`: `findings` ({fields}), `counts`, `exit_code`, and who reaches"
+    yield "whom in how many milliseconds (null: not): `control_plane_ms`, an encrypted question and its answer;"
+    yield "`data_plane_ms`, a replication session."
     yield from ("", "| check | when | measured | bounds | why |", "| --- | --- | --- | --- | --- |")
     for c in doctor.CHECKS:
         yield f"| {c.name} | {', '.join(c.when)} | {_flat(c.measures)} | {_flat(c.bounds)} | {_flat(c.why)} |"

@@ -326,6 +326,12 @@ def test_versions_of_the_members() -> None:
     assert found(three(), "versions")[0].what == "pgr 0.1.0, PostgreSQL 18.6 on a, b, c"
 
 
+def test_the_warnings_of_pgr_status_are_told_once() -> None:
+    both = {n: node(n, warnings=("degraded: 1 of a", "synchronous_commit is set lower: role app: off")) for n in "ab"}
+    assert [(f.severity, f.what) for f in found(three(**both), "status")] == [(WARNING, "degraded: 1 of a")]
+    assert worst(three(), "status").severity is OK
+
+
 def test_glibc_of_the_members_matters_where_a_database_sorts_by_it() -> None:
     other = Limits(-1, -1, "", 8 * GB, "", "2.41")
     case = three(b=node("b", limits=other))
@@ -350,6 +356,9 @@ def test_the_round_that_counts_is_that_of_the_majority() -> None:
     finding = worst(three(a=slow), "lease")
     assert (finding.severity, "rounds overlap" in finding.what) == (WARNING, True)
     assert "profile cloud" in finding.hint
+    learners = Case({"a": replace(node("a"), links=(link("b", answer_ms=None),))}, {}, ("a", "b"), frozenset("a"))
+    assert worst(learners, "lease").severity is OK, "who has no vote is not waited for"
+    assert found(Case({"b": node("b")}, {}, NAMES, frozenset("ac")), "lease") == []
     cut = replace(node("a"), links=(link("b", answer_ms=None), link("c", answer_ms=None)))
     assert "does not reach a majority" in worst(three(a=cut), "lease").what
 
