@@ -103,8 +103,8 @@ CHECKS: Final = (
     ),
     Check(
         "control plane", BOTH, "consensus port of every member from every other: TCP, an encrypted question, last word",
-        f"TCP within {CONNECT_MS / 1000:g} s, an answer within {ANSWER_MS / 1000:g} s; between the leader and others a word "
-        "within E",
+        f"TCP within {CONNECT_MS / 1000:g} s, an answer within {ANSWER_MS / 1000:g} s; "
+        "between the leader and the others a word within E",
         "leases, votes and promises take this way", doctorlinks.control_plane,
     ),
     Check(

@@ -358,6 +358,8 @@ def test_the_round_that_counts_is_that_of_the_majority() -> None:
     assert "profile cloud" in finding.hint
     learners = Case({"a": replace(node("a"), links=(link("b", answer_ms=None),))}, {}, ("a", "b"), frozenset("a"))
     assert worst(learners, "lease").severity is OK, "who has no vote is not waited for"
+    quick = replace(node("a"), links=(link("b", answer_ms=1.0), link("c", answer_ms=900.0)))
+    assert worst(Case({"a": quick}, {}, NAMES, frozenset("ac")), "lease").severity is ERROR, "nor does its answer count"
     assert found(Case({"b": node("b")}, {}, NAMES, frozenset("ac")), "lease") == []
     cut = replace(node("a"), links=(link("b", answer_ms=None), link("c", answer_ms=None)))
     assert "does not reach a majority" in worst(three(a=cut), "lease").what
