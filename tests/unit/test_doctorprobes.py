@@ -20,7 +20,7 @@ import pytest
 from fencing.clock import now_ns
 from fencing.lease import MS
 from supervisor import doctordesk, doctorprobes, doctorstart
-from supervisor.doctorfacts import Link, Place
+from supervisor.doctorfacts import PROBES_MS, Link, Place
 from supervisor.doctorprobes import Ping, clocks, connect, libraries, measure, place, programs
 from supervisor.errors import BugError, TryAgainError
 from supervisor.localcluster import wait_for
@@ -129,7 +129,7 @@ def test_a_port_that_does_not_answer_is_given_up(
     assert link["connect_ms"] is not None
     assert link["answer_ms"] is None
     assert "no answer from" in link["answer_problem"]
-    assert now_ns() - began < (doctorprobes.PROBES_MS + 3_000) * MS
+    assert now_ns() - began < (PROBES_MS + 3_000) * MS
 
 
 def test_probes_that_hang_or_fail_are_named_and_the_others_kept() -> None:
