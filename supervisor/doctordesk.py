@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from fencing.clock import now_ns
 from fencing.lease import MS
+from supervisor.addresses import is_loopback
 from supervisor.admin import answer
 from supervisor.errors import REPORT, BugError, ExitCode, PgrError, TryAgainError
 from supervisor.roles import Server
@@ -187,7 +188,7 @@ def said(c: Known, snapshot: Snapshot, known: Mapping[str, Any]) -> dict[str, An
     runs = c.local.server in (Server.STANDBY, Server.PROMOTING, Server.PRIMARY)
     return {
         "name": config.name, "running": True, "witness": config.witness, "role": snapshot.role,
-        "state": snapshot.state, "leader": snapshot.leader, "loopback": config.pg_advertise.is_loopback,
+        "state": snapshot.state, "leader": snapshot.leader, "loopback": config.pg_advertise.is_loopback and is_loopback(config.pg_listen),
         "pgr_version": snapshot.pgr_version, "timings": asdict(snapshot.timings),
         "scheduling": dict(snapshot.scheduling), "watchdog_mode": config.watchdog,
         "guarded": not c.local.unguarded_since_ns if runs else None,

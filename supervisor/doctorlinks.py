@@ -97,7 +97,7 @@ def _before(case: Case) -> Iterator[Said]:
             where = f"{link.to} at {link.raft}"
             if link.connect_ms is None and link.refused:
                 what = f"{where}: its machine is there, and nobody listens at that port yet"
-                hint = f"start {link.to}: a founding waits until every member of --peers answers"
+                hint = "start it too: a founding waits for every member of --peers, who joins for a member that runs"
                 yield warn(name, what, hint)
             elif link.connect_ms is None:
                 hint = f"is the address right, the machine up, and {link.raft} open in the firewall?"

@@ -11,7 +11,7 @@ from typing import Any
 from fencing.clock import now_ns
 from fencing.lease import MS, PROFILES
 from supervisor import preflight
-from supervisor.addresses import Address
+from supervisor.addresses import Address, is_loopback
 from supervisor.config import Config
 from supervisor.doctorfacts import Failure, Node, Programs, read
 from supervisor.errors import ExitCode, PgrError, RefusedError
@@ -128,7 +128,7 @@ def node(config: Config, measured: Mapping[str, Any], failures: list[Failure]) -
     listens = [config.listen, *([] if config.witness else [Address(config.pg_listen, config.pg_port)])]
     known = {
         "name": config.name, "running": False, "witness": config.witness, "watchdog_mode": config.watchdog,
-        "loopback": config.pg_advertise.is_loopback, "warnings": config.warnings,
+        "loopback": config.pg_advertise.is_loopback and is_loopback(config.pg_listen), "warnings": config.warnings,
         "addresses": tuple(str(a) for a in (*listens, *([config.http] if config.http is not None else []))),
         "hba_given": config.founding.hba,
     }  # fmt: skip
