@@ -248,9 +248,12 @@ def page(case: Case, findings: Iterable[Finding], width: int = WIDTH, colour: bo
     if case.running:
         blocks.append(_grid(case, "control plane: question and answer, ms", lambda link: link.answer_ms))
         blocks.append(_grid(case, "data plane: replication session, ms", lambda link: link.replication_ms))
-    well = [f for f in listed if f.severity is Severity.OK]
+    well: dict[tuple[str, str], list[str]] = {}
+    for f in listed:
+        if f.severity is Severity.OK:
+            well.setdefault((f.check, f.what), []).append(f.node)
     if well:
-        rows = [[f.check, f.node, f.what] for f in well]
+        rows = [[check, ", ".join(nodes), what] for (check, what), nodes in well.items()]
         lines = render.table(["WELL", "NODE", ""], rows)
         indent = lines[0].find("NODE") + max(4, *(len(r[1]) for r in rows)) + 2
         blocks.append([lines[0].rstrip(), *(piece for line in lines[1:] for piece in _wrapped(line, width, indent))])

@@ -188,13 +188,13 @@ def said(c: Known, snapshot: Snapshot, known: Mapping[str, Any]) -> dict[str, An
     runs = c.local.server in (Server.STANDBY, Server.PROMOTING, Server.PRIMARY)
     return {
         "name": config.name, "running": True, "witness": config.witness, "role": snapshot.role,
-        "state": snapshot.state, "leader": snapshot.leader, "loopback": config.pg_advertise.is_loopback and is_loopback(config.pg_listen),
+        "state": snapshot.state, "leader": snapshot.leader,
+        "loopback": config.pg_advertise.is_loopback and is_loopback(config.pg_listen),
         "pgr_version": snapshot.pgr_version, "timings": asdict(snapshot.timings),
         "scheduling": dict(snapshot.scheduling), "watchdog_mode": config.watchdog,
         "guarded": not c.local.unguarded_since_ns if runs else None,
         "system_identifier": snapshot.system_identifier, "has_data": bool(snapshot.system_identifier),
-        "overrides": list(own.get("overrides", [])),
-        "warnings": list(snapshot.warnings),
+        "overrides": list(own.get("overrides", [])), "warnings": list(snapshot.warnings),
         "members": [m.name for m in c.members] or [peer.name for peer in config.peers],
         "voters": [m.name for m in c.members if m.votes] or [peer.name for peer in config.peers],
     }  # fmt: skip

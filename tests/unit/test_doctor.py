@@ -434,6 +434,14 @@ def test_the_page_says_what_is_wrong_first_and_fits() -> None:
     assert doctor.page(case, doctor.examine(case), 80, colour=True).startswith("\x1b[31merror:\x1b[0m ")
 
 
+def test_what_is_well_of_several_nodes_alike_is_told_once() -> None:
+    page = doctor.page(three(), doctor.examine(three()), 100)
+    assert re.search(r"^binaries +a, b, c  PostgreSQL 18\.6 in /pg/bin$", page, re.M)
+    assert re.search(r"^control plane +a +reaches b in 1\.5 ms, c in 1\.5 ms$", page, re.M)
+    assert len(page.splitlines()) < 60
+    assert page.endswith(f"0 errors, 0 warnings, {len(doctor.examine(three()))} ok\n")
+
+
 def test_the_json_has_the_findings_and_both_matrices() -> None:
     case = without("c")
     body = json.loads(json.dumps(doctor.to_json(case, doctor.examine(case))))
