@@ -52,14 +52,14 @@ class Link:
     raft: str = ""
     postgres: str = ""
     """Addresses; empty: it has none."""
-    connect_ms: float | None = None
-    """TCP, to its consensus port."""
-    connect_problem: str = ""
-    refused: bool = False
-    """Its host answers, and nobody listens at that port."""
     answer_ms: float | None = None
     """A question to its process and back, encrypted; the quickest of several."""
     answer_problem: str = ""
+    connect_ms: float | None = None
+    """TCP, to its consensus port; tried where there was no answer."""
+    connect_problem: str = ""
+    refused: bool = False
+    """Its host answers, and nobody listens at that port."""
     heard_ms: int | None = None
     """How long ago its Raft process was last heard; None: never."""
     offset_ms: float | None = None

@@ -64,16 +64,16 @@ def control_plane(case: Case) -> Iterator[Said]:
         for link in node.links:
             if _nobody_reaches(case, link.to):
                 continue  # `members` has named it
-            if link.connect_ms is None:
+            if _answers(link):
+                good.append(f"{link.to} in {link.answer_ms:.1f} ms")
+            elif link.connect_ms is None:
                 hint = f"let {name} through to {link.raft} (firewall, route, --advertise of {link.to})"
-                what = f"can't reach {link.to} at {link.raft}: {link.connect_problem}"
+                what = f"can't reach {link.to} at {link.raft}: {link.connect_problem or link.answer_problem}"
                 yield bad(name, what, hint, ExitCode.TRY_AGAIN)
-            elif not _answers(link):
+            else:
                 hint = f"does {link.to} hang? look at its log; has it the same cluster key?"
                 what = f"{link.to} at {link.raft} is connected and does not answer: {link.answer_problem}"
                 yield bad(name, what, hint, ExitCode.TRY_AGAIN)
-            else:
-                good.append(f"{link.to} in {link.answer_ms:.1f} ms")
             yield from _unheard(node, link)
         if good:
             yield fine(name, f"reaches {', '.join(good)}")
@@ -95,13 +95,16 @@ def _before(case: Case) -> Iterator[Said]:
     for name, node in case.nodes.items():
         for link in node.links:
             where = f"{link.to} at {link.raft}"
-            if link.connect_ms is None and link.refused:
+            if _answers(link):
+                yield fine(name, f"{where} answers in {link.answer_ms:.1f} ms")
+            elif link.connect_ms is None and link.refused:
                 what = f"{where}: its machine is there, and nobody listens at that port yet"
                 hint = "start it too: a founding waits for every member of --peers, who joins for a member that runs"
                 yield warn(name, what, hint)
             elif link.connect_ms is None:
                 hint = f"is the address right, the machine up, and {link.raft} open in the firewall?"
-                yield bad(name, f"{where} is not reached: {link.connect_problem}", hint, ExitCode.TRY_AGAIN)
+                what = f"{where} is not reached: {link.connect_problem or link.answer_problem}"
+                yield bad(name, what, hint, ExitCode.TRY_AGAIN)
             elif link.answer_problem:
                 hint = "has it the same cluster key, and is it a pgr of this version?"
                 yield warn(name, f"{where} is connected and does not answer: {link.answer_problem}", hint)

@@ -353,7 +353,7 @@ class _Seen:
         """What is known by now; ``missing``: why probes have not ended."""
         found = dict(self.found)
         said = {
-            "control": ("answer_ms", "answer_problem") if "connect_ms" in found else ("connect_ms", "connect_problem"),
+            "control": ("answer_ms", "answer_problem"),
             "postgres": ("postgres_ms", "postgres_problem"), "replication": ("replication_ms", "replication_problem"),
             "rewind": ("rewind_ms", "rewind_problem"),
         }  # fmt: skip
@@ -364,10 +364,13 @@ class _Seen:
         return Link(self.name, **found)
 
     def _control(self) -> None:
-        took, problem, refused = connect(str(self.peer.get("raft", "")))
-        self.found |= {"connect_ms": took} if took is not None else {"connect_problem": problem, "refused": refused}
-        if took is not None and self.key_file:
+        """A question in earnest; where that fails a bare connection, which tells a hanging process from a host that is
+        gone (and which the other end logs as somebody who has not the key)."""
+        if self.key_file:
             self._ask()
+        if "answer_problem" in self.found or not self.key_file:
+            took, problem, refused = connect(str(self.peer.get("raft", "")))
+            self.found |= {"connect_ms": took} if took is not None else {"connect_problem": problem, "refused": refused}
 
     def _ask(self) -> None:
         from consensus.keys import KeyFileError, read_key

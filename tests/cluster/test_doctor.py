@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
+import psycopg
 import pytest
 
 from fencing.clock import now_ns
@@ -39,6 +40,11 @@ def said(body: dict[str, Any], check: str, severity: str = "") -> list[str]:
     ]  # fmt: skip
 
 
+def change(world: World, node: LocalNode, sql: str) -> None:
+    with psycopg.connect(world.node_uri(node), autocommit=True) as connection:
+        connection.execute(sql.encode())
+
+
 def errors(body: dict[str, Any]) -> list[str]:
     return [f"{f['check']}: {f['node']}: {f['what']}" for f in body["findings"] if f["severity"] == "error"]
 
@@ -60,8 +66,9 @@ def test_a_healthy_cluster_an_override_and_a_dead_member(world: World) -> None:
     assert len(said(body, "disk")) >= 9
     assert "replication and rewind are let in by" in said(body, "sessions")[0]
     assert said(body, "clocks", "ok"), "the nodes of one machine have one clock"
+    assert [world.logged(n, "peer.rejected") for n in world.nodes] == [[], [], []], "nobody takes it for a stranger"
 
-    world.query(primary, "ALTER ROLE postgres SET synchronous_commit = off")
+    change(world, primary, "ALTER ROLE postgres SET synchronous_commit = off")
     found: list[str] = []
 
     def told() -> bool:
@@ -71,7 +78,7 @@ def test_a_healthy_cluster_an_override_and_a_dead_member(world: World) -> None:
     world.settles(told, "the override is told", seconds=60)
     assert len(found) == 1
     assert found[0].startswith(f"{primary.name}: synchronous_commit is set lower (role postgres: off)")
-    world.query(primary, "ALTER ROLE postgres RESET synchronous_commit")
+    change(world, primary, "ALTER ROLE postgres RESET synchronous_commit")
 
     dead = world.standbys()[0]
     dead.kill_all()
@@ -120,7 +127,7 @@ def test_rules_and_roles_that_people_have_changed(world: World) -> None:
     rules = json.dumps(["local all postgres peer map=pgr_owner", "host all all all trust"])
     done = world.pgr("config", "set", f"postgres.hba={rules}", node=primary)
     assert done.returncode == 0, done.stderr
-    world.query(primary, "REVOKE EXECUTE ON FUNCTION pg_catalog.pg_read_binary_file(text) FROM pgr_replication")
+    change(world, primary, "REVOKE EXECUTE ON FUNCTION pg_catalog.pg_read_binary_file(text) FROM pgr_replication")
     found: dict[str, Any] = {}
 
     def told() -> bool:

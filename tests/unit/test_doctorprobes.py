@@ -161,11 +161,11 @@ def test_a_link_that_is_late_keeps_what_was_seen_of_it() -> None:
     seen = doctorprobes._Seen("b", {"raft": "h:1", "postgres": "h:2", "replication": "x", "rewind": "x"}, "")
     late = dict.fromkeys(("control b", "postgres b", "replication b", "rewind b"), doctorprobes.LATE)
     link = seen.link(late)
-    assert (link.connect_problem, link.answer_problem) == (doctorprobes.LATE, "")
+    assert (link.connect_problem, link.answer_problem) == ("", doctorprobes.LATE)
     assert link.postgres_problem == link.replication_problem == link.rewind_problem == doctorprobes.LATE
-    seen.found |= {"connect_ms": 1.0, "postgres_ms": 2.0}
+    seen.found |= {"answer_ms": 1.0, "postgres_ms": 2.0}
     link = seen.link(late)
-    assert (link.connect_problem, link.answer_problem, link.postgres_problem) == ("", doctorprobes.LATE, "")
+    assert (link.answer_problem, link.postgres_problem, link.rewind_problem) == ("", "", doctorprobes.LATE)
 
 
 def pings(count: int, took_ms: float, boot_ms: int, rate: float = 1.0, wall_ahead_ms: int = 0) -> list[Ping]:
