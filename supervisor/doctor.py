@@ -102,7 +102,7 @@ CHECKS: Final = (
         doctorlinks.sessions,
     ),
     Check(
-        "control plane", BOTH, "consensus port of each member from each other: an encrypted question, else TCP; last word",
+        "control plane", BOTH, "consensus port of each member from each other: an encrypted question, else TCP",
         f"TCP within {CONNECT_MS / 1000:g} s, an answer within {ANSWER_MS / 1000:g} s; "
         "between the leader and the others a word within E",
         "leases, votes and promises take this way", doctorlinks.control_plane,
