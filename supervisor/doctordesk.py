@@ -1,7 +1,7 @@
 """A node's side of `pgr doctor`: it has itself and its way to the others measured, and adds what it knows anyway.
 
-The measuring is done by a process (doctorprobes.py) whose end SIGCHLD tells; one at a time, and whoever asks meanwhile
-gets what it finds. `clock` is answered at once: it is what others measure the way to this node, and its clocks, with.
+The measuring is done by a process (doctorprobes.py) whose end SIGCHLD tells; one at a time. Who asks meanwhile waits for
+the next one: what is answered was measured after it was asked for. `clock` is answered at once: it is what others measure the way to this node, and its clocks, with.
 """
 
 from __future__ import annotations
@@ -79,15 +79,21 @@ class Desk:
 
     def __init__(self, c: Known, send: Callable[[bytes, bytes, bool], None]) -> None:
         self.c, self._send = c, send
+        self.asking: list[tuple[str, bytes, bool]] = []
+        """For whom it measures now: ``(request, client, remote)``."""
         self.waiting: list[tuple[str, bytes, bool]] = []
+        """Who has asked since."""
         self.process: subprocess.Popen[bytes] | None = None
         self.pidfd = self.output = -1
         self.until_ns = 0
 
     def request(self, client: bytes, request_id: str, remote: bool, now_ns: int) -> None:
         self.waiting.append((request_id, client, remote))
-        if self.process is not None:
-            return
+        if self.process is None:
+            self._begin(now_ns)
+
+    def _begin(self, now_ns: int) -> None:
+        self.asking, self.waiting = self.waiting, []
         self.output = os.memfd_create("pgr-doctor", os.MFD_CLOEXEC)
         try:
             self.process = start(order(self.c), self.output)
@@ -109,10 +115,14 @@ class Desk:
             measured = findings(self.output, ended)
         except PgrError as error:
             self._end(None, error)
-            return
-        self._end(whole(measured, said(self.c, snapshot, known), known), None)
+        else:
+            self._end(whole(measured, said(self.c, snapshot, known), known), None)
+        if self.waiting:
+            self._begin(now_ns)
 
     def close(self, error: PgrError) -> None:
+        self.asking += self.waiting
+        self.waiting = []
         self._end(None, error)
 
     def _end(self, result: dict[str, Any] | None, error: PgrError | None) -> None:
@@ -125,8 +135,8 @@ class Desk:
             if fd >= 0:
                 os.close(fd)
         self.pidfd = self.output = -1
-        waiting, self.waiting = self.waiting, []
-        for request_id, client, remote in waiting:
+        asking, self.asking = self.asking, []
+        for request_id, client, remote in asking:
             self._send(client, answer(request_id, result, error), remote)
 
 

@@ -39,6 +39,8 @@ class World:
         monkeypatch.setattr(doctordesk, "start", self._start)
 
     def _start(self, order: Mapping[str, Any], output: int) -> subprocess.Popen[bytes]:
+        if self.output >= 0:
+            os.close(self.output)
         self.output = os.dup(output)
         self.started.append(subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL))
         return self.started[-1]
@@ -71,19 +73,22 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     made.close()
 
 
-def test_who_asks_while_it_measures_gets_what_it_finds(world: World) -> None:
+def test_who_asks_while_it_measures_gets_what_is_measured_after_that(world: World) -> None:
     world.desk.request(b"x", "1", False, NOW)
     world.desk.turn(SNAPSHOT, {}, NOW)
     world.desk.request(b"y", "2", True, NOW)
-    assert len(world.started) == 1
-    assert world.sent == []
+    world.desk.request(b"z", "3", True, NOW)
+    assert (len(world.started), world.sent) == (1, []), "one at a time"
     world.ends(json.dumps({"links": [{"to": "b"}]}))
     world.desk.turn(SNAPSHOT, {"heard": {"b": 40}}, NOW)
-    assert [(client, id) for client, id, _ in world.sent] == [(b"x", "1"), (b"y", "2")]
+    assert [(client, id) for client, id, _ in world.sent] == [(b"x", "1")]
     result = world.sent[0][2]["result"]
     assert (result["name"], result["links"]) == ("a", [{"to": "b", "heard_ms": 40}])
-    world.desk.request(b"x", "3", False, NOW)
-    assert len(world.started) == 2, "and the next one is measured anew"
+    assert len(world.started) == 2
+    world.ends("{}")
+    world.desk.turn(SNAPSHOT, {}, NOW)
+    assert [(client, id) for client, id, _ in world.sent[1:]] == [(b"y", "2"), (b"z", "3")]
+    assert len(world.started) == 2, "both of the others at once"
 
 
 def test_a_measurement_that_hangs_is_given_up_and_its_process_killed(world: World) -> None:
@@ -120,15 +125,16 @@ def test_where_nothing_can_be_started_that_is_the_answer(world: World, monkeypat
     monkeypatch.setattr(doctordesk, "start", refuse)
     world.desk.request(b"x", "1", False, NOW)
     assert world.sent[0][2]["error"] == "nothing can be measured: Resource temporarily unavailable"
-    assert world.desk.waiting == []
+    assert world.desk.asking == world.desk.waiting == []
 
 
 def test_a_node_that_stops_says_so_and_leaves_nothing(world: World) -> None:
     world.desk.close(TryAgainError("this node is stopping", "ask another"))
     world.desk.request(b"x", "1", False, NOW)
+    world.desk.request(b"y", "2", False, NOW)
     pidfd = os.pidfd_open(world.started[0].pid)
     world.desk.close(TryAgainError("this node is stopping", "ask another"))
-    assert world.sent[0][2]["error"] == "this node is stopping"
+    assert [body["error"] for _, _, body in world.sent] == ["this node is stopping"] * 2
     assert wait_for(lambda: bool(select.select([pidfd], [], [], 0)[0]), 10)
     os.close(pidfd)
     world.desk.turn(SNAPSHOT, {}, NOW)
