@@ -1,7 +1,8 @@
 """A node's side of `pgr doctor`: it has itself and its way to the others measured, and adds what it knows anyway.
 
-The measuring is done by a process (doctorprobes.py) whose end SIGCHLD tells; one at a time. Who asks meanwhile waits for
-the next one: what is answered was measured after it was asked for. `clock` is answered at once: it is what others measure the way to this node, and its clocks, with.
+The measuring is done by a process (doctorprobes.py) whose end SIGCHLD tells; one at a time. Who asks meanwhile waits
+for the next one: what is answered was measured after it was asked for. `clock` is answered at once: it is what others
+measure the way to this node, and its clocks, with.
 """
 
 from __future__ import annotations
