@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from supervisor.config import Config
     from supervisor.doctorfacts import Case, Failure, Node
 
+REACH_IDLE_MS = 3_000
+"""A member that says nothing at all for so long is away ..."""
 ANSWER_IDLE_MS = 12_000
-"""A node has its measurements by then, or says why not."""
+"""... and one that is there has its measurements by then, or says why not."""
 LOCAL_S = 8.0
 SETTINGS = {"ignore_unknown_options": True, "allow_extra_args": True}
 
@@ -89,6 +91,7 @@ def ask(admin: Admin, key: Path | None) -> Case:
     def measure(name: str, open_admin: Callable[[], Admin]) -> None:
         try:
             with open_admin() as member:
+                member.request("clock", {}, idle_ms=REACH_IDLE_MS)
                 answers[name] = member.request("doctor", {}, idle_ms=ANSWER_IDLE_MS)
         except PgrError as error:
             answers[name] = error

@@ -48,6 +48,8 @@ PLACE_MS = 3_000
 PINGS, PING_AGAIN_MS = 5, 1_200
 """So many questions to a member at once, and as many again so much later: two instants make a drift."""
 SIZE_SPARE_MS = 500
+CONNECTS = 3
+"""The quickest counts: what a busy machine adds is not the network's."""
 SYNCS, SYNC_BYTES = 12, 8192
 
 
@@ -392,8 +394,12 @@ class _Seen:
             client.close()
 
     def _postgres(self) -> None:
-        took, problem, _ = connect(str(self.peer["postgres"]))
-        self.found |= {"postgres_ms": took} if took is not None else {"postgres_problem": problem}
+        tries = [connect(str(self.peer["postgres"]))]
+        while tries[-1][0] is not None and len(tries) < CONNECTS:
+            tries.append(connect(str(self.peer["postgres"])))
+        took, problem, _ = tries[-1]
+        times = [each for each, _, _ in tries if each is not None]
+        self.found |= {"postgres_ms": min(times)} if took is not None else {"postgres_problem": problem}
 
     def _replication(self) -> None:
         took, rows = session(str(self.peer["replication"]), "IDENTIFY_SYSTEM")

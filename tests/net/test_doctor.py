@@ -11,7 +11,7 @@ import pytest
 from supervisor.localcluster import LocalNode
 from tests.net import clocks
 from tests.net.clocks import Clocks
-from tests.net.network import Link, both
+from tests.net.network import Link, between, both
 from tests.net.test_partition import primary_of
 from tests.net.world import NetWorld
 
@@ -76,10 +76,13 @@ def test_a_member_that_is_cut_off_and_one_whose_postgres_is(net: NetWorld) -> No
 
     primary = primary_of(world)
     left, right = world.others(primary)
-    world.cut([Link(node.name, right.name, right.pg_port) for node in (left, primary)])
+    world.cut(between([left.name, primary.name], [right.name], right.pg_port))  # the same port everywhere
     code, body = doctor(world, primary)
     assert code == 75
-    assert wrong(body) == {"data plane": sorted((left.name, primary.name))}
+    assert wrong(body) == {"data plane": ["a", "b", "c"]}
+    told = said(body, "data plane", "error")
+    assert len(told) == 4, told
+    assert not any(f"{left.name} at" in text and text.startswith(primary.name) for text in told)
     world.heal()
 
 
