@@ -220,7 +220,7 @@ def versions(case: Case) -> Iterator[Said]:
         yield warn("", what, "update the others: a node speaks its version and the one before")
     elif pgr and len(exact) <= 1:
         says = f"pgr {next(iter(pgr.values()))}" + (f", PostgreSQL {next(iter(exact))}" if exact else "")
-        yield fine("", says if len(case.nodes) == 1 else f"{says} on {', '.join(case.nodes)}")
+        yield fine("", says if len(case.nodes) == 1 else f"{says} on {', '.join(sorted(case.nodes))}")
 
 
 def libraries(case: Case) -> Iterator[Said]:

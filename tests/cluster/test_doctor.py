@@ -135,8 +135,9 @@ def test_rules_and_roles_that_people_have_changed(world: World) -> None:
 
 @pytest.mark.slow
 def test_the_question_comes_by_network_too_and_before_the_founding(make_world: Callable[..., World]) -> None:
-    """One of three is up: it waits for the others, and says who."""
+    """One of three is up: it waits for the others, and says who. The third one is a witness, and measures as well."""
     world = make_world()
+    world["c"].flags["witness"] = ""
     first = world.nodes[0]
     first.start()
     world.settles(lambda: first.status() is not None, "it answers")
@@ -147,10 +148,15 @@ def test_the_question_comes_by_network_too_and_before_the_founding(make_world: C
     ]  # fmt: skip
     for node in world.nodes[1:]:
         node.start()
-    world.wait_writable(standbys=2)
+    world.wait_writable(standbys=1)
     done = world.pgr(
-        "doctor", "--json", "--node", f"127.0.0.1:{world.nodes[1].listen_port}", "--cluster-key",
+        "doctor", "--json", "--node", f"127.0.0.1:{world['c'].listen_port}", "--cluster-key",
         first.flags["cluster-key"],
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
-    assert sorted(json.loads(done.stdout)["control_plane_ms"]) == ["a", "b", "c"]
+    body = json.loads(done.stdout)
+    for name, others in {"a": "bc", "b": "ac", "c": "ab"}.items():
+        assert all(body["control_plane_ms"][name][other] > 0 for other in others)
+    assert body["data_plane_ms"]["c"] == {"a": None, "b": None}, "it has no session of its own to open"
+    assert {text.partition(":")[0] for text in said(body, "sessions", "ok")} == {"a", "b"}
+    assert {text.partition(":")[0] for text in said(body, "disk")} == {"a", "b", "c"}
