@@ -173,3 +173,4 @@ def test_a_witness_is_not_asked_for_a_postgres(node: Candidate) -> None:
     code, well = findings(node, "ok", "--witness", "--peers", f"a={node.flags['listen']},b=127.0.0.1:9")
     assert code == 0
     assert not {"binaries", "rewind", "hba", "shared memory"} & well.keys()
+    assert len(well["disk"]) == 1, "it has a raft directory alone"
