@@ -126,6 +126,7 @@ def test_a_supervisor_that_has_the_directory_and_does_not_answer(node: Candidate
     assert f"a supervisor (pid {os.getpid()}) has {node.data}" in wrong["data directory"][0]["what"]
 
 
+@pytest.mark.slow
 def test_data_that_is_to_be_taken_over(node: Candidate) -> None:
     """Without checksums and hints; of another major version; damaged."""
     node.mkdir(node.data)
