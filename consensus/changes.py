@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from consensus.cluster import Change, ClusterState, Grant, Seat, SyncGroup, seat_of
+from consensus.former import was_left
 from consensus.founding import Greeting
 from consensus.membership import GONE, LEARNER, VOTER, WITNESS, Member
 from consensus.promotion import is_better_turned_back
@@ -219,7 +220,7 @@ def admit(state: ClusterState, facts: Facts, greeting: Greeting) -> Proposal | R
     if seat in state.removed:
         hint = "to bring this host back, start it with an empty data directory and --join"
         return Refusal(78, f"{name} was removed from the cluster", hint)
-    if known is None and not greeting.joins:
+    if known is None and not greeting.joins and not was_left(state.former, name):
         hint = "start it with --join HOST:PORT of a member if it is to become one"
         return Refusal(78, f"{name} is not a member of this cluster", hint)
     if known is not None and name in facts.connected:

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from fencing.clock import now_ns
-from supervisor import eventscli, operating, opscli, render
+from supervisor import eventscli, operating, opscli, recovercli, render
 from supervisor.admin import ACTION_IDLE_MS, Admin, Progress, error_of, who, write_private
 from supervisor.clioptions import (
     MEMBER_TIMEOUT_S,
@@ -58,6 +58,7 @@ app.add_typer(key_app, name="key")
 app.add_typer(config_app, name="config")
 app.command()(eventscli.history)
 app.command()(eventscli.events)
+app.command()(recovercli.recover)
 
 
 DryRunOption = Annotated[
