@@ -122,6 +122,8 @@ class Reinit(NamedTuple):
     """Of that life only: a lost one gets a new copy anyway."""
     index: int  # type: ignore[assignment]  # shadows tuple.index, which nobody calls
     """Of the entry that asked for it; `rebuilt/1` names it."""
+    source: str = ""
+    """Whom to copy; empty: the primary."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -430,8 +432,8 @@ def _reinit(state: ClusterState, entry: Entry, body: dict[str, Any]) -> ClusterS
     seat = Seat(str(body["node"]), int(body["incarnation"]))
     if state.reinit_of(seat.name) is not None or seat not in {seat_of(m) for m in state.members}:
         return state
-    state = replace(state, reinits=(*state.reinits, Reinit(seat, entry.index)))
-    text = "is to get a new copy" + _asked_by(body)
+    state = replace(state, reinits=(*state.reinits, Reinit(seat, entry.index, str(body.get("source", "")))))
+    text = "is to get a new copy" + (f" of {body['source']}" if body.get("source") else "") + _asked_by(body)
     return _remember(state, body, "reinit", entry.term, seat.name, text)
 
 

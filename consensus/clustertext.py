@@ -44,7 +44,7 @@ def load(data: str) -> ClusterState:
         body["config"] = canonical(clusterwide.founded(mode, json.loads(body["settings"])))
     body["removed"] = tuple(Seat(*seat) for seat in body["removed"])
     body["fenced"] = tuple(body.get("fenced", ()))
-    body["reinits"] = tuple(Reinit(Seat(*seat), index) for seat, index in body.get("reinits", ()))
+    body["reinits"] = tuple(Reinit(Seat(*seat), *rest) for seat, *rest in body.get("reinits", ()))
     body["vetoes"] = tuple(Veto(Seat(*seat), *rest) for seat, *rest in body.get("vetoes", ()))
     body["tagged"] = tuple(Tagged(Seat(*seat), text) for seat, text in body.get("tagged", ()))
     body["former"] = tuple(Former(f[0], tuple(Left(*one) for one in f[1]), f[2]) for f in body.get("former", ()))

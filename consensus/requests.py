@@ -265,7 +265,7 @@ def _reinit(node: Node, body: dict[str, Any], now_ns: int) -> Answer:
     name, grant = str(body["name"]), node.granted()
     if grant is None or not grant.opened:
         return refused(75, "there is no primary to copy from at the moment", "see `pgr explain`; ask again then")
-    answer = changes.reinit(node.tip(), node.facts(now_ns), name)
+    answer = changes.reinit(node.tip(), node.facts(now_ns), name, str(body.get("from") or ""))
     if isinstance(answer, Refusal):
         return refused(answer.code, answer.reason, answer.hint)
     _propose(node, answer, body, now_ns)

@@ -7,8 +7,12 @@ from typing import Annotated
 
 import typer
 
+from supervisor.admin import Admin
 from supervisor.clioptions import talk
 from supervisor.errors import UsageError
+
+NAME_DIGITS = 8
+"""So much of its id is a cluster's name, as `pgr status` shows it."""
 
 YesOption = Annotated[
     str,
@@ -30,6 +34,13 @@ def confirm(what: str, name: str, given: str, *, always: bool = False) -> None:
         given = sys.stdin.readline().strip()
     if given != name:
         raise UsageError(f"not confirmed: `{given}` is not {name}", "nothing was done")
+
+
+def confirm_loss(admin: Admin, given: str) -> None:
+    """`pgr failover --accept-data-loss`, by the name of the cluster. UsageError: not confirmed."""
+    if given or _asks():
+        name = str(admin.request("status", {})["cluster_id"])[:NAME_DIGITS]
+        confirm("commits that were acknowledged may be lost (`--dry-run` shows how much is known of)", name, given)
 
 
 def _asks() -> bool:
