@@ -76,7 +76,7 @@ def member_replace(
             result = _ask(admin, "member.add", {"name": name, "role": role, "timeout_ms": left_ms})
         else:
             result = _ask(admin, "member.replace", {"name": name, "by": new, "timeout_ms": left_ms})
-    shown = render.member_changed("member.replace", result)
+    shown = render.member_changed("member.replace", result) if new != name else f"{name}: replaced\n"
     put(json.dumps(result, indent=2) + "\n" if as_json else shown)
 
 
