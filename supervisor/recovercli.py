@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import textwrap
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -30,6 +31,7 @@ from supervisor.errors import MissingError, PgrError
 
 OTHERS_IDLE_MS = 3_000
 PROBE_S = 1.0
+PAGE_COLUMNS = 80
 Look = dict[str, Any]
 """``{"refusal": null or {code, error, hint}, "outlook": consensus.recovery.plain}``."""
 
@@ -211,7 +213,9 @@ def page(found: Look) -> str:
     outlook = found["outlook"]
     said = "would be refused" if found["refusal"] is not None else f"would be rebuilt around {outlook['survivor']}"
     names = ", ".join(f"{row['name']} ({row['role']})" for row in outlook["given_up"]) or "nobody"
-    lines = [f"cluster {outlook['cluster']} {said}", f"given up: {names}", *(f"- {s}" for s in outlook["sentences"])]
+    lines = [f"cluster {outlook['cluster']} {said}", f"given up: {names}"]
+    for sentence in outlook["sentences"]:
+        lines += textwrap.wrap(f"- {sentence}", PAGE_COLUMNS, subsequent_indent="  ", break_on_hyphens=False)
     return "\n".join(lines) + "\n"
 
 

@@ -100,7 +100,7 @@ def test_a_script_that_names_a_node_needs_no_more(pgr: Run, data: Path) -> None:
 
 
 def test_a_dry_run_loses_nothing_and_is_not_asked_about(data: Path, typed: io.StringIO) -> None:  # noqa: F811
-    body = {"from": "", "to": "", "refusal": None, "forecast": {}}
+    body: dict[str, object] = {"from": "", "to": "", "refusal": None, "forecast": {}}
     node = Node(data, lambda frame: [admin.answer(frame.id, body)])
     try:
         assert cli.main(["failover", "--accept-data-loss", "--dry-run", "--json", "--data", str(data)]) == 0
