@@ -54,6 +54,7 @@ RUN_BY = {
     "pgr history": "test_switchover.py", "pgr fence": "test_node_commands.py", "pgr unfence": "test_node_commands.py",
     "pgr reinit": "test_node_commands.py", "pgr restart": "test_restart.py", "pgr reload": "test_restart.py",
     "pgr pause": "test_pause.py", "pgr resume": "test_pause.py",
+    "pgr recover": "test_recover.py", "bin/pgr recover": "test_recover.py", "pgr --install-completion": "test_completion.py",
     "make": "test_what_is_made",
     "uv tool": "test_wheel.py", "uv build": "test_packaging.py",
 }  # fmt: skip
