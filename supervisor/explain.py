@@ -235,7 +235,8 @@ def _hints(
         names = " or ".join(others) or "another voter"
         if state == NO_LEADER:
             mend = f"start {names} again, or mend the network: a majority of the voters must reach each other"
-            return [mend, f"only if {names} {'is' if len(others) < 2 else 'are'} lost for good: `pgr recover`; {TRY_IT}"]
+            lost = f"{names} {'is' if len(others) < 2 else 'are'} lost for good"
+            return [mend, f"only if {lost}: `pgr recover`; {TRY_IT}"]
         return [f"have {names} up: if the primary is lost now, nothing takes over"]
     if state in (OPEN, OPENING):
         names = " or ".join(others) or "another copy"
