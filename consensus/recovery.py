@@ -97,6 +97,8 @@ def foresee(
     asked = Situation(me, 0, replace(state, wish_loss=False), promises, up, 0)
     kept = not state.asynchronous and quorum_promised(asked)
     said = [_of_commits(state, me, up, kept), *map(_of_member, given_up), _of_the_unknown(state, end)]
+    if position is None:
+        said.insert(0, f"the Postgres of {me} can't say how far its WAL goes: see `pgr status`, and wait if it starts")
     return Outlook(cluster_id, me, position, given_up, kept, tuple(s for s in said if s))
 
 

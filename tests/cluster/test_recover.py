@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 
 from consensus.recovery import TERM_GAP, TIMELINE_GAP
 from fencing.clock import now_ns
-from supervisor.localcluster import LocalNode
+from supervisor.localcluster import LocalNode, free_ports
 from tests.cluster.world import World, postgres_pids, rare
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(400)]
@@ -175,3 +176,31 @@ def test_two_of_five_are_left_and_the_one_with_more_goes_on(make_world: Callable
     names = " ".join(sorted((left.name, behind.name)))
     world.wait_members(names, f"2 of {names}")
     world.check_no_loss(writer, everywhere=True)
+
+
+@rare
+def test_data_whose_raft_state_is_gone_goes_into_a_new_cluster(make_world: Callable[..., World]) -> None:
+    """Nobody knows which cluster it was of; the refusal says the way, and that is gone here."""
+    world = make_world(nodes=1)
+    world.start()
+    world.wait_writable()
+    with world.writing() as writer:
+        pass
+    (node,) = world.nodes
+    node.kill_all()
+    shutil.rmtree(node.data / "raft")
+    refused = world.pgr("recover", node=node)
+    assert refused.returncode == 78
+    for word in ("copy PGDATA", "remove pgr_node.json", "pgr-supervise --data NEW --pgdata COPY"):
+        assert word in refused.stderr
+    copy = world.home / "copy"
+    subprocess.run(["cp", "-a", node.data / "pgdata", copy], check=True)
+    (copy / "pgr_node.json").unlink()
+    (copy / "postmaster.pid").unlink(missing_ok=True)
+    new = LocalNode(world.home, "new", free_ports(3))
+    new.flags |= {flag: node.flags[flag] for flag in ("cluster-key", "user") if flag in node.flags}
+    new.flags["pgdata"] = str(copy)
+    world.nodes.append(new)
+    new.start()
+    world.settles(new.is_primary, "its data is served again")
+    assert not writer.audit(world.node_uri(new)).lost

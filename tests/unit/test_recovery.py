@@ -93,7 +93,8 @@ def test_a_stopped_node_knows_its_epoch_and_no_position() -> None:
     outlook = foresee(state(), position=Position(7, 0), a=Report(age_ms=1000, seen=Position(7, 1700)))
     assert outlook.given_up[0].more_bytes is None
     assert "a had epoch 7 up to 0/6A4 when last heard of" in said(outlook)
-    assert not foresee(state(), position=None).kept
+    nothing = foresee(state(), position=None)
+    assert (nothing.kept, "can't say how far" in nothing.sentences[0]) == (False, True)
 
 
 def test_a_witness_has_nothing_that_could_be_lost_and_a_log_may_tell_of_no_primary() -> None:
