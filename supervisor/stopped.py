@@ -97,7 +97,7 @@ class StoppedNode:
 
     def recover(self, outlook: recovery.Outlook, by: str) -> None:
         """Waits until every lease that this node has acknowledged is over, then saves. RefusedError, DiskError."""
-        threading.Event().wait(PROFILES[self.state.profile].election_ms / 1000)
+        _wait(PROFILES[self.state.profile].election_ms / 1000)
         stored = self.stored
         last = stored.entries[-1] if stored.entries else stored.snapshot
         if self._store is None or last is None:
@@ -110,6 +110,11 @@ class StoppedNode:
             self._store.save(write)
         except StorageError as error:
             raise _failure(error) from error
+
+
+def _wait(seconds: float) -> None:
+    """Nothing tells that a lease of others has ended, but time."""
+    threading.Event().wait(seconds)
 
 
 def _refuse_other_user(data: Path) -> None:

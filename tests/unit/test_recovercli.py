@@ -16,6 +16,7 @@ import pytest
 
 from consensus import recovery
 from consensus.clustertext import dump, load
+from consensus.history import HistoryEvent
 from consensus.keys import new_key, read_key
 from consensus.messages import Entry, HardState, Snapshot
 from consensus.record import Identity, NodeRecord
@@ -29,6 +30,7 @@ from supervisor.preflight import lock_data
 from supervisor.rebuild import MARK
 from tests.unit.nodes import CLUSTER_ID
 from tests.unit.test_cli import Node, Run, data, no_environment, pgr  # noqa: F401  (fixtures)
+from tests.unit.test_member_surfaces import Asked, asked, ended  # noqa: F401  (a fixture)
 from tests.unit.test_recovery import HISTORY, RECORD, foresee, state
 
 RESULT = {"from": "", "to": "c", "term": 1_048_590, "timeline": 40, "gap_ms": 90}
@@ -77,7 +79,7 @@ def serve(data: Path) -> Iterator[Callable[..., Node]]:  # noqa: F811
         node.close()
 
 
-def asked(node: Node) -> list[dict[str, Any]]:
+def requests(node: Node) -> list[dict[str, Any]]:
     return [dict(frame.body) for frame in node.requests if frame.name == "recover"]
 
 
@@ -90,7 +92,7 @@ def test_a_dry_run_says_what_may_be_lost(
     assert out.splitlines()[:2] == [f"cluster {NAME} would be rebuilt around c", "given up: a (voter), b (voter)"]
     assert "- acknowledged commits may be lost" in out
     assert json.loads(pgr("recover", "--dry-run", "--json", "--data", str(data))[1])["outlook"]["survivor"] == "c"
-    assert all(body["dry_run"] for body in asked(node))
+    assert all(body["dry_run"] for body in requests(node))
 
 
 def test_it_takes_the_name_of_the_cluster(
@@ -101,12 +103,12 @@ def test_it_takes_the_name_of_the_cluster(
         code, out, err = pgr("recover", *words, "--data", str(data))
         assert (code, out) == (64, ""), words
         assert "may be lost" in err, "what it is about is said before"
-    assert all(body.get("dry_run") for body in asked(node)), "nothing was done"
+    assert all(body.get("dry_run") for body in requests(node)), "nothing was done"
     code, out, err = pgr("recover", "--yes", NAME, "--timeout", "9", "--data", str(data))
     assert (code, out) == (0, "primary: none -> c, write gap: 90 ms\n")
     assert "recovered: c has rebuilt the cluster\n" in err
     assert "a, b: whoever comes back is told to stop" in err
-    done = asked(node)[-1]
+    done = requests(node)[-1]
     assert (done["confirm"], done["survivors"], done["timeout_ms"]) == (NAME, [], 9000)
     assert "@" in done["by"]
 
@@ -138,7 +140,7 @@ def test_what_answers_is_not_gone(
     assert (code, out) == (78, "")
     assert f"a is not gone: something answers at {listening}" in err
     assert "--gone a" in err
-    assert all(body.get("dry_run") for body in asked(node))
+    assert all(body.get("dry_run") for body in requests(node))
     assert pgr("recover", "--yes", NAME, "--gone", "b", "--data", str(data))[0] == 78, "another one"
     assert pgr("recover", "--yes", NAME, "--gone", "a", "--data", str(data))[0] == 0
 
@@ -167,8 +169,8 @@ def test_of_several_that_are_left_the_one_with_the_newest_data_goes_on(
     node = serve(data, survivor(outlook("c", mine, b=f"127.0.0.1:{other.port}"), key))
     found, _, err = pgr("recover", "--yes", NAME, "--data", str(data))
     assert (found, error in err) == (code, True), err
-    assert [body["survivors"] for body in asked(node) if "survivors" in body] == [["b"]] * (1 if code else 2)
-    assert all(body == {"dry_run": True} for body in asked(other))
+    assert [body["survivors"] for body in requests(node) if "survivors" in body] == [["b"]] * (1 if code else 2)
+    assert all(body == {"dry_run": True} for body in requests(other))
     if code:
         assert "run it on b" in err
 
@@ -305,3 +307,51 @@ def test_whoever_does_not_own_it_is_told_who_does(
 def test_a_directory_that_is_not_there(pgr: Run, tmp_path: Path) -> None:  # noqa: F811
     assert pgr("recover", "--data", str(tmp_path / "nothing"))[0] == 69
     assert pgr("recover", "--node", "127.0.0.1:1", "--cluster-key", str(tmp_path / "no"))[0] != 0
+
+
+def test_a_stopped_node_waits_until_its_word_binds_nobody_any_more(
+    pgr: Run, home: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+) -> None:  # fmt: skip
+    seen: list[tuple[float, str]] = []
+
+    def wait(seconds: float) -> None:
+        seen.append((seconds, (home / "raft" / "raft.sqlite-saves").read_bytes().hex()))
+
+    monkeypatch.setattr(stopped, "PROFILES", PROFILES)
+    monkeypatch.setattr(stopped, "_wait", wait)
+    assert pgr("recover", "--yes", NAME, "--data", str(home))[0] == 0
+    ((seconds, before),) = seen
+    assert seconds >= PROFILES["default"].election_ms / 1000
+    assert before != (home / "raft" / "raft.sqlite-saves").read_bytes().hex(), "only then it was saved"
+
+
+# -- the node's side ---------------------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_passes_on_what_the_raft_child_says(asked: Asked) -> None:  # noqa: F811
+    asked.ask("recover", dry_run=True)
+    asked.said()
+    asked.agrees(dry_run=True, to="c", refusal=None, outlook={"kept": False}, **{"from": ""})
+    result = ended(asked.said())["result"]
+    assert result == {"from": "", "to": "c", "refusal": None, "outlook": {"kept": False}}
+
+
+def test_it_is_done_when_the_new_cluster_is_open(asked: Asked) -> None:  # noqa: F811
+    """The Raft child never answers: it saves, and ends. What its next life tells is the answer."""
+    asked.ask("recover", confirm=NAME)
+    asked.said()
+    before = asked.c.view.cluster
+    assert before is not None
+    assert before.grant is not None
+    asked.c.view = replace(asked.c.view, alive=False)
+    told = HistoryEvent("t", "recovered", 9, "b", "has rebuilt the cluster", "{}")
+    grown = replace(before, cluster_id="ef" * 16, history=(*before.history, told))
+    asked.log(grown)
+    assert ("recovered", "recovered: b has rebuilt the cluster") in asked.said()
+    new = before.grant._replace(term=before.grant.term + 9, node="b", opened=False, failed="")
+    asked.log(replace(grown, grants=(*before.grants, new)))
+    assert not [said for said in asked.said() if said[0] == "answer"]
+    opened = replace(grown, grants=(*before.grants, new._replace(opened=True)))
+    asked.log(opened)
+    asked.log(opened, later_ms=600)  # the gap may be told late
+    assert ended(asked.said())["result"]["to"] == "b"
