@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from consensus.membership import WITNESS
 from supervisor import render
 from supervisor.addresses import BadValue, parse_address
 from supervisor.admin import ACTION_IDLE_MS, Admin, Progress, error_of, open_channel, who
@@ -151,6 +152,13 @@ def refuse_better(found: Look, left: Mapping[str, Look]) -> None:
             why = f"{name} is of the cluster {theirs['cluster']} by now: the cluster was rebuilt there"
             found["refusal"] = _refusal(78, why, "let this node join that one: move its raft directory away, start it")
             return
+    witnesses = {row["name"] for row in mine["given_up"] if row["role"] == WITNESS}
+    unknown = sorted(name for name in left if left[name]["position"] is None and name not in witnesses)
+    if unknown:
+        why = f"how far the data of {unknown[0]} goes is not known"
+        hint = f"wait until its Postgres runs (`pgr status`); to do without its data stop {unknown[0]}"
+        found["refusal"] = _refusal(75, why, hint)
+        return
     best = max(left, key=lambda n: (_position(left[n]), n), default=None)
     if best is not None and _position(left[best]) > _position(mine):
         at, here = _position(left[best]), _position(mine)

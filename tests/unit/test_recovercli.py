@@ -158,7 +158,7 @@ def key(tmp_path: Path) -> Path:
         ((8, 1), (7, 500), 78, "b has newer data, in epoch 8, here it is 7"),
         ((7, 0), None, 78, "b has newer data"),
         ((7, 500), (7, 500), 0, ""),
-        (None, (7, 500), 0, ""),
+        (None, (7, 500), 75, "how far the data of b goes is not known"),
     ],
 )
 def test_of_several_that_are_left_the_one_with_the_newest_data_goes_on(
@@ -171,8 +171,16 @@ def test_of_several_that_are_left_the_one_with_the_newest_data_goes_on(
     assert (found, error in err) == (code, True), err
     assert [body["survivors"] for body in requests(node) if "survivors" in body] == [["b"]] * (1 if code else 2)
     assert all(body == {"dry_run": True} for body in requests(other))
-    if code:
+    if code == 78:
         assert "run it on b" in err
+
+
+def test_a_witness_that_is_left_has_no_data_to_compare() -> None:
+    look = outlook()
+    look["given_up"][1]["role"] = "witness"
+    found = {"refusal": None, "outlook": look}
+    recovercli.refuse_better(found, {"b": look | {"position": None}})
+    assert found["refusal"] is None
 
 
 def test_one_that_is_of_another_cluster_by_now_has_gone_on_already(
