@@ -156,6 +156,8 @@ class Host:
         self.introduced: tuple[tuple[Member, ...], int] = ((), 0)
         """The members as they were told to a node that was let in, and as of which index of the log."""
         self.guests: dict[str, Address] = {}
+        self.unsent: dict[str, SendStranger] = {}
+        """Answers to guests that were not connected yet: they may not ask again for long."""
         self.book: dict[str, addressbook.Entry] = {}
         """As last dialed."""
         self.scheduling = realtime.raise_priority()
@@ -340,20 +342,19 @@ class Host:
         which only one who was a member understands."""
         self._send_to(_GUEST + guest, dst, incarnation, hello, "" if hello.term else NO_CLUSTER)
 
-    def _send_to(self, peer: str, dst: str, incarnation: int, message: PeerMessage, cluster_id: str) -> None:
+    def _send_to(self, peer: str, dst: str, incarnation: int, message: PeerMessage, cluster_id: str) -> bool:
         envelope = Envelope(
             cluster_id or self.identity.cluster_id, self.child.name, self.identity.incarnation, self.boot,
             dst, incarnation, message,
         )  # fmt: skip
-        self.transport.send(peer, encode(envelope))
+        return self.transport.send(peer, encode(envelope))
 
     def _answer_stranger(self, s: SendStranger) -> None:
         """It is no member: dialed beside the members, and forgotten when others come."""
         self.dial(dict([*self.guests.items(), (s.dst, split(s.address))][-GUESTS_MAX:]))
-        if s.cluster_id:
-            self._send_to(_GUEST + s.dst, s.dst, s.incarnation, s.message, s.cluster_id)
-        else:
-            self.send_guest(s.dst, s.dst, s.incarnation, s.message)
+        cluster_id = s.cluster_id or ("" if s.message.term else NO_CLUSTER)
+        if not self._send_to(_GUEST + s.dst, s.dst, s.incarnation, s.message, cluster_id):
+            self.unsent = {_GUEST + s.dst: s} | self.unsent if len(self.unsent) < GUESTS_MAX else {}
 
     def dial(self, guests: Mapping[str, Address]) -> None:
         """Beside the members, these."""
@@ -459,6 +460,8 @@ class Host:
             match event:
                 case PeerConnected(name):
                     self.log.info("peer.connected", peer=name)
+                    if late := self.unsent.pop(name, None):
+                        self._answer_stranger(late)
                 case PeerDisconnected(name):
                     self.log.info("peer.disconnected", peer=name)
                 case HandshakeFailed(name, reason):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -23,12 +24,17 @@ def calm(make_world: Callable[..., World]) -> World:
     return world
 
 
-def begun(world: World, node: LocalNode, *words: str) -> subprocess.Popen[str]:
+@contextmanager
+def begun(world: World, node: LocalNode, *words: str) -> Iterator[subprocess.Popen[str]]:
     program = "import sys; from pgr_supervise import admin; sys.exit(admin())"
-    return subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-P", "-c", program, *words, "--data", str(node.data)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=node_environment(), cwd="/",
-    )  # fmt: skip
+    ) as asked:  # fmt: skip
+        try:
+            yield asked
+        finally:
+            asked.kill()
 
 
 def told(asked: subprocess.Popen[str], text: str) -> str:
@@ -51,8 +57,7 @@ def test_a_dead_node_is_replaced_under_load(calm: World, new: str) -> None:
         if not new:  # the machine is gone, with its ports
             world.nodes.remove(dead)
             world.extra.append(dead)
-        asked = begun(world, other, "member", "replace", dead.name, *(["--by", new] if new else []))
-        try:
+        with begun(world, other, "member", "replace", dead.name, *(["--by", new] if new else [])) as asked:
             start = told(asked, "start the new node")
             assert f"--name {name} --listen" in start
             node = world.add(name, at=other)
@@ -63,9 +68,6 @@ def test_a_dead_node_is_replaced_under_load(calm: World, new: str) -> None:
             assert "--join 127.0.0.1:" in start
             node.start()
             out, err = asked.communicate(timeout=180)
-        finally:
-            asked.kill()
-            asked.wait(10)
         assert asked.returncode == 0, err
         assert out == (f"{dead.name}: no member any more\n" if new else f"{name}: replaced\n")
         names = " ".join(sorted({"a", "b", "c", name} - ({dead.name} if new else set())))
@@ -86,7 +88,7 @@ def connected(asked: LocalNode, name: str) -> bool:
 
 
 def copies(node: LocalNode) -> list[str]:
-    return [str(event["source"]) for event in node.events() if event["event"] == "clone.end"]
+    return [str(event["fields"]["source"]) for event in node.events() if event["event"] == "clone.end"]
 
 
 def test_a_copy_is_made_of_a_standby_and_if_it_fails_of_the_primary(world: World) -> None:
@@ -102,14 +104,10 @@ def test_a_copy_is_made_of_a_standby_and_if_it_fails_of_the_primary(world: World
         for name, code in ((made.name, 64), ("x", 64)):
             refused = world.pgr("reinit", made.name, "--from", name)
             assert (refused.returncode, refused.stdout) == (code, ""), refused.stderr
-        asked = begun(world, primary, "reinit", made.name, "--from", source.name)
-        try:
+        with begun(world, primary, "reinit", made.name, "--from", source.name) as asked:
             told(asked, "is to get a new copy")
             source.kill_all()  # at whatever point of it: it is of no use any more, or it is copied already
             assert asked.wait(120) == 0
-        finally:
-            asked.kill()
-            asked.wait(10)
         assert copies(made)[before + 1 :] in ([primary.name], [source.name])
         source.start()
         world.wait_streaming(made, source)
