@@ -88,6 +88,7 @@ def _say(step: Progress) -> None:
 def _of_stopped(data: Path, yes: str, gone: list[str], *, dry_run: bool, as_json: bool) -> None:
     from supervisor import stopped
 
+    by = who()  # before this process becomes that of the owner of the data
     held = stopped.StoppedNode(data)
     try:
         outlook, no = held.look()
@@ -96,7 +97,7 @@ def _of_stopped(data: Path, yes: str, gone: list[str], *, dry_run: bool, as_json
         if not _shown(found, dry_run=dry_run, as_json=as_json):
             return
         confirm(_warning(found), found["outlook"]["cluster"], yes, always=True)
-        held.recover(outlook, who())
+        held.recover(outlook, by)
     finally:
         held.close()
     name = found["outlook"]["survivor"]

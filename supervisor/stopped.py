@@ -38,7 +38,7 @@ class StoppedNode:
 
     def __init__(self, data: Path) -> None:
         """RefusedError (78): it runs, it was never part of a cluster, or its Raft state is gone or damaged."""
-        _refuse_other_user(data)
+        _become_owner(data)
         self.data = data
         self._lock: DataLock = lock_data(data)
         self._store: Store | None = None
@@ -117,14 +117,20 @@ def _wait(seconds: float) -> None:
     threading.Event().wait(seconds)
 
 
-def _refuse_other_user(data: Path) -> None:
-    """What root wrote there the node could not read any more."""
-    owner = data.stat().st_uid
-    if owner != os.geteuid():
-        name = str(owner)
-        with suppress(KeyError):
-            name = data.owner()
-        raise MissingError(f"`{data}` belongs to another user", f"run this as its owner: `sudo -u {name} pgr ...`")
+def _become_owner(data: Path) -> None:
+    """What root wrote there the node could not read any more: from here on this process is the owner's."""
+    owner = data.stat()
+    if owner.st_uid == os.geteuid():
+        return
+    if os.geteuid() == 0:
+        os.setgroups([])
+        os.setgid(owner.st_gid)
+        os.setuid(owner.st_uid)
+        return
+    name = str(owner.st_uid)
+    with suppress(KeyError):
+        name = data.owner()
+    raise MissingError(f"`{data}` belongs to another user", f"run this as its owner: `sudo -u {name} pgr ...`")
 
 
 def _failure(error: StorageError) -> PgrError:

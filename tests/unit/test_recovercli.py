@@ -363,3 +363,19 @@ def test_it_is_done_when_the_new_cluster_is_open(asked: Asked) -> None:  # noqa:
     asked.log(opened)
     asked.log(opened, later_ms=600)  # the gap may be told late
     assert ended(asked.said())["result"]["to"] == "b"
+
+
+def test_root_becomes_the_owner_before_it_writes_anything(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    became: list[tuple[str, object]] = []
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    for name in ("setgroups", "setgid", "setuid"):
+        monkeypatch.setattr(os, name, lambda who, name=name: became.append((name, who)))
+    real = Path.stat
+
+    def owned(path: Path, **more: Any) -> Any:
+        found = real(path, **more)
+        return found if path != home else os.stat_result((*found[:4], 4001, 4002, *found[6:]))
+
+    monkeypatch.setattr(Path, "stat", owned)
+    stopped.StoppedNode(home).close()
+    assert became == [("setgroups", []), ("setgid", 4002), ("setuid", 4001)]
