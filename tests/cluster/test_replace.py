@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 
 from supervisor.localcluster import LocalNode, node_environment
-from tests.cluster.world import World
+from tests.cluster.world import World, rare
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -46,7 +46,9 @@ def told(asked: subprocess.Popen[str], text: str) -> str:
     raise AssertionError(f"it ended with {asked.wait(10)} before it said {text!r}")
 
 
-@pytest.mark.parametrize("new", ["d", ""], ids=["another name", "the same name"])
+@pytest.mark.parametrize(
+    "new", [pytest.param("d", marks=rare, id="another name"), pytest.param("", id="the same name")]
+)
 def test_a_dead_node_is_replaced_under_load(calm: World, new: str) -> None:
     world, dead = calm, calm.standbys()[0]
     name = new or dead.name
