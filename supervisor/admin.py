@@ -17,6 +17,8 @@ answers repeat.
 | ``clock`` | ``{}`` | ``{"realtime_ns", "boottime_ns"}`` of this node, at once |
 | ``switchover`` | ``{"to": str or null, "by": str}`` | ``{"from", "to", "term", "timeline", "gap_ms"}`` |
 | ``failover`` | ``{"to": str or null, "by": str, "accept_data_loss": bool}`` | the same |
+| ``recover`` | ``{"confirm": the cluster's name, "survivors": [name], "by": str}`` | the same, once the new cluster is open |
+| ``recover`` | with ``{"dry_run": true}`` | ``{"from", "to", "refusal", "outlook": consensus.recovery.plain}`` |
 | either | with ``{"dry_run": true}`` | ``{"from", "to", "refusal": null or {"code", "error", "hint"}, "forecast"}`` |
 | ``member.add`` | ``{"name": str, "role": str, "timeout_ms": int}`` | ``{"name", "role"}`` once it has that role and, a voter, its seat in the sync group |
 | ``config.show`` | ``{}`` | ``{"index": int, "settings": [configview.rows, ...]}``; index: of the newest change |
@@ -30,7 +32,7 @@ answers repeat.
 | ``switchover``, ``restart`` | with ``{"at": str}``: ISO 8601 with a zone, or ``+5m`` | ``{"scheduled": str, "at": str}`` once this node has it |
 | ``schedule.cancel`` | ``{"what": "switchover" or "restart", "by": str}`` | ``{"cancelled": str}``; of a restart also one that is under way, after the node whose turn it is. Nothing there: refused with 64 |
 | ``unfence`` | ``{"name": str, "by": str}`` | ``{"name"}`` once the log has it |
-| ``reinit`` | ``{"name": str, "by": str, "timeout_ms": int}`` | ``{"name"}`` once its new copy is made, proven and streams |
+| ``reinit`` | ``{"name": str, "from": str (may be absent: the primary), "by": str, "timeout_ms": int}`` | ``{"name"}`` once its new copy is made, proven and streams |
 
 Answers: any number of ``admin.progress {event, text, fields}``, then one ``admin.answer {ok, code, error, hint,
 result}`` with ``code`` an exit code of interfaces.md; ``warnings``, if there are any, are shown with whatever was asked.

@@ -30,7 +30,7 @@ SAY_SOMETHING_MS = 5_000
 GAP_TOLD_MS = 500
 MEMBER_ACTIONS = ("member.add", "member.remove", "member.replace")
 NODE_ACTIONS = ("fence", "unfence", "reinit")
-ACTIONS = ("switchover", "failover", "config.set", *MEMBER_ACTIONS, *NODE_ACTIONS, *operating.ACTIONS)
+ACTIONS = ("switchover", "failover", "recover", "config.set", *MEMBER_ACTIONS, *NODE_ACTIONS, *operating.ACTIONS)
 
 _ERRORS: dict[int, type[PgrError]] = {64: UsageError, 70: BugError, 75: TryAgainError, 78: RefusedError}
 
@@ -221,7 +221,8 @@ class AdminServer:
             self._advance_config(frame.id, action)
             return True
         if frame.body.get("dry_run") is True:
-            self._end(frame.id, result={k: frame.body.get(k) for k in ("from", "to", "refusal", "forecast")})
+            shown = ("from", "to", "refusal", "forecast", "outlook")
+            self._end(frame.id, result={k: frame.body[k] for k in shown if k in frame.body})
             return True
         if action.name in operating.ACTIONS or "scheduled" in frame.body:
             action.accepted = operating.accepted(action.name, frame.body)

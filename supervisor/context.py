@@ -224,11 +224,13 @@ class Context:
         others = [(seat.name, seat.incarnation) for seat in group.members if seat.name != self.local.me]
         return settings.standby_names(term, group.k, others)
 
-    def upstream(self, grant: Grant, dbname: str | None = None, application: str | None = None) -> str:
-        """How to reach the primary of ``grant`` for replication, rewind or a question."""
-        member = self.cluster.member(grant.node)
+    def upstream(
+        self, grant: Grant, dbname: str | None = None, application: str | None = None, node: str = ""
+    ) -> str:  # fmt: skip
+        """How to reach the primary of ``grant`` (``node``: a standby of it) for replication, rewind or a question."""
+        member = self.cluster.member(node or grant.node)
         if member is None:
-            raise StepFailed(f"{grant.node} is not a member")
+            raise StepFailed(f"{node or grant.node} is not a member")
         host, _, port = member.postgres.rpartition(":")
         stamp = settings.stamp(self.local.me, self.view.incarnation, grant.term)
         return settings.conninfo(

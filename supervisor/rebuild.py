@@ -96,6 +96,8 @@ class Rebuild:
 
     def __init__(self, context: Context, steps: Steps) -> None:
         self.c, self.steps = context, steps
+        self.not_from = 0
+        """Index of the `reinit/1` that named a standby of which no copy could be made: the primary's is taken."""
 
     @property
     def new(self) -> Path:
@@ -175,7 +177,8 @@ class Rebuild:
         if self.new.exists() and not is_copy_of(self.new, c.view.incarnation):  # cut short: nobody's data
             yield from jobs.run_job(["rm", "-rf", str(self.new)], c.children)
         self._aside(self.new, "unused")
-        c.log.info("clone.begin", source=grant.node)
+        source = self._source(grant, asked)
+        c.log.info("clone.begin", source=source)
 
         def progress(done: int, total: int) -> None:
             c.clone_progress = (done, total)
@@ -183,16 +186,17 @@ class Rebuild:
 
         try:
             result = yield from jobs.basebackup(
-                c.binaries, c.upstream(grant, application=f"{CLONE}{c.local.me}"), self.new, c.children,
+                c.binaries, c.upstream(grant, application=f"{CLONE}{c.local.me}", node=source), self.new, c.children,
                 slot=None, on_progress=progress, tablespaces=tablespaces.mappings(places.values()),
                 waldir=waldir.new_in(wal) if wal is not None else None,
             )  # fmt: skip
             proof = yield from self._end_of_primary(grant)
         except (jobs.JobFailed, sql.SqlFailure) as error:
-            raise StepFailed(f"the clone from {grant.node} failed: {error}") from error
+            self.not_from = asked if source != grant.node else self.not_from
+            raise StepFailed(f"the clone from {source} failed: {error}") from error
         control = yield from controldata.read(c.binaries, self.new, c.children)
         if str(control.system_identifier) != c.cluster.system_identifier:
-            raise StepFailed(f"{grant.node} has the foreign system identifier {control.system_identifier}")
+            raise StepFailed(f"{source} has the foreign system identifier {control.system_identifier}")
         write_mark(self.new, c.view.incarnation, c.cluster.nonce, asked or c.local.rebuilt, fresh=True)
         self._install_histories(self.new, grant)
         # From here until the history is written the directory is not what the record says.
@@ -208,10 +212,20 @@ class Rebuild:
         c.clone_progress = (0, 0)
         c.started()
         c.change(data=Data.READY, needs_clone=0, diverged=0, rebuilt=asked or c.local.rebuilt)
-        c.log.info("clone.end", took_ms=result.took_ms, source=grant.node)
+        c.log.info("clone.end", took_ms=result.took_ms, source=source)
         self._tell_of_salvage()
         kept = f"; the directory before is {replaced}" if replaced is not None else ""
-        self._remember("cloned", f"was cloned from {grant.node}{kept}", {"moved_to": str(replaced or "")})
+        self._remember("cloned", f"was cloned from {source}{kept}", {"moved_to": str(replaced or "")})
+
+    def _source(self, grant: Grant, asked: int) -> str:
+        """Whom to copy: who was named, a standby of this very primary, whose WAL is therefore a part of the primary's.
+        Each epoch of the copy is proven by its own timeline before it counts (`positions.position_of`)."""
+        c = self.c
+        named = c.cluster.reinit_of(c.local.me)
+        if not asked or named is None or not named.source or asked == self.not_from:
+            return grant.node
+        member = c.cluster.member(named.source)
+        return named.source if member is not None and member.has_data else grant.node
 
     def _tablespaces(self, grant: Grant) -> Task[dict[str, str]]:
         """Place by OID; what an earlier copy has left half done there is nobody's data."""
