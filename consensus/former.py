@@ -24,6 +24,8 @@ class Former(NamedTuple):
     left: tuple[Left, ...]
     timeline: int
     """The highest number that it may have given out to others without our knowing; ours are above."""
+    term: int = 0
+    """Likewise of terms: grants above are of the cluster that came after it."""
 
 
 def burned_up_to(formers: Iterable[Former]) -> int:

@@ -82,8 +82,10 @@ class Node:
         self.handed_to: dict[str, int] = {}
         """Whom this node gave way to so that they take the grant, and after which grant that was."""
         self.comeback = NOBODY
-        self.superseded: dict[str, tuple[int, bool]] = {}
+        self.superseded: dict[tuple[str, str], tuple[int, bool]] = {}
         """Of a former cluster: when each may be told again that it is to stop; is it in the history?"""
+        self.call_at_ns = self.calls = 0
+        """When the next of those who were given up is called on, and how many were."""
         for entry in raft.log.between(self.applied + 1, raft.commit):
             self.cluster = apply(self.cluster, entry)
         self.applied = max(self.applied, raft.commit)
@@ -502,6 +504,7 @@ class Node:
     def _observe(self, now_ns: int) -> None:
         self.observe_at_ns = now_ns + OBSERVE_EVERY_MS * MS
         self._introduce(now_ns)
+        self.effects.extend(recovery.call_on(self, now_ns))
         if self.notes is not None:
             self.sightings.promised = self.notes.told() if self._undecided(self.notes) else {}
         seen = self.sightings.all(now_ns)

@@ -45,6 +45,9 @@ TIMELINE_GAP = 32
 it can't be as many as of terms. Beside it up to as many again by chance: a second node that is recovered by mistake is
 to have other numbers too."""
 TELL_AGAIN_MS = 1_000
+REBUILT = "rebuilt"
+CALL_EVERY_MS = 2_000
+"""One of those who were given up is called on so often, in turn."""
 NAME_DIGITS = 8
 
 
@@ -97,6 +100,8 @@ def foresee(
     asked = Situation(me, 0, replace(state, wish_loss=False), promises, up, 0)
     kept = not state.asynchronous and quorum_promised(asked)
     said = [_of_commits(state, me, up, kept), *map(_of_member, given_up), _of_the_unknown(state, end)]
+    if me in state.fenced:
+        said.insert(0, f"a person has fenced {me}; that is over then, and its Postgres is started")
     if position is None:
         said.insert(0, f"the Postgres of {me} can't say how far its WAL goes: see `pgr status`, and wait if it starts")
     return Outlook(cluster_id, me, position, given_up, kept, tuple(s for s in said if s))
@@ -212,13 +217,15 @@ def request(node: Node, body: dict[str, Any], now_ns: int) -> Answer:
     survivors = [str(name) for name in body.get("survivors") or ()]
     end = (raft.log.last_term, raft.log.last_index)
     outlook = foresee(state, node.identity.cluster_id, node.me, reports, position, survivors, end)
-    no = not_lost(state, node.me, raft.leader, connected) or unfit(state, node.identity, node.record)
+    no = not_lost(state, node.me, raft.leader, connected | frozenset(survivors))  # whom `pgr` reaches is up, too
+    no = no or unfit(state, node.identity, node.record)
     if no is None and now_ns < raft.hold_until_ns:
         no = Refusal(75, "a lease that this node has acknowledged may still run", "ask again in a moment", final=False)
     refusal = None if no is None else refused(no.code, no.reason, no.hint, final=no.final)
     if body.get("dry_run"):
         said = None if refusal is None else refusal[1]
-        return True, {"dry_run": True, "from": "", "to": node.me, "refusal": said, "outlook": plain(outlook)}
+        shown = plain(outlook) | {"leader": raft.leader}
+        return True, {"dry_run": True, "from": "", "to": node.me, "refusal": said, "outlook": shown}
     if refusal is not None:
         return refusal
     if str(body.get("confirm")) != name_of(node.identity.cluster_id):
@@ -248,7 +255,7 @@ def rebuild(
     others = [m for m in state.members if m.name != me.name]
     term = max(hard.term, record.promised, state.granted) + TERM_GAP
     timeline = state.next_timeline() - 1 + TIMELINE_GAP + chance % TIMELINE_GAP
-    former = Former(identity.cluster_id, tuple(Left(m.name, m.incarnation, m.raft) for m in others), timeline)
+    former = Former(identity.cluster_id, tuple(Left(m.name, m.incarnation, m.raft) for m in others), timeline, term)
     new = replace(
         state, cluster_id=cluster_id, members=(me,), group=SyncGroup((seat_of(me),), 1), change=None,
         removed=(*state.removed, *(seat_of(m) for m in others)), wish_to="", wish_loss=False,
@@ -290,23 +297,64 @@ def superseded(
     node: Node, cluster_id: str, src: str, incarnation: int, message: PeerMessage, now_ns: int
 ) -> list[Effect]:  # fmt: skip
     """A frame with a foreign cluster id. Of a former cluster of this one: whoever sent it is told to stop, in the name
-    of that cluster, and the history says that it is there."""
+    of that cluster, and the history says that it is there. Not before this cluster was open: one that never comes to
+    write must not end those who could."""
     former = next((f for f in node.cluster.former if f.cluster_id == cluster_id), None)
     if former is None or src == node.me:
         return []
-    left = next((one for one in former.left if (one.name, one.incarnation) == (src, incarnation)), None)
-    address = _address_in(message) or (left.raft if left is not None else "")
-    due_ns, noted = node.superseded.get(src, (0, False))
-    if not address or now_ns < due_ns:
+    said = _hello(message)
+    if said.get("kind") in ("stranger", REBUILT):
+        rival(node, src, cluster_id, now_ns)
         return []
-    if not noted and node.raft.leader:
-        words = f"of the former cluster {name_of(cluster_id)} is up, and is told to stop"
-        note = {"kind": "superseded", "term": node.raft.term, "node": src, "text": words, "at": node.wall_clock()}
+    left = next((one for one in former.left if (one.name, one.incarnation) == (src, incarnation)), None)
+    address = str(said.get("raft", "")) or (left.raft if left is not None else "")
+    due_ns, _ = node.superseded.get(("superseded", src), (0, False))
+    if not address or now_ns < due_ns or not _was_open(node):
+        return []
+    words = f"of the former cluster {name_of(cluster_id)} is up, and is told to stop"
+    _note(node, "superseded", src, cluster_id, words, now_ns)
+    return [_end_of(node, former, src, incarnation, address, message.term)]
+
+
+def call_on(node: Node, now_ns: int) -> list[Effect]:
+    """Of the leader, now and then: one of those who were given up is told what has become of its cluster. It may not
+    know of this node any more (removed there), or have rebuilt the cluster too, and then would never come by itself.
+    Only told, not stopped: this node may be the copy of one whose cluster is well."""
+    here = {m.raft for m in node.cluster.members}
+    left = [(f, one) for f in node.cluster.former for one in f.left if one.raft not in here and one.name != node.me]
+    if not left or now_ns < node.call_at_ns or not node.leads() or not _was_open(node):
+        return []
+    node.call_at_ns = now_ns + CALL_EVERY_MS * MS
+    node.calls += 1
+    former, one = left[node.calls % len(left)]
+    text = canonical({"kind": REBUILT, "as": node.identity.cluster_id})
+    return [SendStranger(one.name, 0, one.raft, Hello(node.raft.term, text), former.cluster_id)]  # 0: any life of it
+
+
+def rival(node: Node, src: str, cluster_id: str, now_ns: int) -> None:
+    """``src`` says that it goes on with the data of ``cluster_id``, this cluster or a former one of it, elsewhere."""
+    words = f"has rebuilt the cluster {name_of(cluster_id)} too: there are two clusters now; stop one of them"
+    _note(node, "rival", src, cluster_id, words, now_ns)
+
+
+def _was_open(node: Node) -> bool:
+    """Has this cluster let clients in since it was rebuilt?"""
+    return any(g.opened and g.term > node.cluster.former[-1].term for g in node.cluster.grants)
+
+
+def _end_of(node: Node, former: Former, name: str, incarnation: int, address: str, term: int) -> Effect:
+    text = stranger_message(*_given_up_words(node, former, name), final=True)
+    return SendStranger(name, incarnation, address, Hello(max(1, term), text), former.cluster_id)
+
+
+def _note(node: Node, kind: str, src: str, cluster_id: str, words: str, now_ns: int) -> None:
+    """Once of each, in the history."""
+    due_ns, noted = node.superseded.get((kind, src), (0, False))
+    if not noted and node.raft.leader and now_ns >= due_ns:
+        note = {"kind": kind, "term": node.raft.term, "node": src, "text": words, "at": node.wall_clock()}
         node.propose_or_forward("event/1", note | {"fields": {"former": cluster_id}}, now_ns)
         noted = True
-    node.superseded[src] = (now_ns + TELL_AGAIN_MS * MS, noted)
-    text = stranger_message(*_given_up_words(node, former, src), final=True)
-    return [SendStranger(src, incarnation, address, Hello(max(1, message.term), text), cluster_id)]
+    node.superseded[kind, src] = (now_ns + TELL_AGAIN_MS * MS, noted)
 
 
 def _given_up_words(node: Node, former: Former, name: str) -> tuple[str, str]:
@@ -319,11 +367,11 @@ def _given_up_words(node: Node, former: Former, name: str) -> tuple[str, str]:
     )
 
 
-def _address_in(message: PeerMessage) -> str:
-    """Where one says that it is, if it introduces itself."""
+def _hello(message: PeerMessage) -> dict[str, Any]:
+    """What a Hello says; of anything else, or garbage, nothing."""
     if not isinstance(message, Hello):
-        return ""
+        return {}
     try:
-        return str(parse(message.data).get("raft", ""))
+        return dict(parse(message.data))
     except ValueError:
-        return ""
+        return {}

@@ -197,6 +197,10 @@ class Rebuild:
         control = yield from controldata.read(c.binaries, self.new, c.children)
         if str(control.system_identifier) != c.cluster.system_identifier:
             raise StepFailed(f"{source} has the foreign system identifier {control.system_identifier}")
+        if source != grant.node and control.min_recovery_timeline != grant.timeline:
+            # It was named under an earlier grant, and has not followed this one: its WAL may have gone another way.
+            self.not_from = asked
+            raise StepFailed(f"{source} does not follow {grant.node}: its copy ends on another timeline")
         write_mark(self.new, c.view.incarnation, c.cluster.nonce, asked or c.local.rebuilt, fresh=True)
         self._install_histories(self.new, grant)
         # From here until the history is written the directory is not what the record says.

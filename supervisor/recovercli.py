@@ -75,6 +75,9 @@ def recover(
             return
         cluster = found["outlook"]["cluster"]
         confirm(_warning(found), cluster, yes, always=True)
+        again, survivors = _look(admin, key_file, gone or [])  # that took its time
+        if again["refusal"] is not None:
+            raise error_of(again["refusal"])
         body = {"confirm": cluster, "survivors": survivors, "by": who(), "timeout_ms": int(timeout * 1000)}
         result = admin.request("recover", body, idle_ms=ACTION_IDLE_MS, on_progress=_say)
     put(json.dumps(result, indent=2) + "\n" if as_json else render.change(result))
@@ -97,6 +100,10 @@ def _of_stopped(data: Path, yes: str, gone: list[str], *, dry_run: bool, as_json
         if not _shown(found, dry_run=dry_run, as_json=as_json):
             return
         confirm(_warning(found), found["outlook"]["cluster"], yes, always=True)
+        again = stopped.plain(outlook, no)
+        refuse_answering(again, gone, answering(again["outlook"]["given_up"]))
+        if again["refusal"] is not None:
+            raise error_of(again["refusal"])
         held.recover(outlook, by)
     finally:
         held.close()
@@ -111,12 +118,13 @@ def _look(admin: Admin, key: Path | None, gone: list[str]) -> tuple[Look, list[s
     others = found["outlook"]["given_up"]
     key_file = key or Path(admin.request("events", {"last": 0})["key_file"])
     left = _asked([(row["name"], row["raft"]) for row in others], key_file)
-    if left:
-        found = admin.request("recover", {"dry_run": True, "survivors": sorted(left)})
+    own = sorted(name for name in left if left[name]["cluster_id"] == found["outlook"]["cluster_id"])
+    if own:
+        found = admin.request("recover", {"dry_run": True, "survivors": own})
     refuse_better(found, left)
     silent = [row for row in others if row["name"] not in left]
     refuse_answering(found, gone, answering(silent))
-    return found, sorted(left)
+    return found, own
 
 
 def _asked(others: Iterable[tuple[str, str]], key_file: Path) -> dict[str, Look]:
@@ -153,6 +161,11 @@ def refuse_better(found: Look, left: Mapping[str, Look]) -> None:
             why = f"{name} is of the cluster {theirs['cluster']} by now: the cluster was rebuilt there"
             found["refusal"] = _refusal(78, why, "let this node join that one: move its raft directory away, start it")
             return
+    leaders = [f"{name} says that {one['leader']} leads" for name, one in sorted(left.items()) if one.get("leader")]
+    if leaders:
+        hint = "see `pgr explain` there; this node hears nobody: is its consensus port reached by the others?"
+        found["refusal"] = _refusal(75, f"the cluster has a leader ({leaders[0]}): no quorum is lost", hint)
+        return
     witnesses = {row["name"] for row in mine["given_up"] if row["role"] == WITNESS}
     unknown = sorted(name for name in left if left[name]["position"] is None and name not in witnesses)
     if unknown:
@@ -161,8 +174,13 @@ def refuse_better(found: Look, left: Mapping[str, Look]) -> None:
         found["refusal"] = _refusal(75, why, hint)
         return
     best = max(left, key=lambda n: (_position(left[n]), n), default=None)
-    if best is not None and _position(left[best]) > _position(mine):
+    if best is not None and (_position(left[best]), best) > (_position(mine), mine["survivor"]):
         at, here = _position(left[best]), _position(mine)
+        if at == here and best not in witnesses:  # of two people at two nodes only one is to succeed
+            why = f"{best} has the same data, and of equals the last by name goes on"
+            found["refusal"] = _refusal(78, why, f"run it on {best}; to do without it stop it first")
+        if at == here:
+            return
         more = f", {at[1] - here[1]} bytes more" if at[0] == here[0] else f", in epoch {at[0]}, here it is {here[0]}"
         why = f"{best} has newer data{more if here[0] >= 0 else ''}"
         found["refusal"] = _refusal(78, why, f"run it on {best}; to do without its data stop it first")

@@ -75,7 +75,9 @@ class StoppedNode:
     def look(self) -> tuple[recovery.Outlook, Refusal | None]:
         stored, me = self.stored, self.identity.name
         history = stored.record.history
-        position = Position(history[-1].epoch, 0) if history else None
+        # Of a copy that has not passed its proof, and of data that is not seen here, nothing is known.
+        known = bool(history) and stored.record.proof is None and bool(self._mark())
+        position = Position(history[-1].epoch, 0) if known else None
         last = stored.entries[-1] if stored.entries else stored.snapshot
         end = (last.term, last.index) if last is not None else (0, 0)
         reports: dict[str, Report] = {}
@@ -87,13 +89,17 @@ class StoppedNode:
 
     def _unlike(self) -> Refusal | None:
         """The data directory, where it lies in the usual place, is that of this life of the node."""
-        mark: dict[str, Any] = {}
-        with suppress(OSError, ValueError):  # elsewhere, or damaged: the start will tell
-            mark = json.loads((self.data / "pgdata" / MARK).read_text(encoding="utf-8"))
+        mark = self._mark()
         if not mark or mark.get("incarnation") == self.identity.incarnation:
             return None
         reason = f"the data in {self.data / 'pgdata'} is of another life of this node than its Raft state"
         return Refusal(78, reason, "run it on another member; " + ANEW.format(mark=MARK))
+
+    def _mark(self) -> dict[str, Any]:
+        mark: dict[str, Any] = {}
+        with suppress(OSError, ValueError):  # elsewhere, or damaged: the start will tell
+            mark = json.loads((self.data / "pgdata" / MARK).read_text(encoding="utf-8"))
+        return mark
 
     def recover(self, outlook: recovery.Outlook, by: str) -> None:
         """Waits until every lease that this node has acknowledged is over, then saves. RefusedError, DiskError."""

@@ -337,6 +337,7 @@ def test_those_who_come_back_are_told_to_stop_and_the_history_tells_of_it() -> N
 def test_without_being_told_the_old_majority_would_be_a_second_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     """The negative control of the test above."""
     monkeypatch.setattr(recovery, "superseded", lambda *_: [])
+    monkeypatch.setattr(recovery, "call_on", lambda *_: [])
     c, me = left_alone()
     c.run(2500)
     assert recover(c, me, confirm=CLUSTER_ID[:8]) == {}
