@@ -57,7 +57,7 @@ class Founder:
         names = tuple(sorted(child.peers))
         mine = Greeting(
             child.name, host.identity.incarnation, child.raft_address, child.postgres_address, child.http_address,
-            names, child.adopts, child.role, bool(child.join), host.lost,
+            names, child.adopts, child.role, bool(child.join), host.lost, child.brings,
         )  # fmt: skip
         if child.join:
             self.asked["join"] = (str(child.join[0]), int(child.join[1]))
@@ -75,8 +75,9 @@ class Founder:
                 self._say(self.said or "asking to be let in")
             elif child.name == names[0]:
                 self._consider(mine)
-            else:
-                self._say_silent(Waiting(tuple(n for n in names if n != child.name and n not in self.heard)))
+            else:  # the lowest name writes the charter, but whoever is in its way should say so, too
+                answer = consider(mine, self.heard, Founding(child.commit, child.profile, child.settings))
+                self._say_silent(answer if isinstance(answer, Waiting) else Waiting(()))
             if host.identity.cluster_id:
                 break
             host.poller.poll(max(0, greet_at - now_ns() + MS - 1) // MS)

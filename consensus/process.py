@@ -89,6 +89,8 @@ class RaftChild:
     """Found in PGDATA; 0: none."""
     adopts: str
     """System identifier of a data directory to bring in at the founding."""
+    brings: str
+    """JSON of what comes with it: parameters and client rules (founding.Greeting)."""
     pgdata: str
     salvage: bool
     """There is salvaged WAL of an earlier life."""
