@@ -51,8 +51,8 @@ def test_a_stand_alone_postgres_becomes_the_first_copy(make_world: Callable[...,
     old = stand_alone(world, node, "-U", "postgres", "--locale=C", "-E", "UTF8", *no_checksums())
     configure(old.pgdata, work_mem="7MB", port="1", synchronous_standby_names="*", wal_level="logical")
     hba = old.pgdata / "pg_hba.conf"
-    rules = ["local all all trust", "host app app 127.0.0.1/32 trust # the application", "host all all all scram-sha-256"]
-    hba.write_text("\n".join(rules), encoding="utf-8")
+    rules = "local all all trust\nhost app app 127.0.0.1/32 trust # the application\nhost all all all scram-sha-256\n"
+    hba.write_text(rules, encoding="utf-8")
     old.settings |= {"wal_level": "logical", "synchronous_standby_names": ""}
     (old.pgdata / "standby.signal").touch()
     own(old.pgdata / "standby.signal")
@@ -126,8 +126,9 @@ def leave(world: World, node: LocalNode) -> subprocess.CompletedProcess[str]:
     program = "import sys; from pgr_supervise import admin; sys.exit(admin())"
     words = [sys.executable, "-P", "-c", program, "leave", "--data", str(node.data), "--json"]
     return subprocess.run(
-        words, capture_output=True, text=True, check=False, cwd="/", timeout=120, env=node_environment(), **as_postgres()
-    )
+        words, capture_output=True, text=True, check=False, cwd="/", timeout=120, env=node_environment(),
+        **as_postgres(),
+    )  # fmt: skip
 
 
 @pytest.mark.slow
@@ -139,7 +140,7 @@ def test_pgr_is_left_and_a_plain_postgres_stays(make_world: Callable[..., World]
     pgdata = primary.data / "pgdata"
     rules = '["local all all trust", "host all all 127.0.0.1/32 scram-sha-256"]'
     for setting in ("postgres.parameters.work_mem=9MB", f"postgres.hba={rules}"):
-        assert world.pgr("config", "set", "--yes", setting).returncode == 0
+        assert world.pgr("config", "set", setting).returncode == 0
     schema = "SELECT 1 FROM pg_namespace WHERE nspname = 'pg_replica'"
     world.settles(lambda: world.query(primary, schema) == [(1,)], "the functions are there")
     with world.writing() as writer:
@@ -175,7 +176,7 @@ def test_pgr_is_left_and_a_plain_postgres_stays(make_world: Callable[..., World]
     run("pg_ctl", "-D", pgdata, "-l", primary.data / "plain.log", "-w", "start")
     try:
         with psycopg.connect(world.node_uri(primary), autocommit=True) as session:  # where it was, as who one was
-            ids = {row[0] for row in session.execute("SELECT id FROM pgr_writer")}
+            ids = {row[0] for row in session.execute("SELECT id FROM pgr_writes")}
             assert {ack.id for ack in writer.acked} <= ids
             session.execute("CREATE TABLE after_pgr AS SELECT 1 AS i")  # nothing waits for a standby
             names = ("work_mem", "synchronous_standby_names", "default_transaction_read_only", "restart_after_crash")

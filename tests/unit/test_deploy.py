@@ -1,4 +1,4 @@
-"""What deploy/ holds names only what there is: metrics, paths that are answered, variables, files, ports, exit codes."""
+"""What deploy/ holds names only what there is: metrics, paths, variables, files, ports, exit codes."""
 
 from __future__ import annotations
 
@@ -174,7 +174,8 @@ def test_what_compose_mounts_is_there_and_is_where_the_image_looks() -> None:
         assert set(service["secrets"]) <= set(COMPOSE["secrets"])
         assert {port.rpartition(":")[2] for port in service["ports"]} <= {"5432", "8008"}
         build = service["build"]
-        assert (DEPLOY / "docker" / build["context"] / build["dockerfile"]).resolve() == DEPLOY / "docker" / "Dockerfile"
+        named = DEPLOY / "docker" / build["context"] / build["dockerfile"]
+        assert named.resolve() == DEPLOY / "docker" / "Dockerfile"
     ports = [port for service in COMPOSE["services"].values() for port in service["ports"]]
     assert len({port.rpartition(":")[0] for port in ports}) == len(ports)
 
