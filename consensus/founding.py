@@ -170,17 +170,19 @@ def consider(mine: Greeting, heard: Mapping[str, Greeting], options: Founding) -
                 "founder": adopting[0] if adopting else min(electable),
                 "commit": options.commit,
                 "profile": options.profile,
-                "settings": _settings(options.settings, next((g.brings for g in everyone if g.adopts), "{}")),
+                "settings": _settings(options.settings, next((g for g in everyone if g.adopts), None)),
             }
         )
     )
 
 
-def _settings(given: str, brought: str) -> dict[str, Any]:
-    """What a person gave at the founding, and of what comes with adopted data the rest. Client rules are one value."""
+def _settings(given: str, founder: Greeting | None) -> dict[str, Any]:
+    """What a person gave at the founding, and of what comes with adopted data the rest. Client rules are one value.
+    ``adopts``: whose data it has to be, so that nobody runs initdb instead."""
     settings: dict[str, Any] = json.loads(given)
-    found: Mapping[str, Any] = json.loads(brought)
-    if found:
+    if founder is not None:
+        found: Mapping[str, Any] = json.loads(founder.brings)
         settings["parameters"] = dict(found.get("parameters", {})) | settings.get("parameters", {})
         settings["hba"] = settings.get("hba") or list(found.get("hba", []))
+        settings["adopts"] = founder.adopts
     return settings

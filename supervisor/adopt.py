@@ -94,6 +94,18 @@ def _configured(c: Context, name: str, until_ns: int) -> str:
     return done.output.strip()
 
 
+def refuse_another(c: Context, there: str) -> None:
+    """Where the cluster was founded to take over data: nothing else does. ``there``: system identifier of what this
+    node has; empty: nothing. Raises RefusedError (78)."""
+    expected, pgdata = str(c.founding().get("adopts", "")), c.config.pgdata
+    if expected and there != expected:
+        what = f"{pgdata} is another one ({there})" if there else f"{pgdata} is empty"
+        raise RefusedError(
+            f"the cluster was founded to take over the data directory with system identifier {expected}, and {what}",
+            "name that data directory with --pgdata, at every start",
+        )
+
+
 def take_over(c: Context) -> Task[str]:
     """Make it the cluster's first copy; the caller writes the mark. Returns a sentence for the history.
 
@@ -101,6 +113,7 @@ def take_over(c: Context) -> Task[str]:
     """
     pgdata = c.config.pgdata
     control = yield from controldata.read(c.binaries, pgdata, c.children)
+    refuse_another(c, str(control.system_identifier))
     if not control.clean:
         c.log.info(
             "data.recovering", state=control.state, hint="it was not shut down cleanly: its WAL is replayed first"

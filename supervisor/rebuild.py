@@ -113,6 +113,8 @@ class Rebuild:
         cluster = c.cluster
         adopted = (pgdata / "PG_VERSION").exists()
         place = pgdata if adopted else self.new
+        if not adopted:
+            adopt.refuse_another(c, "")
         if not adopted and read_mark(place).get("nonce") != cluster.nonce:
             if cluster.system_identifier:
                 raise StepFailed("the data directory this node created is gone, and the cluster was never opened")

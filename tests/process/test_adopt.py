@@ -99,6 +99,11 @@ def test_a_role_of_somebody_else_is_made_nobodys_superuser(node: Candidate, main
     main.connect().execute("CREATE ROLE pgr LOGIN PASSWORD 'x'")
     main.stop()
     node.refused(78, "are somebody else's: pgr (pgr would make a superuser of pgr)", "ALTER ROLE pgr RENAME TO")
+    # Started again without it, there is no initdb in its place.
+    place = node.flags.pop("pgdata")
+    node.refused(78, "was founded to take over the data directory", "is empty", "name that data directory with --pgdata")
+    assert not list(node.data.glob("pgdata*"))
+    node.flags["pgdata"] = place
     # As the hint says: it still is a plain Postgres.
     main.start()
     attributes = "SELECT rolsuper, rolpassword IS NOT NULL FROM pg_authid WHERE rolname = 'pgr'"

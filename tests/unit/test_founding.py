@@ -68,7 +68,7 @@ def test_what_comes_with_adopted_data_fills_in_what_the_founding_does_not_say() 
     charter = consider(greeting("a"), others, OPTIONS)
     assert isinstance(charter, Charter)
     brought = {"hba": ["local all all peer"], "parameters": {"wal_level": "logical", "work_mem": "1MB"}}
-    assert json.loads(charter.text)["settings"] == brought
+    assert json.loads(charter.text)["settings"] == brought | {"adopts": "77"}
     assert json.loads(found(charter.text, "0f").config) == {
         "postgres.hba": ["local all all peer"],
         "postgres.parameters.wal_level": "logical",
@@ -79,6 +79,7 @@ def test_what_comes_with_adopted_data_fills_in_what_the_founding_does_not_say() 
     assert isinstance(charter, Charter)
     assert json.loads(charter.text)["settings"] == {
         "hba": ["local all all trust"], "parameters": {"wal_level": "logical", "work_mem": "2MB"},
+        "adopts": "77",
     }  # fmt: skip
     # What an empty node says of itself changes nothing.
     charter = consider(greeting("a"), heard(replace(greeting("b"), brings=brings), greeting("c")), OPTIONS)
