@@ -101,7 +101,7 @@ def test_a_role_of_somebody_else_is_made_nobodys_superuser(node: Candidate, main
     node.refused(78, "are somebody else's: pgr (pgr would make a superuser of pgr)", "ALTER ROLE pgr RENAME TO")
     # Started again without it, there is no initdb in its place.
     place = node.flags.pop("pgdata")
-    node.refused(78, "was founded to take over the data directory", "is empty", "name that data directory with --pgdata")
+    node.refused(78, "was founded to take over the data directory", "is empty", "name that data directory")
     assert not list(node.data.glob("pgdata*"))
     node.flags["pgdata"] = place
     # As the hint says: it still is a plain Postgres.
