@@ -34,11 +34,11 @@ SAY_WHO_IS_SILENT_S = 5
 
 
 class RefusedToStartError(Exception):
-    """The node must stop, and a person must act: message and hint; exit 78."""
+    """The node must stop, and a person must act: message and hint."""
 
-    def __init__(self, message: str, hint: str) -> None:
+    def __init__(self, message: str, hint: str, exit_code: int = 78) -> None:
         super().__init__(message)
-        self.hint = hint
+        self.hint, self.exit_code = hint, exit_code
 
 
 class Founder:
@@ -52,8 +52,11 @@ class Founder:
         """Whom to ask beside the peers: the address given with --join, and where the leader is said to be."""
 
     def run(self) -> bool:
-        """Until this node has a cluster id. False: told to stop before."""
+        """Until this node has a cluster id. False: told to stop before. RefusedToStartError."""
         host, child = self.host, self.host.child
+        if child.unfit:
+            code, reason, hint = child.unfit
+            raise RefusedToStartError(reason, hint, code)
         names = tuple(sorted(child.peers))
         mine = Greeting(
             child.name, host.identity.incarnation, child.raft_address, child.postgres_address, child.http_address,

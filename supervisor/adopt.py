@@ -16,32 +16,42 @@ from fencing.lease import MS
 from supervisor import adopting, controldata, files, firstrun, jobs, settings
 from supervisor.context import Context
 from supervisor.controldata import ControlData, ControlDataError
-from supervisor.errors import MissingError, RefusedError
+from supervisor.errors import MissingError, PgrError, RefusedError
 from supervisor.tasks import Task, TaskTimeout, run_blocking
 
 LOOK_MS = 5_000
 
 
-def before_founding(c: Context) -> tuple[str, str]:
-    """System identifier and what comes with the data (`founding.Greeting.brings`), for the Raft child.
-
-    Raises RefusedError (78), MissingError (69).
+def before_founding(c: Context) -> tuple[str, str, tuple[int, str, str] | None]:
+    """For the Raft child: system identifier, what comes with the data (`founding.Greeting.brings`), and why it can't be
+    brought in (exit code, reason, hint), which it says if there is no cluster yet. Of a member's data it is no matter:
+    `datadir.look` judges that. Raises RefusedError (78) for what is damaged.
     """
-    pgdata, founding = c.config.pgdata, c.config.founding
+    pgdata = c.config.pgdata
     until_ns = now_ns() + LOOK_MS * MS
     try:
         control = run_blocking(controldata.read(c.binaries, pgdata, c.children), until_ns)
     except (ControlDataError, TaskTimeout) as error:
         hint = f"repair it, or move {pgdata} away"
         raise RefusedError(f"{pgdata} cannot be brought into a cluster: {error}", hint) from error
+    if not os.access(pgdata.parent, os.W_OK | os.X_OK):
+        text = f"{pgdata.parent} is not ours to write to: a copy that replaces {pgdata.name} one day is made beside it"
+        c.log.warning("config.warning", text=f"{text}; chown it to this user")
+    identifier = str(control.system_identifier)
+    try:
+        return identifier, _what_comes_along(c, control, until_ns), None
+    except PgrError as error:
+        return identifier, "{}", (int(error.exit_code), error.message, error.hint)
+
+
+def _what_comes_along(c: Context, control: ControlData, until_ns: int) -> str:
+    """Raises RefusedError (78), MissingError (69)."""
+    pgdata, founding = c.config.pgdata, c.config.founding
     signals = [name for name in adopting.SIGNALS if (pgdata / name).exists()]
     _refuse(adopting.refusal(str(pgdata), control.state, signals))
     _check_mode(pgdata)
     rules = list(founding.hba) or _client_rules(c, until_ns)
-    if not os.access(pgdata.parent, os.W_OK | os.X_OK):
-        text = f"{pgdata.parent} is not ours to write to: a copy that replaces {pgdata.name} one day is made beside it"
-        c.log.warning("config.warning", text=f"{text}; chown it to this user")
-    return str(control.system_identifier), adopting.brings(rules, control.wal_level, founding.parameters)
+    return adopting.brings(rules, control.wal_level, founding.parameters)
 
 
 def _refuse(refusal: adopting.Refusal | None) -> None:
@@ -85,11 +95,11 @@ def _configured(c: Context, name: str, until_ns: int) -> str:
     """What the configuration files of the data directory say, as Postgres reads them, without starting it."""
     place = ["-D", str(c.config.pgdata), "-c", f"data_directory={c.config.pgdata}"]
     try:
-        done = run_blocking(jobs.run_job([c.binaries.path("postgres"), *place, "-C", name], c.children), until_ns)
+        done = run_blocking(jobs.run_job([c.binaries.path("postgres"), "-C", name, *place], c.children), until_ns)
     except (jobs.JobFailed, TaskTimeout) as error:
         raise MissingError(
             f"Postgres can't read the configuration of {c.config.pgdata}: {error}",
-            f"mend it until this prints a file: {c.binaries.path('postgres')} -D {c.config.pgdata} -C {name}",
+            f"mend it until this prints a file: {c.binaries.path('postgres')} -C {name} -D {c.config.pgdata}",
         ) from error
     return done.output.strip()
 

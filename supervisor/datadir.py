@@ -105,11 +105,10 @@ def raft_arguments(c: Context) -> dict[str, Any]:
     """What the Raft child is told at its start (consensus/process.py `RaftChild`)."""
     config = c.config
     mark = read_mark(config.pgdata) if config.pgdata.exists() else {}
-    adopts, brings = "", "{}"
     if preflight.has_postgres(config.pgdata) and not mark:
         refuse_config_elsewhere(config.pgdata)
-        adopts, brings = adopt.before_founding(c)
-    return member.raft_arguments(config, mark, adopts, brings)
+        return member.raft_arguments(config, mark, *adopt.before_founding(c))
+    return member.raft_arguments(config, mark, "")
 
 
 DEBIAN = "/etc/postgresql/*/*/postgresql.conf"

@@ -167,7 +167,7 @@ def _write_settings(pgdata: Path, parameters: Mapping[str, str]) -> str:
 def _write_rules(programs: binaries.Binaries, pgdata: Path, children: ChildTable, cluster: ClusterState) -> str:
     """The client rules of the cluster into the pg_hba.conf that Postgres will read, if that one lies in PGDATA."""
     place = ["-D", str(pgdata), "-c", f"data_directory={pgdata}"]
-    named = _run(children, jobs.run_job([programs.path("postgres"), *place, "-C", "hba_file"], children))
+    named = _run(children, jobs.run_job([programs.path("postgres"), "-C", "hba_file", *place], children))
     path = Path(named.output.strip())
     if path.parent != pgdata:
         return f"client rules are those of {path}, which postgresql.conf names; pgr has not touched it"

@@ -16,9 +16,12 @@ from supervisor.errors import RefusedError
 from supervisor.roles import Local, View
 
 
-def raft_arguments(config: Config, mark: Mapping[str, Any], adopts: str, brings: str = "{}") -> dict[str, Any]:
+def raft_arguments(
+    config: Config, mark: Mapping[str, Any], adopts: str, brings: str = "{}", unfit: tuple[int, str, str] | None = None
+) -> dict[str, Any]:
     """The fields of `RaftChild` (consensus/process.py). ``mark``: of PGDATA (rebuild.read_mark); ``adopts``: the system
-    identifier of one that is to be brought in, ``brings``: what comes with it."""
+    identifier of one that is to be brought in, ``brings``: what comes with it,
+    ``unfit``: why it cannot be."""
     founding = config.founding
     settings = {"parameters": dict(founding.parameters), "hba": list(founding.hba), "superuser": founding.superuser}
     return {
@@ -33,6 +36,7 @@ def raft_arguments(config: Config, mark: Mapping[str, Any], adopts: str, brings:
         "profile": config.profile, "commit": config.commit,
         "settings": canonical(settings), "pgdata": str(config.pgdata),
         "data_incarnation": int(mark.get("incarnation", 0)), "adopts": adopts, "brings": brings,
+        "unfit": list(unfit) if unfit is not None else None,
         "salvage": config.salvage_dir.exists() and any(config.salvage_dir.iterdir()),
         "log_format": config.log_format,
     }  # fmt: skip
