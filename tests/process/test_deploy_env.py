@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
 import pytest
 
 from consensus.keys import new_key
 from supervisor.localcluster import write_secret
 from tests.pgbare import pg_bin
 from tests.process.test_refused_starts import Candidate, node
-from tests.unit.test_deploy import image_env
+from tests.unit.test_deploy import DOCKERFILE, image_env
 
 __all__ = ["node"]
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.slow]
+
+
+def test_what_the_image_copies_is_enough_to_build_from(tmp_path: Path, checkout: Path) -> None:
+    for words in re.findall(r"^COPY (.+)$", DOCKERFILE, re.MULTILINE):
+        *sources, place = words.split()
+        target = tmp_path / place.removeprefix("/usr/src/pgr").strip("/")
+        for source in sources:
+            if (checkout / source).is_dir():
+                shutil.copytree(checkout / source, target, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(checkout / source, target)
+    words = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", "dist"]
+    subprocess.run(words, cwd=tmp_path, check=True, capture_output=True)
+    (wheel,) = (tmp_path / "dist").iterdir()
+    with zipfile.ZipFile(wheel) as file:
+        assert {"pgr_supervise/__main__.py", "pgr_supervise/app/supervisor/entry.py"} <= set(file.namelist())
 
 
 def test_a_container_without_a_key_says_what_it_needs(node: Candidate) -> None:
