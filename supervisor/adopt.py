@@ -164,6 +164,9 @@ def _tell(c: Context, control: ControlData, found: adopting.Found, owned: dict[s
     overruled = adopting.overruled(found.settings, owned)
     hints_only = not control.checksums
     sentences = adopting.report(rules, overruled, found.slots, hints_only=hints_only)
-    c.log.warning("data.adopted", pgdata=c.config.pgdata, text="; ".join(sentences), client_rules=rules,
-                  overruled=overruled, slots=[name for name, _ in found.slots])  # fmt: skip
+    tell = c.log.warning if sentences else c.log.info
+    tell(
+        "data.adopted", pgdata=c.config.pgdata, text="; ".join(sentences), client_rules=rules, overruled=overruled,
+        slots=[name for name, _ in found.slots],
+    )  # fmt: skip
     return "; ".join([f"brought in the data directory {c.config.pgdata}", *sentences])

@@ -70,7 +70,16 @@ def test_a_stand_alone_postgres_becomes_the_first_copy(make_world: Callable[...,
         old.kill()
         mine = identifier(old.pgdata)
 
+        # Which of two is meant is not for a program to say: every node names them, and waits.
+        other = world["c"]
+        second = stand_alone(world, other, "-U", "postgres")
         world.start()
+        for each in world.nodes:
+            world.settles(lambda each=each: says_two(world, each), f"{each.name} says so")  # type: ignore[misc]  # bound now
+        assert other.stop(60) == 0
+        assert second.pgdata.is_dir()
+        second.pgdata.rename(second.pgdata.with_name("second"))
+        other.start()
         primary = world.wait_writable(standbys=2)
         assert primary is node, "nobody else has anything"
         for each in world.nodes:
@@ -95,6 +104,11 @@ def test_a_stand_alone_postgres_becomes_the_first_copy(make_world: Callable[...,
             world.settles(lambda: bool(world.logged(node, "rewind.end")), "it is rewound: wal_log_hints did it")
             world.wait_streaming(node)
         world.check_no_loss(writer, everywhere=True)
+
+
+def says_two(world: World, node: LocalNode) -> bool:
+    said = "more than one node brings a data directory: b, c; only one can be adopted"
+    return any(said in str(event["fields"].get("problem")) for event in world.logged(node, "founding.waiting"))
 
 
 def no_checksums() -> list[str]:
