@@ -47,11 +47,15 @@ def before_founding(c: Context) -> tuple[str, str, tuple[int, str, str] | None]:
 def _what_comes_along(c: Context, control: ControlData, until_ns: int) -> str:
     """Raises RefusedError (78), MissingError (69)."""
     pgdata, founding = c.config.pgdata, c.config.founding
+    _refuse_unfit(pgdata, control)
+    rules = list(founding.hba) or _client_rules(c, until_ns)
+    return adopting.brings(rules, control.wal_level, founding.parameters)
+
+
+def _refuse_unfit(pgdata: Path, control: ControlData) -> None:
     signals = [name for name in adopting.SIGNALS if (pgdata / name).exists()]
     _refuse(adopting.refusal(str(pgdata), control.state, signals))
     _check_mode(pgdata)
-    rules = list(founding.hba) or _client_rules(c, until_ns)
-    return adopting.brings(rules, control.wal_level, founding.parameters)
 
 
 def _refuse(refusal: adopting.Refusal | None) -> None:
@@ -124,6 +128,7 @@ def take_over(c: Context) -> Task[str]:
     pgdata = c.config.pgdata
     control = yield from controldata.read(c.binaries, pgdata, c.children)
     refuse_another(c, str(control.system_identifier))
+    _refuse_unfit(pgdata, control)  # the founding may have taken days
     if not control.clean:
         c.log.info(
             "data.recovering", state=control.state, hint="it was not shut down cleanly: its WAL is replayed first"
@@ -164,8 +169,7 @@ def _tell(c: Context, control: ControlData, found: adopting.Found, owned: dict[s
     overruled = adopting.overruled(found.settings, owned)
     hints_only = not control.checksums
     sentences = adopting.report(rules, overruled, found.slots, hints_only=hints_only)
-    tell = c.log.warning if sentences else c.log.info
-    tell(
+    c.log.warning(
         "data.adopted", pgdata=c.config.pgdata, text="; ".join(sentences), client_rules=rules, overruled=overruled,
         slots=[name for name, _ in found.slots],
     )  # fmt: skip

@@ -170,8 +170,9 @@ def _same(one: str, other: str) -> bool:
 
 
 def report(rules: int, overruled: Sequence[str], slots: Sequence[tuple[str, str]], *, hints_only: bool) -> list[str]:
-    """Sentences for people, about what they may have to do something about. ``hints_only``: no checksums."""
-    found = [f"{rules} client rules of its pg_hba.conf were taken over (pgr config get postgres.hba)"] if rules else []
+    """Sentences for people, about what is not what it was. ``rules``: how many; ``hints_only``: no checksums."""
+    whose = f"those of pgr config get postgres.hba ({rules})" if rules else "pgr's defaults"
+    found = [f"client rules are {whose} from now on; edits of its pg_hba.conf have no effect any more"]
     if overruled:
         found.append(f"settings of its files that have no effect any more, pgr owns them: {', '.join(overruled)}")
     if slots:
