@@ -134,3 +134,25 @@ def test_one_that_crashed_with_settings_that_no_standby_could_start_with_is_take
     assert {"wal_level", "max_wal_senders", "synchronous_standby_names", "port", "primary_conninfo"} <= set(named)
     assert '"data.recovering"' in said
     assert re.search(r"cluster state:\s+shut down\n", run("pg_controldata", "-D", main.pgdata).stdout)
+
+
+@pytest.mark.slow
+def test_debians_layout_is_taken_once_its_configuration_is_where_copies_get_it(
+    node: Candidate, main: BarePostgres
+) -> None:
+    """postgresql.conf and conf.d are copied, as the hint says; client rules come from where that file says."""
+    etc = node.mkdir(node.home / "etc" / "17" / "main")
+    (main.pgdata / "postgresql.conf").rename(etc / "postgresql.conf")
+    (main.pgdata / "pg_hba.conf").unlink()
+    (etc / "pg_hba.conf").write_text("local all postgres peer\nlocal all all peer\n", encoding="utf-8")
+    (etc / "conf.d").mkdir()
+    (etc / "conf.d" / "ours.conf").write_text("work_mem = 7MB\nport = 5439\n", encoding="utf-8")
+    for line in (f"data_directory = '{main.pgdata}'", f"hba_file = '{etc}/pg_hba.conf'", "include_dir = 'conf.d'"):
+        append(etc / "postgresql.conf", line)
+    node.refused(69, "keeps its configuration elsewhere", "copy postgresql.conf and what it includes")
+    subprocess.run(["cp", "-a", etc / "postgresql.conf", etc / "conf.d", main.pgdata], check=True)
+    said = node.says("cluster.created", "gate.open")
+    (line,) = [line for line in said.splitlines() if '"data.adopted"' in line]
+    fields = json.loads(line)["fields"]
+    assert fields["client_rules"] == 2
+    assert any(word.startswith(f"port ({main.pgdata}/conf.d/ours.conf:2") for word in fields["overruled"])
