@@ -53,7 +53,7 @@ def test_a_stand_alone_postgres_becomes_the_first_copy(make_world: Callable[...,
     hba = old.pgdata / "pg_hba.conf"
     rules = "local all all trust\nhost app app 127.0.0.1/32 trust # the application\nhost all all all scram-sha-256\n"
     hba.write_text(rules, encoding="utf-8")
-    old.settings |= {"wal_level": "logical", "synchronous_standby_names": ""}
+    old.settings |= {"wal_level": "logical", "synchronous_standby_names": "", "max_connections": "100"}
     (old.pgdata / "standby.signal").touch()
     own(old.pgdata / "standby.signal")
     with old:

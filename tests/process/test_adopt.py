@@ -39,6 +39,13 @@ def append(path: Path, line: str) -> None:
         file.write(f"{line}\n")
 
 
+def ask(postgres: BarePostgres, statement: str) -> object:
+    """The first row, if there is one."""
+    with postgres.connect() as session:
+        done = session.execute(statement.encode())
+        return done.fetchone() if done.description else None
+
+
 def standby(pgdata: Path) -> None:
     (pgdata / "standby.signal").touch()
     own(pgdata / "standby.signal")
@@ -49,6 +56,7 @@ def recovered_as_standby(pgdata: Path) -> None:
     standby(pgdata)
     postgres = BarePostgres(initdb=False)
     postgres.pgdata = pgdata
+    postgres.settings["max_connections"] = "100"  # as pg_control says
     postgres.start()
     postgres.stop()
     (pgdata / "standby.signal").unlink()
@@ -90,13 +98,13 @@ def test_one_that_runs_is_refused_before_its_port_is_missed(node: Candidate, mai
     main.port = int(node.flags["pg-port"])
     main.start()
     node.refused(78, f"runs in {main.pgdata}, process {main.pid}", f"pg_ctl -D {main.pgdata} stop", "at boot")
-    assert main.connect().execute("SELECT 1").fetchone() == (1,)
+    assert ask(main, "SELECT 1") == (1,)
 
 
 @pytest.mark.slow
 def test_a_role_of_somebody_else_is_made_nobodys_superuser(node: Candidate, main: BarePostgres) -> None:
     main.start()
-    main.connect().execute("CREATE ROLE pgr LOGIN PASSWORD 'x'")
+    ask(main, "CREATE ROLE pgr LOGIN PASSWORD 'x'")
     main.stop()
     node.refused(78, "are somebody else's: pgr (pgr would make a superuser of pgr)", "ALTER ROLE pgr RENAME TO")
     # Started again without it, there is no initdb in its place.
@@ -107,8 +115,8 @@ def test_a_role_of_somebody_else_is_made_nobodys_superuser(node: Candidate, main
     # As the hint says: it still is a plain Postgres.
     main.start()
     attributes = "SELECT rolsuper, rolpassword IS NOT NULL FROM pg_authid WHERE rolname = 'pgr'"
-    assert main.connect().execute(attributes).fetchone() == (False, True)
-    main.connect().execute("ALTER ROLE pgr RENAME TO pgr_old")
+    assert ask(main, attributes) == (False, True)
+    ask(main, "ALTER ROLE pgr RENAME TO pgr_old")
     main.stop()
     node.says("gate.open")
 
@@ -123,7 +131,7 @@ def test_one_that_crashed_with_settings_that_no_standby_could_start_with_is_take
     append(main.pgdata / "postgresql.auto.conf", "primary_conninfo = 'host=x password=secret'")
     main.settings |= {"wal_level": "minimal", "max_wal_senders": "0", "synchronous_standby_names": ""}
     main.start()
-    main.connect().execute("CREATE TABLE kept AS SELECT generate_series(1, 1000) AS i")
+    ask(main, "CREATE TABLE kept AS SELECT generate_series(1, 1000) AS i")
     main.stop(signal.SIGQUIT)
     assert "in production" in run("pg_controldata", "-D", main.pgdata).stdout
     said = node.says("cluster.created", "gate.open")
