@@ -152,7 +152,7 @@ def consider(mine: Greeting, heard: Mapping[str, Greeting], options: Founding) -
     electable = [g.name for g in everyone if g.aim == VOTER]
     if not electable:
         return Waiting((), "no peer is to be a voter with Postgres: nobody could be primary")
-    adopting = [g.name for g in everyone if g.adopts]
+    adopting = sorted(g.name for g in everyone if g.adopts)
     if adopting and adopting[0] not in electable:
         return Waiting((), f"{adopting[0]} brings a data directory, but is to be no voter: it could not be primary")
     if len(adopting) > 1:
