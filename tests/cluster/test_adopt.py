@@ -95,7 +95,7 @@ def test_a_stand_alone_postgres_becomes_the_first_copy(make_world: Callable[...,
         assert "no data checksums" in told["fields"]["text"]
         assert any(word.startswith("synchronous_standby_names (") for word in told["fields"]["overruled"])
         history = json.loads(world.pgr("history", "--json").stdout)
-        assert ["brought in the data directory" in event["text"] for event in history].count(True) == 1
+        assert ["brought in the data directory" in str(event) for event in history].count(True) == 1
 
         # It is one cluster: the first primary is lost with a record that nobody else has, and is rewound.
         world.query(primary, "SELECT pg_drop_replication_slot('former_standby')")

@@ -134,7 +134,11 @@ def test_one_that_crashed_with_settings_that_no_standby_could_start_with_is_take
     ask(main, "CREATE TABLE kept AS SELECT generate_series(1, 1000) AS i")
     main.stop(signal.SIGQUIT)
     assert "in production" in run("pg_controldata", "-D", main.pgdata).stdout
+    # What a new cluster would run once is not for this one.
+    (node.mkdir(node.data) / "pgr.toml").write_text(f'init_sql = "{node.home}/init.sql"\n', encoding="utf-8")
+    (node.home / "init.sql").write_text("CREATE TABLE anew (i int);\n", encoding="utf-8")
     said = node.says("cluster.created", "gate.open")
+    assert "init_sql.begin" not in said
     assert "secret" not in said
     (line,) = [line for line in said.splitlines() if '"data.adopted"' in line]
     fields = json.loads(line)["fields"]
