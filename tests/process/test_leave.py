@@ -12,10 +12,11 @@ from consensus.cluster import ClusterState
 from supervisor import binaries, jobs, leave, settings, sqlcatalog
 from supervisor.children import ChildTable
 from supervisor.tasks import Task, run_blocking
+from tests.cluster.world import rare
 from tests.pgbare import pg_bin, template
 from tests.process.dropped import dropped, home
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [rare, pytest.mark.timeout(120)]
 
 CHILDREN = ChildTable()
 
