@@ -34,11 +34,11 @@ SAY_WHO_IS_SILENT_S = 5
 
 
 class RefusedToStartError(Exception):
-    """The node must stop, and a person must act: message and hint; exit 78."""
+    """The node must stop, and a person must act: message and hint."""
 
-    def __init__(self, message: str, hint: str) -> None:
+    def __init__(self, message: str, hint: str, exit_code: int = 78) -> None:
         super().__init__(message)
-        self.hint = hint
+        self.hint, self.exit_code = hint, exit_code
 
 
 class Founder:
@@ -52,12 +52,15 @@ class Founder:
         """Whom to ask beside the peers: the address given with --join, and where the leader is said to be."""
 
     def run(self) -> bool:
-        """Until this node has a cluster id. False: told to stop before."""
+        """Until this node has a cluster id. False: told to stop before. RefusedToStartError."""
         host, child = self.host, self.host.child
+        if child.unfit:
+            code, reason, hint = child.unfit
+            raise RefusedToStartError(reason, hint, code)
         names = tuple(sorted(child.peers))
         mine = Greeting(
             child.name, host.identity.incarnation, child.raft_address, child.postgres_address, child.http_address,
-            names, child.adopts, child.role, bool(child.join), host.lost,
+            names, child.adopts, child.role, bool(child.join), host.lost, child.brings,
         )  # fmt: skip
         if child.join:
             self.asked["join"] = (str(child.join[0]), int(child.join[1]))
@@ -75,8 +78,9 @@ class Founder:
                 self._say(self.said or "asking to be let in")
             elif child.name == names[0]:
                 self._consider(mine)
-            else:
-                self._say_silent(Waiting(tuple(n for n in names if n != child.name and n not in self.heard)))
+            else:  # the lowest name writes the charter, but whoever is in its way should say so, too
+                answer = consider(mine, self.heard, Founding(child.commit, child.profile, child.settings))
+                self._say_silent(answer if isinstance(answer, Waiting) else Waiting(()))
             if host.identity.cluster_id:
                 break
             host.poller.poll(max(0, greet_at - now_ns() + MS - 1) // MS)

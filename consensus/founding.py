@@ -38,6 +38,9 @@ class Greeting:
     """It was told to ask a running cluster; it never founds one."""
     lost: bool = False
     """It has data of a cluster but no Raft state: it never founds, it asks to be let in again."""
+    brings: str = "{}"
+    """JSON {parameters: {name: value}, hba: [line]} that come with the data it wants to bring in: they fill in what the
+    founding settings do not say."""
 
     def dump(self) -> str:
         return canonical({"kind": "greeting", **{n: getattr(self, n) for n in Greeting.__slots__}})
@@ -69,10 +72,18 @@ def parse_greeting(body: Mapping[str, Any]) -> Greeting:
         return Greeting(
             str(body["name"]), int(body["incarnation"]), str(body["raft"]), str(body["postgres"]), str(body["http"]),
             tuple(str(p) for p in body["peers"]), str(body["adopts"]), str(body["aim"]), bool(body["joins"]),
-            bool(body["lost"]),
+            bool(body["lost"]), _brings(body.get("brings", "{}")),
         )  # fmt: skip
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"malformed greeting: {error}") from error
+
+
+def _brings(text: Any) -> str:
+    found = json.loads(text)
+    names, rules = found.get("parameters", {}), found.get("hba", [])
+    if not all(isinstance(word, str) for word in (*names, *names.values(), *rules)):
+        raise ValueError("malformed greeting: what it brings")
+    return str(text)
 
 
 def charter_message(cluster_id: str, charter: str, term: int, index: int, members: Iterable[Member]) -> str:
@@ -124,7 +135,8 @@ class Charter:
 
 
 def consider(mine: Greeting, heard: Mapping[str, Greeting], options: Founding) -> Waiting | Charter:
-    """May the cluster be founded now? Asked by the node with the lowest name only."""
+    """May the cluster be founded now? Only the node with the lowest name may use a charter; the others ask for what is
+    in the way."""
     silent = tuple(p for p in mine.peers if p != mine.name and p not in heard)
     for other in heard.values():
         if other.peers != mine.peers:
@@ -140,12 +152,16 @@ def consider(mine: Greeting, heard: Mapping[str, Greeting], options: Founding) -
     electable = [g.name for g in everyone if g.aim == VOTER]
     if not electable:
         return Waiting((), "no peer is to be a voter with Postgres: nobody could be primary")
-    adopting = [g.name for g in everyone if g.adopts]
+    adopting = sorted(g.name for g in everyone if g.adopts)
     if adopting and adopting[0] not in electable:
         return Waiting((), f"{adopting[0]} brings a data directory, but is to be no voter: it could not be primary")
     if len(adopting) > 1:
         names = ", ".join(adopting)
-        return Waiting((), f"more than one node brings a data directory: {names}; only one can be adopted")
+        return Waiting(
+            (),
+            f"more than one node brings a data directory: {names}; only one can be adopted. Which one is for you to "
+            "say: stop the others, move their data away (nothing is deleted here) and start them again as copies of it",
+        )
     members = [list(Member(g.name, g.incarnation, g.raft, g.postgres, g.http, g.aim, g.aim)) for g in everyone]
     return Charter(
         canonical(
@@ -154,7 +170,19 @@ def consider(mine: Greeting, heard: Mapping[str, Greeting], options: Founding) -
                 "founder": adopting[0] if adopting else min(electable),
                 "commit": options.commit,
                 "profile": options.profile,
-                "settings": json.loads(options.settings),
+                "settings": _settings(options.settings, next((g for g in everyone if g.adopts), None)),
             }
         )
     )
+
+
+def _settings(given: str, founder: Greeting | None) -> dict[str, Any]:
+    """What a person gave at the founding, and of what comes with adopted data the rest. Client rules are one value.
+    ``adopts``: whose data it has to be, so that nobody runs initdb instead."""
+    settings: dict[str, Any] = json.loads(given)
+    if founder is not None:
+        found: Mapping[str, Any] = json.loads(founder.brings)
+        settings["parameters"] = dict(found.get("parameters", {})) | settings.get("parameters", {})
+        settings["hba"] = settings.get("hba") or list(found.get("hba", []))
+        settings["adopts"] = founder.adopts
+    return settings

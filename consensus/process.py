@@ -89,6 +89,10 @@ class RaftChild:
     """Found in PGDATA; 0: none."""
     adopts: str
     """System identifier of a data directory to bring in at the founding."""
+    brings: str
+    """JSON of what comes with it: parameters and client rules (founding.Greeting)."""
+    unfit: tuple[int, str, str] | None
+    """Why it cannot be brought in: exit code, reason, hint. No matter once this node has a cluster."""
     pgdata: str
     salvage: bool
     """There is salvaged WAL of an earlier life."""
@@ -102,7 +106,7 @@ def run(config: Mapping[str, Any]) -> int:
     try:
         return Host(child, log).run()
     except RefusedToStartError as error:
-        return _fail(child, log, "raft.refused", EXIT_REFUSED, str(error), error.hint)
+        return _fail(child, log, "raft.refused", error.exit_code, str(error), error.hint)
     except StorageError as error:
         return _fail(child, log, "raft.storage_failed", error.exit_code, str(error), _storage_hint(child, error))
     except ListenError as error:

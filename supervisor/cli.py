@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from fencing.clock import now_ns
-from supervisor import doctorcli, eventscli, operating, opscli, recovercli, render, replacecli
+from supervisor import doctorcli, eventscli, leavecli, operating, opscli, recovercli, render, replacecli
 from supervisor.admin import ACTION_IDLE_MS, Admin, Progress, error_of, who, write_private
 from supervisor.clioptions import (
     MEMBER_TIMEOUT_S,
@@ -304,7 +304,7 @@ def _change_member(admin: Admin, name: str, body: dict[str, Any], timeout_s: flo
     put(json.dumps(result, indent=2) + "\n" if as_json else render.member_changed(name, result))
 
 
-for command in opscli.COMMANDS:
+for command in (*opscli.COMMANDS, leavecli.leave):
     app.command()(command)
 app.command(context_settings=doctorcli.SETTINGS)(doctorcli.doctor)
 

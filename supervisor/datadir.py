@@ -12,7 +12,7 @@ from fencing.clock import now_ns
 from fencing.kill import end, fence
 from fencing.lease import MS
 from fencing.logs import Log
-from supervisor import controldata, files, member, preflight, waldir
+from supervisor import adopt, controldata, files, member, preflight, waldir
 from supervisor.config import Config
 from supervisor.context import Context
 from supervisor.errors import MissingError, RefusedError
@@ -105,16 +105,10 @@ def raft_arguments(c: Context) -> dict[str, Any]:
     """What the Raft child is told at its start (consensus/process.py `RaftChild`)."""
     config = c.config
     mark = read_mark(config.pgdata) if config.pgdata.exists() else {}
-    adopts = ""
     if preflight.has_postgres(config.pgdata) and not mark:
-        try:
-            control = run_blocking(controldata.read(c.binaries, config.pgdata, c.children), now_ns() + 5_000 * MS)
-        except (controldata.ControlDataError, TaskTimeout) as error:
-            hint = f"repair it, or move {config.pgdata} away"
-            raise RefusedError(f"{config.pgdata} cannot be brought into a cluster: {error}", hint) from error
         refuse_config_elsewhere(config.pgdata)
-        adopts = str(control.system_identifier)
-    return member.raft_arguments(config, mark, adopts)
+        return member.raft_arguments(config, mark, *adopt.before_founding(c))
+    return member.raft_arguments(config, mark, "")
 
 
 DEBIAN = "/etc/postgresql/*/*/postgresql.conf"
@@ -125,15 +119,15 @@ def refuse_config_elsewhere(pgdata: Path) -> None:
     this cluster could start. Raises MissingError."""
     if (pgdata / "postgresql.conf").exists():
         return
-    source = "postgresql.conf"
+    source = command = "postgresql.conf"
     for path in sorted(glob(DEBIAN), reverse=True):
         with suppress(OSError):  # not for us to read: then it is not named
             if f"data_directory = '{pgdata}'" in Path(path).read_text(encoding="utf-8", errors="replace"):
-                source = path
+                source, command = path, f"{path} {Path(path).with_name('conf.d')}"
     raise MissingError(
         f"{pgdata} has no postgresql.conf: the cluster keeps its configuration elsewhere, where copies do not get it",
-        f"copy {source} and what it includes to {pgdata}; pgr writes pg_hba.conf and pg_ident.conf itself "
-        "(client rules: [postgres] hba of pgr.toml)",
+        f"copy {source} and what it includes to {pgdata} (as its owner: cp -a {command} {pgdata}/); from then on that "
+        "copy counts. The client rules are taken over from the pg_hba.conf that it names",
     )
 
 

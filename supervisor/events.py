@@ -84,6 +84,8 @@ TEXTS: Mapping[str, str] = {
     "settings.applied": "wrote the settings of Postgres anew",
     "settings.removed": "lines of postgresql.auto.conf were removed: {lines}",
     "settings.raised": "settings were raised, a standby would not start with less: {values}",
+    "data.recovering": "replays the WAL of the data directory that it brings in: {state}",
+    "data.adopted": "brought in the data directory {pgdata}: {text}",
     "cluster.created": "created the data of the cluster",
     "slot.former_dropped": "dropped the slot {slot} of a former member",
     "hook.end": "{hook} ended with {code} after {took_ms} ms",

@@ -21,7 +21,7 @@ from fencing.clock import now_ns
 from supervisor import files
 from supervisor.binaries import Binaries
 from supervisor.children import UNKNOWN, ChildTable
-from supervisor.settings import REPLICATION_ROLE, ROLE
+from supervisor.settings import OWN_ROLE, REPLICATION_ROLE, ROLE
 from supervisor.tasks import Task, Wait
 
 TAIL_LINES = 20
@@ -254,13 +254,19 @@ def _has_locale(name: str) -> bool:
 
 
 def single_user(
-    binaries: Binaries, pgdata: Path, statements: Sequence[str], children: ChildTable, dbname: str = "postgres"
+    binaries: Binaries,
+    pgdata: Path,
+    statements: Sequence[str],
+    children: ChildTable,
+    *,
+    dbname: str = "postgres",
+    settings: Mapping[str, str] | None = None,
 ) -> Task[JobResult]:
     """Run SQL in a Postgres without network and without other sessions: at the founding and at an adoption, before the
     first grant (it writes WAL under none). Crash recovery happens first if it must; a clean shutdown follows.
 
-    One statement per element; a failing one ends it (JobFailed). standby.signal is set aside for the time. Never on a
-    node of a running cluster.
+    One statement per element; a failing one ends it (JobFailed). ``settings``: for its time, such as the wal_level that
+    pg_control is to say afterwards. standby.signal is set aside. Never on a node of a running cluster.
     """
     options = {
         "exit_on_error": "on",
@@ -272,6 +278,7 @@ def single_user(
         "log_min_duration_statement": "-1",
         "logging_collector": "off",
         "log_destination": "stderr",
+        **(settings or {}),
     }
     argv = [binaries.path("postgres"), "--single", "-D", str(pgdata), "-c", f"data_directory={pgdata}"]
     for name, value in options.items():
@@ -282,11 +289,22 @@ def single_user(
         return (yield from run_job([*argv, dbname], children, stdin=script.encode()))
 
 
+REWIND_FUNCTIONS = (
+    "pg_ls_dir(text, boolean, boolean)",
+    "pg_stat_file(text, boolean)",
+    "pg_read_binary_file(text)",
+    "pg_read_binary_file(text, bigint, bigint, boolean)",
+)
+"""What pg_rewind calls at its source, as a role that is no superuser."""
+
+
 def roles_sql(replication_password: str, salt: bytes) -> list[str]:
-    """The statements that make pgr's two roles, whatever was there before. ``salt``: 16 random bytes."""
+    """The statements that make pgr's two roles, or put right what is there. Whose they are the caller has looked at: by
+    their comment (adopting.py). ``salt``: 16 random bytes."""
     verifier = scram_verifier(replication_password, salt)
     missing = (
-        "DO $$BEGIN IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{0}') THEN CREATE ROLE {0}; END IF; END$$"
+        "DO $$BEGIN IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{0}') THEN CREATE ROLE {0};"
+        f" COMMENT ON ROLE {{0}} IS '{OWN_ROLE}'; END IF; END$$"
     )
     return [
         missing.format(ROLE),

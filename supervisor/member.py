@@ -16,9 +16,12 @@ from supervisor.errors import RefusedError
 from supervisor.roles import Local, View
 
 
-def raft_arguments(config: Config, mark: Mapping[str, Any], adopts: str) -> dict[str, Any]:
+def raft_arguments(
+    config: Config, mark: Mapping[str, Any], adopts: str, brings: str = "{}", unfit: tuple[int, str, str] | None = None
+) -> dict[str, Any]:
     """The fields of `RaftChild` (consensus/process.py). ``mark``: of PGDATA (rebuild.read_mark); ``adopts``: the system
-    identifier of one that is to be brought in."""
+    identifier of one that is to be brought in, ``brings``: what comes with it,
+    ``unfit``: why it cannot be."""
     founding = config.founding
     settings = {"parameters": dict(founding.parameters), "hba": list(founding.hba), "superuser": founding.superuser}
     return {
@@ -32,7 +35,8 @@ def raft_arguments(config: Config, mark: Mapping[str, Any], adopts: str) -> dict
         "key_file": str(config.cluster_key or (config.key_file if config.key_file.exists() else "")),
         "profile": config.profile, "commit": config.commit,
         "settings": canonical(settings), "pgdata": str(config.pgdata),
-        "data_incarnation": int(mark.get("incarnation", 0)), "adopts": adopts,
+        "data_incarnation": int(mark.get("incarnation", 0)), "adopts": adopts, "brings": brings,
+        "unfit": list(unfit) if unfit is not None else None,
         "salvage": config.salvage_dir.exists() and any(config.salvage_dir.iterdir()),
         "log_format": config.log_format,
     }  # fmt: skip

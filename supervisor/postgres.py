@@ -22,6 +22,7 @@ from supervisor.binaries import Binaries
 from supervisor.children import ChildTable
 from supervisor.errors import RefusedError
 from supervisor.jobs import clean_env
+from supervisor.preflight import works_in
 from supervisor.settings import auto_conf
 from supervisor.tasks import NEVER, Task, Wait
 from supervisor.timelines import history_name, history_numbers, history_text, parse_history
@@ -212,21 +213,11 @@ class Postgres:
         """Raise OccupiedError if a Postgres (a postmaster, a single-user one) lives in this data directory."""
         lock = self.lock_file()
         pid = abs(lock.pid) if lock else 0
-        if pid and self._lives_here(pid):
+        if pid and works_in(pid, self.pgdata):
             raise OccupiedError(
                 f"another Postgres, process {pid}, runs in {self.pgdata}",
                 f"stop it first (pg_ctl -D {self.pgdata} stop), or give this node a data directory of its own",
             )
-
-    def _lives_here(self, pid: int) -> bool:
-        """A live process with our data directory as its working directory; a number in a stale file may be anyone's
-        (hazard 2). If that can't be read it is another user's: then only the inode of PGDATA being ours says no."""
-        try:
-            return Path(f"/proc/{pid}/cwd").samefile(self.pgdata)
-        except FileNotFoundError:
-            return False
-        except PermissionError:
-            return False  # another user's process can't be a Postgres on a directory of mode 0700 that is ours
 
     def start(self) -> Postmaster:
         """Start the postmaster (after ``prepare``); it is not ready yet. Raises what ``spawn`` raises."""

@@ -19,6 +19,8 @@ from supervisor.founding_options import Founding
 
 SUPPORTED_MAJORS: Final = range(15, 19)
 _NOT_CONTENT: Final = frozenset({"lost+found"})
+MARK: Final = "pgr_node.json"
+"""In PGDATA: whose copy this is (rebuild.py writes it)."""
 
 
 class DataLock:
@@ -38,6 +40,7 @@ def check(config: Config) -> DataLock:
     lock = lock_data(config.data)
     check_pgdata(config.pgdata, os.geteuid())
     check_mount(config.pgdata)
+    check_stopped(config.pgdata)
     check_files(config)
     check_ports(config)
     return lock
@@ -130,6 +133,37 @@ def check_pgdata(pgdata: Path, uid: int) -> None:
             f"{pgdata} is not empty and holds no Postgres cluster",
             "nothing is deleted here: move its content away, or name the right directory with --pgdata",
         )
+
+
+def check_stopped(pgdata: Path) -> None:
+    """No Postgres runs in a data directory that is to be brought in. Raises `RefusedError` (78).
+
+    Before the ports are looked at: it most likely has ours. One that pgr has left behind is ended later (datadir.py).
+    """
+    try:
+        pid = abs(int((pgdata / "postmaster.pid").read_text(encoding="ascii", errors="replace").split("\n", 1)[0]))
+    except (OSError, ValueError):
+        return
+    if (pgdata / MARK).exists() or not works_in(pid, pgdata):
+        return
+    debian = re.fullmatch(r"/var/lib/postgresql/(\d+)/([^/]+)", str(pgdata))
+    boot = f"; on Debian: pg_ctlcluster {debian[1]} {debian[2]} stop" if debian else ""
+    start_conf = f"/etc/postgresql/{debian[1]}/{debian[2]}/start.conf" if debian else ""
+    again = f"write disabled into {start_conf}" if debian else "disable the service that does"
+    raise RefusedError(
+        f"a Postgres that pgr did not start runs in {pgdata}, process {pid}",
+        f"stop it: pg_ctl -D {pgdata} stop{boot}. And let nothing else start it again, at boot for instance ({again}): "
+        "only pgr-supervise may",
+    )
+
+
+def works_in(pid: int, pgdata: Path) -> bool:
+    """A live process with this directory as its working directory; a number in a stale file may be anyone's (hazard 2).
+    Another user's can't be a Postgres on a directory of mode 0700 that is ours."""
+    try:
+        return Path(f"/proc/{pid}/cwd").samefile(pgdata)
+    except (FileNotFoundError, PermissionError):
+        return False
 
 
 MOUNT_ABOVE: Final = "stop this node, mount that file system one directory higher, and name its data by --pgdata"

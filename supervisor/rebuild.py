@@ -18,14 +18,14 @@ from consensus.record import EpochStart, Position
 from fencing.clock import now_ns
 from fencing.lease import MS
 from fencing.logs import utc_now
-from supervisor import controldata, files, jobs, preflight, salvage, sql, tablespaces, timelines, waldir
+from supervisor import adopt, controldata, files, jobs, preflight, salvage, sql, tablespaces, timelines, waldir
 from supervisor.context import CLONE, Context, StepFailed
 from supervisor.errors import RefusedError
 from supervisor.roles import Data, Plan, Server, copy_asked_for
 from supervisor.steps import Steps
 from supervisor.tasks import Task, sleep
 
-MARK = "pgr_node.json"
+MARK = preflight.MARK
 """In PGDATA: whose copy this is. Both tools copy the source's, so it is written again before the copy is used."""
 MARK_KEPT = "rewinding.json"
 """In DIR, while pg_rewind runs: it empties our mark and writes the source's over it, and may be killed in between."""
@@ -113,12 +113,15 @@ class Rebuild:
         cluster = c.cluster
         adopted = (pgdata / "PG_VERSION").exists()
         place = pgdata if adopted else self.new
+        if not adopted:
+            adopt.refuse_another(c, "")
         if not adopted and read_mark(place).get("nonce") != cluster.nonce:
             if cluster.system_identifier:
                 raise StepFailed("the data directory this node created is gone, and the cluster was never opened")
             yield from self._initdb(place)
-        elif adopted and not read_mark(place):
-            yield from self._roles(place)
+        brought = ""
+        if adopted and not read_mark(place):
+            brought = yield from adopt.take_over(c)
             write_mark(place, c.view.incarnation, cluster.nonce)
         control = yield from controldata.read(c.binaries, place, c.children)
         body = {
@@ -135,6 +138,8 @@ class Rebuild:
             files.sync_directory(pgdata.parent)
         c.change(data=Data.READY)
         c.log.info("cluster.created", system_identifier=c.cluster.system_identifier)
+        if brought:
+            self._remember("adopted", brought, {})
 
     def _initdb(self, place: Path) -> Task[None]:
         c = self.c

@@ -15,6 +15,8 @@ END = "# pgr: end"
 ROLE = "pgr"
 """Superuser of the supervisor, reachable by socket from pgr's own system user only."""
 REPLICATION_ROLE = "pgr_replication"
+OWN_ROLE = "made by pgr"
+"""The comment on each role that pgr makes: a role of such a name without it is somebody else's."""
 PLACEHOLDER_NAMES = 'ANY 1 ("pgr.nobody")'
 """For standbys: not empty, so that the "standbys defined" flag is up long before a promotion (safety.md, Promotion 4),
 and matching nobody, as stamps have two dots."""
@@ -186,7 +188,8 @@ def auto_conf(existing_text: str, owned: Mapping[str, str]) -> tuple[str, tuple[
             if name not in names:
                 kept.append(line)
             elif match is not None and unquote(match[2]) != owned.get(name):
-                removed.append(line.strip())
+                # A conninfo may hold a password.
+                removed.append(f"{name} = ..." if name == "primary_conninfo" else line.strip())
     block = [BEGIN, *(f"{name} = {quote(value)}" for name, value in owned.items()), END]
     return "\n".join([*kept, *block]) + "\n", tuple(removed)
 

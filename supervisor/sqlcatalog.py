@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from consensus.digest import blake2b
-from supervisor.settings import ROLE
+from supervisor.settings import OWN_ROLE, ROLE
 
 SCHEMA: Final = "pg_replica"
 MONITOR: Final = "pgr_monitor"
@@ -343,7 +343,8 @@ LOOK: Final = (
 
 LACKS_ROLES: Final = f"SELECT to_regrole('{MONITOR}') IS NULL OR to_regrole('{ADMIN}') IS NULL"
 ROLES: Final = "".join(
-    f"DO $pgr$BEGIN IF to_regrole('{role}') IS NULL THEN CREATE ROLE {role} NOLOGIN; END IF; END$pgr$;\n"
+    f"DO $pgr$BEGIN IF to_regrole('{role}') IS NULL THEN CREATE ROLE {role} NOLOGIN;"
+    f" COMMENT ON ROLE {role} IS '{OWN_ROLE}'; END IF; END$pgr$;\n"
     for role in (MONITOR, ADMIN)
 ) + f"GRANT {MONITOR} TO {ADMIN};\n"  # fmt: skip
 """Where one is missing. An existing role is left as it is."""

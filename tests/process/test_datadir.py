@@ -349,10 +349,22 @@ def test_http_off_is_an_empty_address(home: Path) -> None:
 def test_a_data_directory_of_ours_tells_whose_it_is_and_one_of_a_stranger_is_adopted(found: Found, ours: str) -> None:
     found.initdb(mark=False)
     told = datadir.raft_arguments(found.c)
-    assert (told["data_incarnation"], told["adopts"]) == (0, ours)
+    assert (told["data_incarnation"], told["adopts"], told["unfit"]) == (0, ours, None)
+    assert "local all all" in told["brings"], "the client rules come along"
     write_mark(found.pgdata, INCARNATION, NONCE)
     told = datadir.raft_arguments(found.c)
     assert (told["data_incarnation"], told["adopts"]) == (INCARNATION, "")
+
+
+def test_why_data_cannot_be_brought_in_is_for_the_founding_to_say(found: Found, ours: str) -> None:
+    """Of a member's data, put there without a mark, `look` has something else to say."""
+    found.initdb(mark=False)
+    (found.pgdata / "standby.signal").touch()
+    told = datadir.raft_arguments(found.c)
+    json.dumps(told)
+    assert told["adopts"] == ours
+    code, why, hint = told["unfit"]
+    assert (code, "is the data of a standby" in why, "bring in the primary's" in hint) == (78, True, True)
 
 
 def test_a_copy_that_was_asked_for_is_not_made_twice(found: Found, ours: str) -> None:

@@ -188,6 +188,7 @@ class Cluster:
         host.child = SimpleNamespace(
             name=name, join=asked, peers={n: (n, 1) for n in self.names}, role=mine.role, adopts="",
             raft_address=mine.raft, postgres_address=mine.postgres, http_address=mine.http,
+            brings="{}", unfit=None, commit="quorum", profile="default", settings="{}",
         )  # fmt: skip
         host.stored = Stored(machine.disk.identity, HardState(), None, (), NodeRecord())
         host.store = machine.disk

@@ -62,6 +62,40 @@ def test_whoever_brings_data_is_the_founder_and_only_one_may() -> None:
     assert "only one can be adopted" in answer.problem
 
 
+def test_what_comes_with_adopted_data_fills_in_what_the_founding_does_not_say() -> None:
+    brings = '{"hba":["local all all peer"],"parameters":{"wal_level":"logical","work_mem":"1MB"}}'
+    others = heard(replace(greeting("b", "77"), brings=brings), greeting("c"))
+    charter = consider(greeting("a"), others, OPTIONS)
+    assert isinstance(charter, Charter)
+    brought = {"hba": ["local all all peer"], "parameters": {"wal_level": "logical", "work_mem": "1MB"}}
+    assert json.loads(charter.text)["settings"] == brought | {"adopts": "77"}
+    assert json.loads(found(charter.text, "0f").config) == {
+        "postgres.hba": ["local all all peer"],
+        "postgres.parameters.wal_level": "logical",
+        "postgres.parameters.work_mem": "1MB",
+    }
+    given = Founding("quorum", "default", '{"hba":["local all all trust"],"parameters":{"work_mem":"2MB"}}')
+    charter = consider(greeting("a"), others, given)
+    assert isinstance(charter, Charter)
+    assert json.loads(charter.text)["settings"] == {
+        "hba": ["local all all trust"], "parameters": {"wal_level": "logical", "work_mem": "2MB"},
+        "adopts": "77",
+    }  # fmt: skip
+    # What an empty node says of itself changes nothing.
+    charter = consider(greeting("a"), heard(replace(greeting("b"), brings=brings), greeting("c")), OPTIONS)
+    assert isinstance(charter, Charter)
+    assert json.loads(charter.text)["settings"] == {"parameters": {}}
+
+
+@pytest.mark.parametrize("brings", ['{"hba":[7]}', '{"parameters":{"a":1}}', "[]", "8", "{", 7])
+def test_a_greeting_that_brings_nonsense_is_malformed(brings: object) -> None:
+    body = parse(greeting("b").dump()) | {"brings": brings}
+    with pytest.raises(ValueError, match=r"malformed greeting|Expecting"):
+        parse_greeting(body)
+    del body["brings"]
+    assert parse_greeting(body).brings == "{}", "of a node of an earlier version"
+
+
 def test_one_node_alone_is_its_own_majority() -> None:
     assert isinstance(consider(greeting("a", peers=("a",)), {}, OPTIONS), Charter)
 

@@ -71,6 +71,11 @@ def test_names_that_postgres_no_longer_knows_go() -> None:
     assert "work_mem = '1MB'" in new
 
 
+def test_the_password_that_pg_basebackup_writes_is_not_told() -> None:
+    _, removed = auto_conf("primary_conninfo = 'host=x password=secret'\n", {"primary_conninfo": ""})
+    assert removed == ("primary_conninfo = ...",)
+
+
 def test_a_block_without_its_end_swallows_nothing() -> None:
     new, _ = auto_conf(f"{BEGIN}\nport = '1'\nwork_mem = '1MB'\n", {"port": "2"})
     assert "work_mem = '1MB'" in new
