@@ -59,6 +59,8 @@ class Facts:
     """Index of the newest `reload/1` after which ``pending`` was looked at."""
     overrides: tuple[str, ...] = ()
     """On the primary: who has set synchronous_commit lower (`role app: off`)."""
+    config_problem: str = ""
+    """Why the configuration file as it is was not taken; empty: it was."""
     sql_problem: str = ""
     """Why something can't be asked by SQL here; empty: everything can."""
 
@@ -146,7 +148,7 @@ def observation(
     return {
         "role": role_of(local), "state": state, "epoch": epoch, "timeline": timeline,
         "lsn": facts.lsn, "replay_lsn": facts.replay_lsn, "epoch_of_upstream": local.upstream,
-        "sql_problem": facts.sql_problem,
+        "sql_problem": facts.sql_problem, "config_problem": facts.config_problem,
         "checkpointed": facts.checkpointed, "version": facts.version, "since": facts.since,
         "reason": reason, "pgr_version": pgr_version, "incarnation": view.incarnation,
         "proven": proven(view.record, facts), "pending": dict(facts.pending), "overrides": list(facts.overrides),
@@ -206,7 +208,7 @@ def snapshot(
     degraded = degraded_words(cluster)
     warnings = (
         *_warnings(cluster, rows, primary), *_overrides(members, primary), *_sql_problems(members),
-        *_missing_hooks(members),
+        *_missing_hooks(members), *_config_problems(members),
     )  # fmt: skip
     paused = bool(cluster.setting(PAUSE))
     urgent = [text for text in (operating.PAUSED if paused else "", degraded) if text]
@@ -330,6 +332,11 @@ def _missing_hooks(members: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """By node: none of them can do what it is told to do there, and pre_promote says no."""
     found = ((name, list(m["seen"].get("missing_hooks", []))) for name, m in sorted(members.items()))
     return [f"{name} can't execute {', '.join(missing)}" for name, missing in found if missing]
+
+
+def _config_problems(members: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    found = {name: str(m["seen"].get("config_problem", "")) for name, m in members.items()}
+    return [f"{name} goes on with its old configuration: {text}" for name, text in sorted(found.items()) if text]
 
 
 def _sql_problems(members: Mapping[str, Mapping[str, Any]]) -> list[str]:
