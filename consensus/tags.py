@@ -45,8 +45,8 @@ class Known(NamedTuple):
 
 TABLE: Final = (
     Known(NOFAILOVER, (bool,), "never becomes primary; it votes and counts in the sync group like any other"),
-    Known(NOSYNC, (bool,), "has no seat in the sync group, so no commit waits for it and it cannot become primary either; "
-          "does not count with `commit = async`, nor while fewer than two would be left"),
+    Known(NOSYNC, (bool,), "has no seat in the sync group, so no commit waits for it and it cannot become primary "
+          "either; does not count with `commit = async`, nor while fewer than two would be left"),
     Known(NOLOADBALANCE, (bool,), "`/replica` and what follows from it answer 503"),
     Known(PRIORITY, (int,), f"0 to {PRIORITY_MAX}, 1 if absent: of nodes that hold the same WAL the highest becomes "
           "primary; 0 is `nofailover`"),

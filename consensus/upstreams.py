@@ -2,8 +2,8 @@
 
 Such a node is out of the primary's sight: its flush is acknowledged to nobody, and it may be hours from being primary.
 So it does either only while the log shows that no commit waits for it: without a seat in any group of which an election
-needs a read quorum, and not about to get one. As long as it has a seat it follows the primary like everybody (safety.md,
-"Changes of the sync group": a cascaded or delayed node can't be in S).
+needs a read quorum, and not about to get one. As long as it has a seat it follows the primary like everybody
+(safety.md, "Changes of the sync group": a cascaded or delayed node can't be in S).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from consensus.membership import LEARNER
-from consensus.tags import delay_ms, keeps_out, named_upstream, of, unseated
+from consensus.tags import delay_ms, named_upstream, of, unseated
 
 if TYPE_CHECKING:
     from consensus.cluster import ClusterState
@@ -33,20 +33,11 @@ def upstream(state: ClusterState, name: str) -> str:
 
 def apply_delay_ms(state: ClusterState, name: str) -> int:
     """How much later it replays; 0: at once, which is so of whoever is (to be) primary."""
+    late_ms = delay_ms(of(state, name))
     is_primary = state.grant is not None and state.grant.node == name
-    if is_primary or state.wish_to == name or not is_free(state, name):
-        return 0
-    return delay_ms(of(state, name))
+    return late_ms if late_ms and not is_primary and state.wish_to != name and is_free(state, name) else 0
 
 
 def is_held_back(state: ClusterState, name: str) -> bool:
     """It is tagged to replay late, so it is primary only if a person asks for just this node."""
     return delay_ms(of(state, name)) > 0 and state.wish_to != name
-
-
-def out_of_force(state: ClusterState, name: str) -> str:
-    """The tag that is to keep this voter out of the sync group and does not, as too few would be left; empty: none."""
-    kept = any(name in group.names and not group.asynchronous for group in state.groups)
-    primary = state.grant.node if state.grant is not None else ""
-    wanted_in = state.commit_mode != "async" and name not in unseated(state)
-    return keeps_out(state, name) if kept and wanted_in and name != primary else ""

@@ -342,7 +342,7 @@ class Daemon:
             case "raft.cluster":
                 c.view = replace(c.view, cluster=load(body["state"]))
                 self.was_member = self.was_member or member.is_member(c.view, c.local)
-                self.steps.notice_moved_primary()
+                self.steps.notice_moved_upstream()
                 c.timings = PROFILES[c.cluster.profile]
                 self.offspring.use_timings(c.timings)
                 self.founding_sentence = ""
@@ -353,8 +353,9 @@ class Daemon:
             case "lease.changed":
                 c.view = replace(c.view, lease_term=body["term"], lease_until_ns=body["until_ns"], renewed=True)
             case "raft.members":
-                self.members, self.admin.known = body["members"], body
-                self.snapshot_at_ns = 0
+                self.members = c.seen = body["members"]
+                self.admin.known, self.snapshot_at_ns = body, 0
+                self.steps.notice_moved_upstream()
             case "raft.removed":
                 self._removed(str(body["reason"]), str(body["hint"]))
             case "raft.founding":

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from consensus import clusterwide, tags
+from consensus import clusterwide, tags, upstreams
 from consensus.cluster import ClusterState
 from consensus.hold import PAUSE
 from consensus.membership import GONE, LEARNER, VOTER, WITNESS
@@ -148,6 +148,7 @@ def observation(
     return {
         "role": role_of(local), "state": state, "epoch": epoch, "timeline": timeline,
         "lsn": facts.lsn, "replay_lsn": facts.replay_lsn, "epoch_of_upstream": local.upstream,
+        "upstream_node": local.upstream_node if local.upstream else "",
         "sql_problem": facts.sql_problem, "config_problem": facts.config_problem,
         "checkpointed": facts.checkpointed, "version": facts.version, "since": facts.since,
         "reason": reason, "pgr_version": pgr_version, "incarnation": view.incarnation,
@@ -192,11 +193,12 @@ def snapshot(
     primary = Primary(grant.node, grant.term, grant.timeline, grant.opened) if grant is not None and holds else None
     group = SyncGroup(cluster.group.names, cluster.group.k)
     newest = max((int(m["seen"].get("lsn", 0)) for m in members.values()), default=0)
-    parameters = clusterwide.parameters(cluster.config)
+    parameters, out = clusterwide.parameters(cluster.config), tags.unseated(cluster)
     rows = tuple(
         _member(
             m, members.get(m.name), group, primary, newest, local.me, parameters, fenced=m.name in cluster.fenced,
             tagged=tags.of(cluster, m.name) if m.name != local.me or own_tags is None else own_tags,
+            unseated=tags.keeps_out(cluster, m.name) if m.name in out else "",
         )
         for m in cluster.members
     )
@@ -254,6 +256,7 @@ def _member(
     *,
     fenced: bool,
     tagged: Mapping[str, Tag],
+    unseated: str,
 ) -> Member:
     host, _, port = member.postgres.rpartition(":")
     seen = known["seen"] if known is not None else {}
@@ -300,7 +303,13 @@ def _member(
         replay_paused=bool(seen.get("replay_paused")),
         https=bool(seen.get("https")),
         pending=_pending(seen.get("pending", {}), parameters, role == "primary"),
+        upstream=_through(str(seen.get("upstream_node", "")), primary) if fresh else "",
+        unseated=unseated,
     )
+
+
+def _through(upstream: str, primary: Primary | None) -> str:
+    return upstream if primary is not None and upstream != primary.name else ""
 
 
 def _pending(running: Mapping[str, str], parameters: Mapping[str, str], primary: bool) -> str:
@@ -359,7 +368,7 @@ def _warnings(cluster: ClusterState, rows: tuple[Member, ...], primary: Primary 
         found.append(f"unreachable: {', '.join(missing)}")
     if cluster.fenced:
         found.append(f"fenced, Postgres is kept down until `pgr unfence`: {', '.join(cluster.fenced)}")
-    found += _tag_warnings(cluster, primary)
+    found += _tag_warnings(cluster, rows, primary)
     leaving = [m.name for m in cluster.members if m.aim.startswith(GONE) and primary and m.name == primary.name]
     if leaving:
         found.append(f"{leaving[0]} is to be removed and has become the primary since: it goes after `pgr switchover`")
@@ -375,7 +384,7 @@ def _warnings(cluster: ClusterState, rows: tuple[Member, ...], primary: Primary 
     return found
 
 
-def _tag_warnings(cluster: ClusterState, primary: Primary | None) -> list[str]:
+def _tag_warnings(cluster: ClusterState, rows: tuple[Member, ...], primary: Primary | None) -> list[str]:
     found: list[str] = []
     leads = primary.name if primary is not None else ""
     never = [m.name for m in cluster.members if m.role == VOTER and not tags.priority_of(cluster, m.name)]
@@ -384,10 +393,30 @@ def _tag_warnings(cluster: ClusterState, primary: Primary | None) -> list[str]:
     able = [n for n in cluster.wanted_group.names if n not in never]
     if never and leads and not [n for n in able if n != leads]:
         found.append("nothing takes over when the primary is lost: every other node with a seat is tagged nofailover")
-    unwilling = [n for n in cluster.wanted_group.names if tags.of(cluster, n).get(tags.NOSYNC) is True and n != leads]
-    if unwilling and cluster.commit_mode != "async":
-        needed = "without it too few would have a second copy"
-        found.append(f"{', '.join(unwilling)} is tagged nosync and keeps its seat in the sync group: {needed}")
+    sitting = [n for n in cluster.wanted_group.names if n != leads] if cluster.commit_mode != "async" else []
+    for tag in (tags.NOSYNC, tags.REPLICATE_FROM, tags.APPLY_DELAY):
+        unwilling = [n for n in sitting if tags.keeps_out(cluster, n) == tag]
+        if unwilling:
+            needed = "without it too few would have a second copy"
+            found.append(f"{', '.join(unwilling)} is tagged {tag} and keeps its seat in the sync group: {needed}")
+    return [*found, *_upstream_warnings(cluster, rows, leads)]
+
+
+def _upstream_warnings(cluster: ClusterState, rows: tuple[Member, ...], leads: str) -> list[str]:
+    """Tags that say from whom to stream and do not do it."""
+    found: list[str] = []
+    for row in rows:
+        wish = str(tags.of(cluster, row.name).get(tags.REPLICATE_FROM, ""))
+        if not wish or leads in (wish, row.name):
+            continue
+        what = f"{row.name} is tagged replicate_from {wish}"
+        other = cluster.member(wish)
+        if other is None or not other.has_data:
+            found.append(f"{what}, which is no standby of this cluster: it follows the primary")
+        elif not tags.named_upstream(cluster, row.name) and row.aim == "":
+            found.append(f"{what}, and the tags lead round in a circle: it follows the primary")
+        elif row.state == "streaming" and row.upstream == "" and upstreams.upstream(cluster, row.name):
+            found.append(f"{what}, which does not stream or came back just now: it follows the primary meanwhile")
     return found
 
 

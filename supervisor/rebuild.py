@@ -18,7 +18,7 @@ from consensus.record import EpochStart, Position
 from fencing.clock import now_ns
 from fencing.lease import MS
 from fencing.logs import utc_now
-from supervisor import controldata, files, jobs, preflight, salvage, sql, tablespaces, timelines, waldir
+from supervisor import controldata, files, jobs, preflight, salvage, sql, tablespaces, timelines, upstream, waldir
 from supervisor.context import CLONE, Context, StepFailed
 from supervisor.errors import RefusedError
 from supervisor.roles import Data, Plan, Server, copy_asked_for
@@ -162,20 +162,22 @@ class Rebuild:
     # -- clone ---------------------------------------------------------------------------------------------------
 
     def clone(self, plan: Plan) -> Task[None]:
-        """A copy of the primary, made beside, swapped in when complete, believed only once it has passed its proof."""
+        """A copy of the primary, or of a standby of it that is tagged for that, made beside, swapped in when complete,
+        believed only once it has passed its proof, which is the primary's."""
         c = self.c
         grant, asked = self._followed(plan.term), copy_asked_for(c.view, c.local)
+        source = upstream.copy_sources(c.cluster, grant, c.local.me, c.seen, c.no_copy_from)[0]
         if c.local.server is not Server.DOWN:
             yield from self.steps.stop(plan)
         _refuse_mount_point(c.config.pgdata)
         wal = waldir.place_of(c.config.pgdata) or waldir.place_of(self.new)
         if wal is not None and waldir.new_in(wal).exists():  # likewise of a copy that did not end
             yield from jobs.run_job(["rm", "-rf", str(waldir.new_in(wal))], c.children)
-        places = yield from self._tablespaces(grant)
+        places = yield from self._tablespaces(grant, source)
         if self.new.exists() and not is_copy_of(self.new, c.view.incarnation):  # cut short: nobody's data
             yield from jobs.run_job(["rm", "-rf", str(self.new)], c.children)
         self._aside(self.new, "unused")
-        c.log.info("clone.begin", source=grant.node)
+        c.log.info("clone.begin", source=source)
 
         def progress(done: int, total: int) -> None:
             c.clone_progress = (done, total)
@@ -183,16 +185,23 @@ class Rebuild:
 
         try:
             result = yield from jobs.basebackup(
-                c.binaries, c.upstream(grant, application=f"{CLONE}{c.local.me}"), self.new, c.children,
+                c.binaries, c.upstream(grant, application=f"{CLONE}{c.local.me}", node=source), self.new, c.children,
                 slot=None, on_progress=progress, tablespaces=tablespaces.mappings(places.values()),
                 waldir=waldir.new_in(wal) if wal is not None else None,
             )  # fmt: skip
             proof = yield from self._end_of_primary(grant)
         except (jobs.JobFailed, sql.SqlFailure) as error:
-            raise StepFailed(f"the clone from {grant.node} failed: {error}") from error
+            self._of_no_use(source, grant)
+            raise StepFailed(f"the clone from {source} failed: {error}") from error
         control = yield from controldata.read(c.binaries, self.new, c.children)
         if str(control.system_identifier) != c.cluster.system_identifier:
-            raise StepFailed(f"{grant.node} has the foreign system identifier {control.system_identifier}")
+            self._of_no_use(source, grant)
+            raise StepFailed(f"{source} has the foreign system identifier {control.system_identifier}")
+        if source != grant.node and control.min_recovery_timeline != grant.timeline:
+            # Whose WAL goes on on the timeline of the grant has a part of what its primary wrote, and nothing else.
+            self._of_no_use(source, grant)
+            told = f"{source} was on timeline {control.min_recovery_timeline}, and {grant.node} is on {grant.timeline}"
+            raise StepFailed(f"the clone from {source} is of no use: {told}")
         write_mark(self.new, c.view.incarnation, c.cluster.nonce, asked or c.local.rebuilt, fresh=True)
         self._install_histories(self.new, grant)
         # From here until the history is written the directory is not what the record says.
@@ -205,26 +214,32 @@ class Rebuild:
         self.new.rename(c.config.pgdata)
         files.sync_directory(c.config.pgdata.parent)
         yield from c.save_record(grant.ancestry, proof=proof, marker="")
-        c.clone_progress = (0, 0)
+        c.clone_progress, c.no_copy_from = (0, 0), frozenset()
         c.started()
         c.change(data=Data.READY, needs_clone=0, diverged=0, rebuilt=asked or c.local.rebuilt)
-        c.log.info("clone.end", took_ms=result.took_ms, source=grant.node)
+        c.log.info("clone.end", took_ms=result.took_ms, source=source)
         self._tell_of_salvage()
         kept = f"; the directory before is {replaced}" if replaced is not None else ""
-        self._remember("cloned", f"was cloned from {grant.node}{kept}", {"moved_to": str(replaced or "")})
+        self._remember("cloned", f"was cloned from {source}{kept}", {"moved_to": str(replaced or "")})
 
-    def _tablespaces(self, grant: Grant) -> Task[dict[str, str]]:
+    def _of_no_use(self, source: str, grant: Grant) -> None:
+        """The next attempt is made elsewhere; the primary is always asked again."""
+        if source != grant.node:
+            self.c.no_copy_from |= {source}
+
+    def _tablespaces(self, grant: Grant, source: str) -> Task[dict[str, str]]:
         """Place by OID; what an earlier copy has left half done there is nobody's data."""
         c = self.c
         try:
             rows = yield from sql.query_once(
-                c.upstream(grant, dbname="postgres", application=f"pgr_clone_{c.local.me}"),
+                c.upstream(grant, dbname="postgres", application=f"pgr_clone_{c.local.me}", node=source),
                 tablespaces.QUERY, until_ns=now_ns() + 5_000 * MS,
             )  # fmt: skip
             places = {str(oid): str(place) for oid, place in rows}
             tablespaces.refuse_if_occupied(places, (c.config.pgdata, self.new))
         except (sql.SqlFailure, tablespaces.OccupiedPlaceError) as error:
-            raise StepFailed(f"the clone from {grant.node} cannot begin: {error}") from error
+            self._of_no_use(source, grant)
+            raise StepFailed(f"the clone from {source} cannot begin: {error}") from error
         for left in tablespaces.mappings(places.values()).values():
             if Path(left).exists():
                 yield from jobs.run_job(["rm", "-rf", left], c.children)

@@ -17,6 +17,7 @@ from supervisor.observe import proven
 from supervisor.postgres import StopMode
 from supervisor.roles import Server, is_paused
 from supervisor.tasks import Task, Wait
+from supervisor.upstream import avoided
 
 EVERY_MS = 1_000
 SOON_MS = 50
@@ -151,7 +152,9 @@ class Watcher:
         turn = running.turn_of(c.local.me) if running is not None else 0
         if running is None or not turn or c.local.restarted < turn:
             return
-        follows = c.followed is not None and c.local.upstream == c.followed.term and c.facts.streaming
+        # One that replays late streams again when it has replayed what it has, which is not waited for.
+        follows = c.followed is not None and c.local.upstream == c.followed.term
+        follows = follows and (c.facts.streaming or c.delay_ms > 0)
         alone = c.followed is None and not c.local.epoch and running.turn_in_place != c.local.me
         if c.local.gate_open or ((follows or alone) and proven(c.record, c.facts)):
             body = {"node": c.local.me, "turn": turn, "at": utc_now()}
@@ -203,7 +206,10 @@ class Watcher:
         if now - self.idle_since_ns < NOT_STREAMING_MS * MS:
             return
         tail = "\n".join(files.tail(c.config.postgres_log, c.attach_offset, 1000))
-        if WAL_GONE in tail:
+        if c.choice.node and (WAL_GONE in tail or any(text in tail for text in OTHER_HISTORY)):
+            c.log.warning("follow.standby_lacks", upstream=c.choice.node, hint="the primary is followed for a while")
+            c.choice = avoided(now)
+        elif WAL_GONE in tail:
             hint = "the primary no longer has the WAL this node needs: it is cloned again"
             c.log.warning("follow.wal_gone", hint=hint)
             c.change(needs_clone=c.local.upstream)
@@ -241,14 +247,21 @@ class Watcher:
             if name not in there:
                 create = "SELECT pg_create_physical_replication_slot($1, true)"
                 yield from session.query(create, (name,), until_ns=until_ns)
-        if c.local.server is Server.STANDBY and c.facts.replay_lsn:
-            for name, active, wal_status, restart, _ in rows:
-                behind = timelines.parse_lsn(restart or "0/0") < c.facts.replay_lsn
-                if active == "f" and name in wanted and wal_status != "lost" and behind:
-                    lsn = timelines.format_lsn(c.facts.replay_lsn)
-                    advance = "SELECT pg_replication_slot_advance($1, $2)"
-                    yield from session.query(advance, (name, lsn), until_ns=until_ns)
+        for name, active, wal_status, restart, _ in rows:
+            upto = self._needed_from(name.removeprefix("pgr_")) if name in wanted and wal_status != "lost" else 0
+            if active == "f" and timelines.parse_lsn(restart or "0/0") < upto:
+                advance = "SELECT pg_replication_slot_advance($1, $2)"
+                yield from session.query(advance, (name, timelines.format_lsn(upto)), until_ns=until_ns)
 
+    def _needed_from(self, name: str) -> int:
+        """How far the WAL here is not needed by this member, whose slot is not in use; 0: it may need all."""
+        c = self.c
+        if c.local.server is Server.STANDBY:
+            return c.facts.replay_lsn
+        # It streams from a standby: what it has flushed it does not ask the primary for.
+        known = c.seen.get(name, {}).get("seen", {})
+        through = known.get("upstream_node", "") not in ("", c.local.me) and known.get("epoch") == c.local.epoch
+        return min(int(known.get("lsn", 0)), c.facts.lsn) if through else 0
 
     def _drop_former(self, session: sql.Session, until_ns: int) -> Task[None]:
         """Failover slots of this node's own time as primary: they are behind, and in the way of the copies."""

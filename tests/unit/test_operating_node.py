@@ -52,6 +52,7 @@ class Node:
         self.session, self.process, self.timings = None, None, PROFILES["default"]
         self.config = SimpleNamespace(pgdata="/nowhere")
         self.freeze_failing_ns = 0
+        self.delay_ms = 0
 
     def closed_ms(self, epoch: int) -> dict[str, int]:
         return {"closed_ms": 40}
@@ -102,6 +103,8 @@ def test_a_standby_is_back_when_it_was_started_since_and_streams() -> None:
     assert not Node(restarted=8, upstream=5).is_back(), "it was not restarted"
     node.facts = replace(node.facts, streaming=False)
     assert not node.is_back()
+    node.delay_ms = 3_600_000
+    assert node.is_back(), "one that replays late streams again only when it has replayed what it has"
     assert not Node(restarted=9, upstream=4).is_back()
     node = Node(restarted=9, upstream=5)
     node.restarts(turn="a")
