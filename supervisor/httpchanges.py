@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
-from consensus.clusterwide import HBA, PARAMETERS
+from consensus.clusterwide import HBA, PARAMETERS, SLOTS
 from supervisor.addresses import BadValue, parse_name
 from supervisor.health import PATHS
 from supervisor.health import answer as document
@@ -331,6 +331,10 @@ def patched(body: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
             _known(value, "parameters", "hba", "pg_hba")
             for inner, what in value.items():
                 found |= _parameters(what) if inner == "parameters" else {HBA: what}
+        elif name == "slots":
+            if not isinstance(value, dict):
+                raise BadBody("slots is an object; a slot is removed with null")
+            found |= {f"{SLOTS}{slot}": what for slot, what in value.items()}
         else:
             found[name] = value
     return {n: v for n, v in found.items() if v is not None}, sorted(n for n, v in found.items() if v is None)

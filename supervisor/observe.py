@@ -61,6 +61,9 @@ class Facts:
     """On the primary: who has set synchronous_commit lower (`role app: off`)."""
     config_problem: str = ""
     """Why the configuration file as it is was not taken; empty: it was."""
+    slots: Mapping[str, int] = field(default_factory=dict)
+    """On the primary: permanent physical slots, and from where on they keep WAL."""
+    slot_problems: tuple[str, ...] = ()
     sql_problem: str = ""
     """Why something can't be asked by SQL here; empty: everything can."""
 
@@ -150,6 +153,7 @@ def observation(
         "lsn": facts.lsn, "replay_lsn": facts.replay_lsn, "epoch_of_upstream": local.upstream,
         "upstream_node": local.upstream_node if local.upstream else "",
         "sql_problem": facts.sql_problem, "config_problem": facts.config_problem,
+        "slots": dict(facts.slots), "slot_problems": list(facts.slot_problems),
         "checkpointed": facts.checkpointed, "version": facts.version, "since": facts.since,
         "reason": reason, "pgr_version": pgr_version, "incarnation": view.incarnation,
         "proven": proven(view.record, facts), "pending": dict(facts.pending), "overrides": list(facts.overrides),
@@ -211,6 +215,7 @@ def snapshot(
     warnings = (
         *_warnings(cluster, rows, primary), *_overrides(members, primary), *_sql_problems(members),
         *_missing_hooks(members), *_config_problems(members),
+        *_slot_problems(members),
     )  # fmt: skip
     paused = bool(cluster.setting(PAUSE))
     urgent = [text for text in (operating.PAUSED if paused else "", degraded) if text]
@@ -341,6 +346,11 @@ def _missing_hooks(members: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """By node: none of them can do what it is told to do there, and pre_promote says no."""
     found = ((name, list(m["seen"].get("missing_hooks", []))) for name, m in sorted(members.items()))
     return [f"{name} can't execute {', '.join(missing)}" for name, missing in found if missing]
+
+
+def _slot_problems(members: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    found = ((name, list(m["seen"].get("slot_problems", []))) for name, m in sorted(members.items()))
+    return [f"slot on {name}: {text}" for name, texts in found for text in texts]
 
 
 def _config_problems(members: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -36,6 +36,8 @@ def _settings() -> Iterator[str]:
             default = "not set" if s.default is None else f"{clusterwide.shown(s.default)} {s.unit}".strip()
             yield f"| `{s.name}` | {default} | {s.needs} | {_flat(s.sentence)} |"
     needs = "reload or restart, as `pg_settings` says"
+    slot = "a permanent replication slot, `physical` or `logical DATABASE PLUGIN`, on every node"
+    yield f"| `{clusterwide.SLOTS}NAME` | none | nothing | {slot} |"
     yield f"| `{clusterwide.PARAMETERS}NAME` | of Postgres | {needs} | a setting of Postgres, on every node |"
     yield ""
 

@@ -61,6 +61,8 @@ class NodeSettings:
     replication_timeout_ms: int = 3000
     apply_delay_ms: int = 0
     """recovery_min_apply_delay; only of a standby that nobody waits for."""
+    guards: tuple[str, ...] = ()
+    """Slots that logical consumers wait for (slotplan.guards)."""
     syncs_slots: bool = False
     """Logical failover slots are kept on standbys too, see ``syncs_slots``."""
     parameters: Mapping[str, str] = field(default_factory=dict)
@@ -92,6 +94,7 @@ def owned_settings(node: NodeSettings) -> dict[str, str]:
         owned["wal_level"] = "logical"
     if node.syncs_slots:
         owned |= {"sync_replication_slots": "on", "hot_standby_feedback": "on"}
+        owned["synchronized_standby_slots"] = ", ".join(node.guards)
     for name, floor in _AT_LEAST.items():
         try:
             given[name] = str(max(floor, int(given.get(name, "0"))))

@@ -16,6 +16,7 @@ from supervisor.context import Context
 from supervisor.observe import proven
 from supervisor.postgres import StopMode
 from supervisor.roles import Server, is_paused
+from supervisor.slots import Slots
 from supervisor.tasks import Task, Wait
 from supervisor.upstream import avoided
 
@@ -61,9 +62,7 @@ class Watcher:
 
     def __init__(self, context: Context) -> None:
         self.c = context
-        self.slots_at_ns = 0
-        self.slots: list[str] = []
-        """As last made."""
+        self.slots_at_ns, self.slots = 0, Slots(context)
         self.idle_since_ns = 0
         self.pending_at_ns = 0
         self.applied = ("", 0)
@@ -86,9 +85,10 @@ class Watcher:
                 if now_ns() - connected_ns > CONNECT_EVERY_MS * MS:
                     session, connected_ns = (yield from self._renewed(session)), now_ns()
                 yield from self._look(session)
-                if c.view.cluster is not None and (now_ns() >= self.slots_at_ns or c.slots() != self.slots):
-                    self.slots_at_ns, self.slots = now_ns() + SLOTS_EVERY_MS * MS, c.slots()
-                    yield from self._slots(session)
+                due = c.view.cluster is not None and c.local.server in (Server.STANDBY, Server.PRIMARY)
+                if due and (now_ns() >= self.slots_at_ns or self.slots.wants() != self.slots.wanted):
+                    self.slots_at_ns = now_ns() + SLOTS_EVERY_MS * MS
+                    yield from self.slots.round(session)
                 yield from self._settings(session)
                 follows = c.facts.streaming and c.local.upstream and proven(c.record, c.facts)
                 settled = c.local.server is Server.PRIMARY or follows
@@ -218,61 +218,6 @@ class Watcher:
             c.change(diverged=c.local.upstream)
         else:
             self.idle_since_ns = now
-
-    def _slots(self, session: sql.Session) -> Task[None]:
-        """A slot for every other member, on standbys too and kept moving there, so that whoever becomes primary has
-        the WAL the others need; bounded by max_slot_wal_keep_size."""
-        c = self.c
-        until_ns = now_ns() + QUERY_MS * MS
-        wanted = c.slots()
-        rows = yield from session.query(
-            "SELECT slot_name, active, wal_status, coalesce(restart_lsn, '0/0'), active_pid::text"
-            " FROM pg_replication_slots WHERE slot_type = 'physical' AND NOT temporary AND slot_name LIKE 'pgr\\_%'",
-            until_ns=until_ns,
-        )
-        for name, active, wal_status, _, pid in rows:
-            if name not in wanted and is_paused(c.view):
-                continue
-            if active == "t" and name not in wanted:
-                # A former member that was not told yet must not hold WAL: without its slot it does not come back.
-                terminate = "SELECT pg_terminate_backend($1::integer, 1000)"
-                yield from session.query(terminate, (pid,), until_ns=until_ns)
-                yield from session.query("SELECT pg_drop_replication_slot($1)", (name,), until_ns=until_ns)
-            if active == "f" and (name not in wanted or wal_status == "lost"):
-                yield from session.query("SELECT pg_drop_replication_slot($1)", (name,), until_ns=until_ns)
-        if c.local.server is Server.STANDBY and c.syncs_slots():
-            yield from self._drop_former(session, until_ns)
-        there = {name for name, _, wal_status, _, _ in rows if wal_status != "lost"}
-        for name in wanted:
-            if name not in there:
-                create = "SELECT pg_create_physical_replication_slot($1, true)"
-                yield from session.query(create, (name,), until_ns=until_ns)
-        for name, active, wal_status, restart, _ in rows:
-            upto = self._needed_from(name.removeprefix("pgr_")) if name in wanted and wal_status != "lost" else 0
-            if active == "f" and timelines.parse_lsn(restart or "0/0") < upto:
-                advance = "SELECT pg_replication_slot_advance($1, $2)"
-                yield from session.query(advance, (name, timelines.format_lsn(upto)), until_ns=until_ns)
-
-    def _needed_from(self, name: str) -> int:
-        """How far the WAL here is not needed by this member, whose slot is not in use; 0: it may need all."""
-        c = self.c
-        if c.local.server is Server.STANDBY:
-            return c.facts.replay_lsn
-        # It streams from a standby: what it has flushed it does not ask the primary for.
-        known = c.seen.get(name, {}).get("seen", {})
-        through = known.get("upstream_node", "") not in ("", c.local.me) and known.get("epoch") == c.local.epoch
-        return min(int(known.get("lsn", 0)), c.facts.lsn) if through else 0
-
-    def _drop_former(self, session: sql.Session, until_ns: int) -> Task[None]:
-        """Failover slots of this node's own time as primary: they are behind, and in the way of the copies."""
-        rows = yield from session.query(
-            "SELECT slot_name FROM pg_replication_slots WHERE slot_type = 'logical' AND failover AND NOT synced"
-            " AND NOT active AND pg_is_in_recovery()",
-            until_ns=until_ns,
-        )
-        for (name,) in rows:
-            self.c.log.info("slot.former_dropped", slot=name)
-            yield from session.query("SELECT pg_drop_replication_slot($1)", (name,), until_ns=until_ns)
 
 
 def checkpoint(c: Context, epoch: int) -> Task[None]:

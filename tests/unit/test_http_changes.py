@@ -119,6 +119,7 @@ def test_what_is_asked_of_the_cluster(asked_for: Any, name: str, body: dict[str,
         (("PATCH", "/config", {}), 400, "nothing is to be changed"),
         (("PATCH", "/config", {"postgres": {"x": 1}}), 400, "'x' is not known"),
         (("PATCH", "/config", {"postgres": None}), 400, "postgres is an object"),
+        (("PATCH", "/config", {"slots": None}), 400, "slots is an object"),
         (("PATCH", "/config", {"postgres": {"parameters": None}}), 400, "parameters is an object"),
         (("DELETE", "/switchover", None), 404, "no switchover is scheduled"),
         (("PUT", "/config", {}), 405, "GET, HEAD, OPTIONS, PATCH"),
@@ -177,6 +178,8 @@ def test_a_patch_in_the_words_of_patroni() -> None:
     body = {"postgresql": {"parameters": {"work_mem": "8MB", "x.y": None}, "pg_hba": ["local all all peer"]}}
     wanted = {"postgres.parameters.work_mem": "8MB", "postgres.hba": ["local all all peer"]}
     assert patched(body) == (wanted, ["postgres.parameters.x.y"])
+    physical = {"type": "physical"}
+    assert patched({"slots": {"x": physical, "y": None}}) == ({"slots.x": physical}, ["slots.y"])
     assert patched({"postgres": {"hba": None}, "sync_acks": 2}) == ({"sync_acks": 2}, ["postgres.hba"])
 
 

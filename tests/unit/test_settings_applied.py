@@ -18,6 +18,7 @@ from supervisor.roles import Server, Situation
 from supervisor.settings import PLACEHOLDER_NAMES
 from supervisor.sql import SqlError
 from supervisor.tasks import Task, run_blocking
+from supervisor.upstream import Choice
 from tests.unit.test_regroup_rules import Primary
 
 NEW = '{"postgres.parameters.work_mem":"8MB"}'
@@ -48,6 +49,11 @@ class Node(Primary):
         self.reloads += 1
 
     delay_ms = wanted_delay_ms = 0
+    guards: tuple[str, ...] = ()
+    choice = Choice()
+
+    def wanted_guards(self) -> tuple[str, ...]:
+        return Context.wanted_guards(cast(Context, self))
 
     def apply_delay_ms(self) -> int:
         return self.wanted_delay_ms

@@ -16,10 +16,10 @@ from supervisor import steps
 from supervisor.context import Context
 from supervisor.observe import Facts
 from supervisor.roles import Data, Local, Server
+from supervisor.slots import Slots
 from supervisor.steps import Steps, carried_on
 from supervisor.tasks import Task, run_blocking
 from supervisor.upstream import AVOID_MS, BACK_MS, HEARD_MS, IDLE_MS, Choice, avoided, copy_sources, is_fit, turn
-from supervisor.watch import Watcher
 from tests.unit import test_changes
 from tests.unit.test_changes import member
 from tests.unit.test_tags import tagged
@@ -254,7 +254,7 @@ def needed(server: Server, **changes: Any) -> int:
         local=Local("a", Data.READY, server, epoch=5), facts=Facts(lsn=500, replay_lsn=450),
         seen={"c": said(upstream_node="b", **changes)},
     )  # fmt: skip
-    return Watcher(cast(Context, c))._needed_from("c")
+    return Slots(cast(Context, c)).needed_from("c")
 
 
 def test_the_primary_keeps_no_wal_for_whoever_has_it_from_a_standby() -> None:
@@ -265,5 +265,5 @@ def test_the_primary_keeps_no_wal_for_whoever_has_it_from_a_standby() -> None:
     direct = SimpleNamespace(
         local=Local("a", Data.READY, Server.PRIMARY, epoch=5), facts=Facts(lsn=500), seen={"c": said()}
     )
-    assert Watcher(cast(Context, direct))._needed_from("c") == 0, "it may need all of it"
-    assert Watcher(cast(Context, direct))._needed_from("x") == 0
+    assert Slots(cast(Context, direct)).needed_from("c") == 0, "it may need all of it"
+    assert Slots(cast(Context, direct)).needed_from("x") == 0
