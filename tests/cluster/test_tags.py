@@ -1,5 +1,5 @@
-"""Tags on a real cluster: who is never primary, who has no seat; and no acknowledged row is lost while they change, which
-takes no more than an edit of a file."""
+"""Tags on a real cluster: who is never primary, who has no seat; and no acknowledged row is lost while they change, for
+which a file is edited and no more."""
 
 from __future__ import annotations
 
