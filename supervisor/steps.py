@@ -80,7 +80,8 @@ class Steps:
         c.choice = upstream.turn(
             c.choice, c.cluster, grant, c.local.me, c.seen, led=bool(c.view.leader),
             attached=c.local.upstream == grant.term and c.local.upstream_node == (c.choice.node or grant.node),
-            streaming=c.facts.streaming, now_ns=now_ns(),
+            # One that replays late asks for WAL only when it has replayed what it has.
+            streaming=c.facts.streaming or c.delay_ms > 0, now_ns=now_ns(),
         )  # fmt: skip
         return c.choice.node or grant.node
 
@@ -397,6 +398,11 @@ class Steps:
         if grant is None or grant.term != plan.term:
             raise StepFailed("there is a newer grant")
         yield from self._detach()
+        if c.delay_ms and c.record.history == grant.ancestry and c.record.proof is None:
+            # All it has came from this very grant, or was checked when it first followed it; how far that goes Postgres
+            # tells only once it has replayed it, which is late on purpose.
+            self.attach(grant)
+            return
         found = yield from self._position()
         received, replayed, _ = yield from self._lsns()
         end = max(received, replayed)

@@ -93,7 +93,8 @@ class Watcher:
                 follows = c.facts.streaming and c.local.upstream and proven(c.record, c.facts)
                 settled = c.local.server is Server.PRIMARY or follows
                 before = (c.local.server, c.local.upstream, c.members, c.applied, c.reloaded)
-                until_ns = now_ns() + (EVERY_MS if settled or not c.local.upstream else SOON_MS) * MS
+                calm = settled or not c.local.upstream or c.delay_ms > 0
+                until_ns = now_ns() + (EVERY_MS if calm else SOON_MS) * MS
                 until_ns = min(until_ns, max(self.pending_at_ns, now_ns() + SOON_MS * MS))
 
                 def changed(before: tuple[Server, int, tuple[Member, ...], str, int] = before) -> bool:

@@ -15,7 +15,7 @@ from fencing.lease import MS
 from supervisor import steps
 from supervisor.context import Context
 from supervisor.observe import Facts
-from supervisor.roles import Data, Local, Server
+from supervisor.roles import Data, Local, Plan, Server, Step
 from supervisor.slots import Slots
 from supervisor.steps import Steps, carried_on
 from supervisor.tasks import Task, run_blocking
@@ -205,7 +205,7 @@ class Attached:
         self.view: Any = SimpleNamespace(cluster=cluster, leader="a")
         self.cluster, self.choice, self.seen = cluster, Choice(), {"b": said()}
         self.local = Local("c", Data.READY, Server.STANDBY, upstream=5, upstream_node="a")
-        self.facts, self.conf = Facts(streaming=True), {"conninfo": "a"}
+        self.facts, self.conf, self.delay_ms = Facts(streaming=True), {"conninfo": "a"}, 0
         self.log: Any = SimpleNamespace(info=lambda *_, **__: None, warning=lambda *_, **__: None)
 
     def followed_conninfo(self, grant: Grant, node: str) -> str:
@@ -267,3 +267,43 @@ def test_the_primary_keeps_no_wal_for_whoever_has_it_from_a_standby() -> None:
     )
     assert Slots(cast(Context, direct)).needed_from("c") == 0, "it may need all of it"
     assert Slots(cast(Context, direct)).needed_from("x") == 0
+
+
+# -- one that replays late
+
+
+@pytest.mark.parametrize(
+    ("changes", "attached"),
+    [({}, True), ({"delay_ms": 0}, False), ({"history": GRANT.ancestry[:1]}, False), ({"proof": True}, False)],
+)
+def test_under_the_grant_it_followed_before_it_is_attached_without_a_position(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], attached: bool
+) -> None:
+    """After a start nobody knows where its WAL ends before it is replayed, which is hours away."""
+    proof = Position(5, 300) if changes.get("proof") else None
+    c: Any = SimpleNamespace(
+        cluster=THROUGH_B, delay_ms=changes.get("delay_ms", 3_600_000),
+        record=NodeRecord(5, changes.get("history", GRANT.ancestry), proof),
+    )  # fmt: skip
+    made = Steps(c)
+    done: list[str] = []
+
+    class Asked(Exception):
+        pass
+
+    def nothing() -> Task[None]:
+        return
+        yield
+
+    def position() -> Task[Any]:
+        raise Asked
+        yield
+
+    monkeypatch.setattr(made, "_detach", nothing)
+    monkeypatch.setattr(made, "_position", position)
+    monkeypatch.setattr(made, "attach", lambda grant: done.append(grant.node))
+    try:
+        run_blocking(made.follow(Plan(Step.FOLLOW, 5)))
+    except Asked:
+        done.append("asked")
+    assert done == (["a"] if attached else ["asked"])
