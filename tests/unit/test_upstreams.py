@@ -13,6 +13,7 @@ from consensus.cluster import ClusterState, Grant, SyncGroup
 from consensus.membership import GONE, LEARNER, VOTER, WITNESS
 from consensus.promotion import HandOver, Obstacle, TakeGrant, Wait
 from consensus.record import Position
+from consensus.succession import electable
 from consensus.tags import Tag, delay_ms, keeps_out, named_upstream, unseated
 from consensus.upstreams import apply_delay_ms, is_free, is_held_back, upstream
 from tests.unit import test_changes, test_promotion
@@ -177,9 +178,12 @@ def test_one_that_replays_late_is_primary_only_if_it_is_asked_for() -> None:
 
 
 def test_a_switchover_does_not_go_there_by_itself() -> None:
-    cluster = with_tags(opened("a", "b", "c"), b=LATE)
+    cluster = with_tags(opened("a", "b", "c"), c={**LATE, "priority": 9})
     cluster.tell("a", "node.observed", {"role": "primary", "state": "running", "epoch": 1, "lsn": 170})
-    assert cluster.ask("a", "switchover", dry_run="yes")["to"] == "c"
+    assert cluster.ask("a", "switchover", dry_run="yes")["to"] == "b"
+    node = cluster.members["a"].node
+    assert [m.name for m in electable(node)] == ["b"]
+    assert [m.name for m in electable(node, "c")] == ["b", "c"], "but if it is asked for"
 
 
 def test_what_keeps_it_out_is_named() -> None:
