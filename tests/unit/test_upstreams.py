@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consensus.changes import next_change
-from consensus.cluster import ClusterState, Grant, SyncGroup
+from consensus.cluster import ClusterState, Grant, SyncGroup, seat_of
 from consensus.membership import GONE, LEARNER, VOTER, WITNESS
 from consensus.promotion import HandOver, Obstacle, TakeGrant, Wait
 from consensus.record import Position
@@ -182,6 +182,8 @@ def test_a_switchover_does_not_go_there_by_itself() -> None:
     cluster.tell("a", "node.observed", {"role": "primary", "state": "running", "epoch": 1, "lsn": 170})
     assert cluster.ask("a", "switchover", dry_run="yes")["to"] == "b"
     node = cluster.members["a"].node
+    seats = SyncGroup(tuple(seat_of(m) for m in node.cluster.members), 1, True)
+    node.cluster = replace(node.cluster, commit_mode="async", group=seats, change=None)
     assert [m.name for m in electable(node)] == ["b"]
     assert [m.name for m in electable(node, "c")] == ["b", "c"], "but if it is asked for"
 
