@@ -138,6 +138,7 @@ def test_who_streamed_from_a_standby_that_was_promoted_goes_on_without_a_copy(ma
     world.check_no_loss(writer, everywhere=True)
 
 
+@rare
 def test_a_copy_is_made_of_the_standby_that_is_tagged_for_it(make_world: Callable[..., World]) -> None:
     t = Tagged(make_world)
     world, standby, third = t.world, t.standby, t.third
@@ -151,6 +152,7 @@ def test_a_copy_is_made_of_the_standby_that_is_tagged_for_it(make_world: Callabl
     world.check_no_loss(writer, everywhere=True)
 
 
+@rare
 def test_one_that_replays_late_keeps_the_past_over_a_change_of_primary(make_world: Callable[..., World]) -> None:
     t = Tagged(make_world)
     world, primary, standby, third = t.world, t.primary, t.standby, t.third

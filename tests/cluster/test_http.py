@@ -116,7 +116,8 @@ def test_reads_and_changes(make_world: Callable[..., World]) -> None:
         assert (status, text) == (200, f'Successfully switched over to "{b.name}"\n')
         world.settles(lambda: ask(b, "GET", "/primary")[0] == 200, "its gate is open")
         world.writes_again(writer, now_ns())
-        operated(world, b, next(node for node in world.standbys() if node is not a))
+        world.wait_streaming(a)
+        operated(world, b, a)
     world.check_no_loss(writer)
     assert "ann@127.0.0.1 over HTTP" in world.pgr("history", "--json", node=a).stdout
 

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from supervisor.localcluster import LocalNode
-from tests.cluster.world import World
+from tests.cluster.world import World, rare
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -57,6 +57,7 @@ def test_a_failover_slot_outlives_its_primary_and_comes_back_with_it(make_world:
     world.check_no_loss(writer, everywhere=True)
 
 
+@rare
 def test_permanent_slots_are_on_every_node_and_go_with_the_setting(make_world: Callable[..., World]) -> None:
     world = make_world()
     world.start()
