@@ -11,6 +11,7 @@ COVERING = (
     "addressbook", "changes", "cluster", "clusterwide", "comeback", "forecast", "founding", "hook", "known_bugs",
     "membership", "never_stuck", "node", "operate", "operations", "peerwire", "positions", "promotion", "quorum",
     "raft", "reconfigure", "requests", "rolling", "sightings", "tags", "thesis",
+    "upstreams",
 )  # fmt: skip
 
 
