@@ -62,7 +62,8 @@ def turn(
         return Choice()
     if not led:
         return choice
-    fit = is_fit(cluster, grant, named, seen)
+    # One that streams from here has not heard of the newest tags yet, which lead round in no circle.
+    fit = is_fit(cluster, grant, named, seen) and seen[named]["seen"].get("upstream_node") != me
     if choice.node:
         if not fit:
             return Choice()

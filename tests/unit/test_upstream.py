@@ -93,7 +93,12 @@ def test_one_that_comes_and_goes_is_not_gone_back_to() -> None:
     assert standby.after(1) == "b"
 
 
-@pytest.mark.parametrize("gone", [{}, {"b": said(state="running")}, {"b": said() | {"age_ms": 60_000}}])
+@pytest.mark.parametrize(
+    "gone",
+    [
+        {}, {"b": said(state="running")}, {"b": said() | {"age_ms": 60_000}}, {"b": said(upstream_node="c")},
+    ],
+)  # fmt: skip
 def test_it_falls_back_to_the_primary_and_returns(gone: dict[str, Any]) -> None:
     standby = Standby()
     standby.choice = Choice("b")
