@@ -409,7 +409,7 @@ def _tag_warnings(cluster: ClusterState, rows: tuple[Member, ...], primary: Prim
         if unwilling:
             needed = "without it too few would have a second copy"
             found.append(f"{', '.join(unwilling)} is tagged {tag} and keeps its seat in the sync group: {needed}")
-    return [*found, *_upstream_warnings(cluster, rows, leads)]
+    return [*found, *(_upstream_warnings(cluster, rows, leads) if leads else [])]
 
 
 def _upstream_warnings(cluster: ClusterState, rows: tuple[Member, ...], leads: str) -> list[str]:
