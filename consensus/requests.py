@@ -178,6 +178,9 @@ def _failover(node: Node, to: str, body: dict[str, Any], now_ns: int, *, act: bo
     notes = node.notes
     if notes is None or notes.granted_index:
         return refused(75, "a new primary has just been chosen", "see `pgr status`; ask again if need be")
+    if to in unseated(node.cluster) - seated(node):
+        why = f"its tag `{keeps_out(node.cluster, to)}` keeps it out, and it gets one from a primary only"
+        return refused(78, f"{to} has no seat in the sync group: {why}", "name another, or nobody")
     decision = decide(node.situation(notes, now_ns))
     stuck = isinstance(decision, Wait) and bool(decision.missing)
     if stuck and not accept_loss:

@@ -197,6 +197,16 @@ def test_what_keeps_it_out_is_named() -> None:
     assert (code, error) == (78, "c has no seat in the sync group: its tag `recovery_min_apply_delay` keeps it out")
 
 
+def test_a_failover_does_not_go_where_it_cannot() -> None:
+    """Without a word it would go to another, and with the others gone to nobody."""
+    cluster = with_tags(opened("a", "b", "c"), c=LATE)
+    cluster.until(lambda: cluster.members["a"].node.cluster.group.names == ("a", "b"))
+    cluster.members["a"].up = False
+    cluster.until(lambda: cluster.members["c"].state["leader"] in ("b", "c"))
+    code, error = refusal(cluster.ask("c", "failover", to="c"))
+    assert (code, error.partition(":")[0]) == (78, "c has no seat in the sync group")
+
+
 def test_a_copy_that_the_primary_does_not_see_is_no_copy_that_counts() -> None:
     cluster = opened("a", "b", "c")
     node = cluster.members["a"].node
