@@ -273,10 +273,11 @@ def _slot(name: str, value: object) -> list[str]:
     elif isinstance(value, str):
         value = value.split()
     if isinstance(value, dict):
-        unknown = sorted(set(value) - {"type", "database", "plugin"})
+        given: dict[str, object] = value
+        unknown = sorted(set(given) - {"type", "database", "plugin"})
         if unknown:
             raise BadSetting(f"{name}: {unknown[0]} is not known of a slot", hint)
-        value = [value[key] for key in ("type", "database", "plugin") if key in value]
+        value = [given[key] for key in ("type", "database", "plugin") if key in given]
     words = value if isinstance(value, list) and all(isinstance(w, str) and w.isprintable() for w in value) else []
     if words == ["physical"]:
         return ["physical"]

@@ -16,6 +16,7 @@ import pytest
 from fencing.clock import now_ns
 from supervisor.localcluster import SECOND, LocalNode
 from tests.cluster.test_http import configured
+from tests.cluster.test_slots import execute
 from tests.cluster.world import SETTLE_S, START_S, World, rare
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(400)]
@@ -160,7 +161,7 @@ def test_one_that_replays_late_keeps_the_past_over_a_change_of_primary(make_worl
     t.wait_group(primary, standby)
     world.settles(lambda: world.query(third, "SHOW recovery_min_apply_delay") == [("1h",)], "it is in force")
     with world.writing(pause_s=0.02) as writer:
-        world.query(primary, "CREATE TABLE later AS SELECT 1 AS x")
+        execute(world, primary, "CREATE TABLE later AS SELECT 1 AS x")
         ((flushed,),) = world.query(primary, "SELECT pg_wal_lsn_diff(pg_current_wal_flush_lsn(), '0/0')::bigint")
         world.settles(lambda: world.query(third, RECEIVED)[0][0] >= flushed, "it has the WAL")
         there = "SELECT to_regclass('later') IS NOT NULL"

@@ -76,7 +76,7 @@ def test_permanent_slots_are_on_every_node_and_go_with_the_setting(make_world: C
     for node in world.nodes:
         world.settles(lambda node=node: has(node, "archive"), f"archive on {node.name}")  # type: ignore[misc]
     # Its consumer moves the primary's; the others follow, never beyond it.
-    world.query(primary, "CREATE TABLE t AS SELECT generate_series(1, 1000)")
+    execute(world, primary, "CREATE TABLE t AS SELECT generate_series(1, 1000)")
     ((lsn,),) = world.query(primary, "SELECT pg_current_wal_flush_lsn()::text")
     world.query(primary, f"SELECT pg_replication_slot_advance('archive', '{lsn}')")
     moved = f"restart_lsn = '{lsn}'"
@@ -91,7 +91,7 @@ def test_permanent_slots_are_on_every_node_and_go_with_the_setting(make_world: C
     primary = world.wait_whole()
     world.settles(lambda: has(primary, "cdc", "failover"), "cdc on the primary")
     with world.writing(pause_s=0.02) as writer:
-        world.query(primary, "CREATE PUBLICATION all_tables FOR ALL TABLES")
+        execute(world, primary, "CREATE PUBLICATION all_tables FOR ALL TABLES")
 
         def copied() -> bool:
             world.query(primary, READ)
@@ -121,6 +121,11 @@ def test_permanent_slots_are_on_every_node_and_go_with_the_setting(make_world: C
         world.settles(gone, f"both are gone on {node.name}")
     assert sum(has(node, "mine") for node in world.nodes) == 1, "nobody else's is touched"
     world.check_no_loss(writer, everywhere=True)
+
+
+def execute(world: World, node: LocalNode, statement: str) -> None:
+    with psycopg.connect(world.node_uri(node), autocommit=True) as connection:
+        connection.execute(statement.encode())
 
 
 def writer_of(world: World) -> LocalNode:

@@ -315,7 +315,7 @@ def entries_of(node: Node, entry: Entry) -> AppendReq:
 
 def test_a_logical_slot_needs_its_wal_level() -> None:
     cluster = opened("a", "b", "c")
-    code, error = refusal(put(cluster, "a", **{"slots.cdc": "logical app pgoutput"}))
+    code, error = refusal(put(cluster, "a", (), **{"slots.cdc": "logical app pgoutput"}))
     assert (code, error) == (78, "the slot cdc is logical, and so wal_level has to be")
     token = asked(cluster, "a", **{"slots.cdc": "logical app pgoutput", "postgres.parameters.wal_level": "logical"})
     say(cluster, token, ok=True, notes=[])
@@ -324,7 +324,7 @@ def test_a_logical_slot_needs_its_wal_level() -> None:
     assert any("Postgres 17" in note for note in answer["notes"])
     cluster.until(lambda: "slots.cdc" in config(cluster, "c"))
     seen = len(cluster.members["a"].checks)
-    assert refusal(put(cluster, "a", strict=False, **{"postgres.parameters.wal_level": "replica"}))[0] == 78
+    assert refusal(put(cluster, "a", (), **{"strict": "false", "postgres.parameters.wal_level": "replica"}))[0] == 78
     assert len(cluster.members["a"].checks) == seen, "refused before anybody is asked"
     assert put(cluster, "a", ("slots.cdc",))["ok"]
     cluster.until(lambda: "slots.cdc" not in config(cluster, "c"))
@@ -333,5 +333,5 @@ def test_a_logical_slot_needs_its_wal_level() -> None:
 def test_there_is_an_end_of_slots() -> None:
     cluster = opened("a", "b", "c")
     many = {f"slots.s{n}": "physical" for n in range(SLOTS_MAX + 1)}
-    assert refusal(put(cluster, "a", **many))[0] == 64
-    assert put(cluster, "a", **dict(list(many.items())[1:]))["ok"]
+    assert refusal(put(cluster, "a", (), **many))[0] == 64
+    assert put(cluster, "a", (), **dict(list(many.items())[1:]))["ok"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -211,7 +212,7 @@ def test_what_is_pgrs_is_kept_on_disk(tmp_path: Path) -> None:
 
 
 class Session:
-    def __init__(self, rows: list[tuple[str, ...]], refuses: str = "") -> None:
+    def __init__(self, rows: Sequence[tuple[str, ...]], refuses: str = "") -> None:
         self.rows, self.refuses, self.asked = rows, refuses, list[tuple[str, Any]]()
 
     def query(self, sql: str, values: Any = (), **_: Any) -> Task[Any]:
