@@ -147,7 +147,7 @@ def test_a_copy_is_made_of_the_standby_that_is_tagged_for_it(make_world: Callabl
     with world.writing() as writer:
         done = world.pgr("reinit", third.name, "--timeout", str(START_S))
         assert done.returncode == 0, done.stderr
-        assert [event["source"] for event in world.logged(third, "clone.end")][-1] == standby.name
+        assert [event["fields"]["source"] for event in world.logged(third, "clone.end")][-1] == standby.name
         world.wait_streaming(third)
         assert streams(world, t.primary) == sorted([standby.name, third.name])
     world.check_no_loss(writer, everywhere=True)
