@@ -278,7 +278,9 @@ def _slot(name: str, value: object) -> list[str]:
         if unknown:
             raise BadSetting(f"{name}: {unknown[0]} is not known of a slot", hint)
         value = [given[key] for key in ("type", "database", "plugin") if key in given]
-    words = value if isinstance(value, list) and all(isinstance(w, str) and w.isprintable() for w in value) else []
+    words: list[Any] = value if isinstance(value, list) else []
+    if not all(isinstance(word, str) and word.isprintable() for word in words):
+        words = []
     if words == ["physical"]:
         return ["physical"]
     if len(words) == 3 and words[0] == "logical" and all(0 < len(word) <= 63 for word in words):

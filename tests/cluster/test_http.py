@@ -97,6 +97,8 @@ def test_reads_and_changes(make_world: Callable[..., World]) -> None:
     world["c"].send(signal.SIGHUP)
     world.settles(lambda: bool(world.logged(world["c"], "config.not_reloaded")), "the bad file is told of")
     assert row(a, "c")["tags"] == expected_tags
+    old = "c goes on with its old configuration"
+    world.settles(lambda: any(w.startswith(old) for w in world.asked_status()["warnings"]), "the status says so, too")
 
     # Changes.
     assert ask(b, "POST", "/switchover", {"leader": a.name}, Authorization="Bearer no")[0] == 401

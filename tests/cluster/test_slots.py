@@ -123,6 +123,30 @@ def test_permanent_slots_are_on_every_node_and_go_with_the_setting(make_world: C
     world.check_no_loss(writer, everywhere=True)
 
 
+@rare
+def test_before_17_a_permanent_logical_slot_is_made_anew_and_that_is_said(make_world: Callable[..., World]) -> None:
+    world = make_world()
+    world.start()
+    primary = world.wait_writable(standbys=2)
+    with psycopg.connect(world.node_uri(primary)) as connection:
+        if connection.info.server_version >= 170000:
+            pytest.skip("this Postgres copies logical slots")
+    done = world.pgr("config", "set", "postgres.parameters.wal_level=logical", "slots.cdc=logical postgres pgoutput")
+    assert done.returncode == 0, done.stderr
+    assert world.pgr("restart", "--pending").returncode == 0
+    primary = world.wait_whole()
+    there = "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'cdc'"
+    world.settles(lambda: world.query(primary, there) == [(1,)], "it is made on the primary")
+    said = "cdc does not outlive a failover with Postgres"
+    world.settles(lambda: any(said in w for w in world.asked_status()["warnings"]), "the status says so")
+    after = world.standbys()[0]
+    assert world.query(after, there) == [(0,)]
+    assert world.pgr("switchover", "--to", after.name).returncode == 0
+    world.settles(lambda: world.query(after, there) == [(1,)], "the next primary makes it anew")
+    world.wait_streaming(primary)
+    world.settles(lambda: world.query(primary, there) == [(0,)], "where it is of no use it holds no WAL")
+
+
 def execute(world: World, node: LocalNode, statement: str) -> None:
     with psycopg.connect(world.node_uri(node), autocommit=True) as connection:
         connection.execute(statement.encode())
