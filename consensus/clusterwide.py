@@ -266,10 +266,11 @@ def _slot(name: str, value: object) -> list[str]:
     """``["physical"]`` or ``["logical", DATABASE, PLUGIN]``; as text the words, or what Patroni's `slots` has."""
     hint = f'{name}=physical, or {name}="logical DATABASE PLUGIN"'
     if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
+        text = value
         try:
-            value = json.loads(value)
+            value = json.loads(text)
         except (ValueError, RecursionError):
-            raise BadSetting(f"{name}: {value[:60]!r} is no JSON", hint) from None
+            raise BadSetting(f"{name}: {text[:60]!r} is no JSON", hint) from None
     elif isinstance(value, str):
         value = value.split()
     if isinstance(value, dict):
