@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from consensus.cluster import Change, ClusterState, Grant, Seat, SyncGroup, seat_of
+from consensus.former import was_left
 from consensus.founding import Greeting
 from consensus.membership import GONE, LEARNER, VOTER, WITNESS, Member
 from consensus.promotion import is_better_turned_back
@@ -219,7 +220,7 @@ def admit(state: ClusterState, facts: Facts, greeting: Greeting) -> Proposal | R
     if seat in state.removed:
         hint = "to bring this host back, start it with an empty data directory and --join"
         return Refusal(78, f"{name} was removed from the cluster", hint)
-    if known is None and not greeting.joins:
+    if known is None and not greeting.joins and not was_left(state.former, name):
         hint = "start it with --join HOST:PORT of a member if it is to become one"
         return Refusal(78, f"{name} is not a member of this cluster", hint)
     if known is not None and name in facts.connected:
@@ -352,8 +353,8 @@ def spare(state: ClusterState, facts: Facts, member: Member) -> Refusal | None:
     return _needed(member, len(_holders(state, facts, state.group) - {member.name}), state.group.k)
 
 
-def reinit(state: ClusterState, facts: Facts, name: str) -> Proposal | Refusal:
-    """`pgr reinit`: a standby's copy is made anew."""
+def reinit(state: ClusterState, facts: Facts, name: str, source: str = "") -> Proposal | Refusal:
+    """`pgr reinit`: a standby's copy is made anew; ``source``: of this one, else of the primary."""
     member = state.member(name)
     if member is None or not member.has_data:
         return _without_postgres(state, name)
@@ -365,7 +366,22 @@ def reinit(state: ClusterState, facts: Facts, name: str) -> Proposal | Refusal:
         return Refusal(75, f"{name} is being copied anew already", "see `pgr status`")
     if refusal := spare(state, facts, member):
         return refusal
-    return Proposal("reinit/1", {"node": name, "incarnation": member.incarnation})
+    body = {"node": name, "incarnation": member.incarnation}
+    if not source:
+        return Proposal("reinit/1", body)
+    return _unfit_source(state, facts, name, source) or Proposal("reinit/1", body | {"source": source})
+
+
+def _unfit_source(state: ClusterState, facts: Facts, name: str, source: str) -> Refusal | None:
+    other = state.member(source)
+    if other is None or not other.has_data:
+        return _without_postgres(state, source)
+    if source == name:
+        return Refusal(64, f"{name} can't be copied from itself", "name another, or nobody: the primary's is taken")
+    if source not in facts.copied:
+        hint = "name one that streams, or nobody: the primary's is taken"
+        return Refusal(75, f"{source} does not stream from the primary, or its copy is not proven yet", hint)
+    return None
 
 
 def fence(state: ClusterState, facts: Facts, name: str, *, force: bool) -> Proposal | Refusal:

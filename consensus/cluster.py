@@ -40,6 +40,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from consensus import clusterwide, operations, tags
+from consensus.former import Former, burned_up_to
 from consensus.history import HistoryEvent, remembered
 from consensus.membership import VOTER, Member
 from consensus.messages import Entry
@@ -48,8 +49,8 @@ from consensus.record import EpochStart, Position
 from consensus.tags import Tagged
 
 REMOVED_KEPT_MAX = 100
-FEATURE_LEVEL = 3
-"""2: cluster-wide settings; a sync group says whether it is asynchronous. 3: tags, vetoes, restarts, schedules."""
+FEATURE_LEVEL = 4
+"""2: cluster-wide settings, asynchronous groups. 3: tags, vetoes, restarts, schedules. 4: former clusters."""
 
 
 class UnknownEntryError(Exception):
@@ -121,6 +122,8 @@ class Reinit(NamedTuple):
     """Of that life only: a lost one gets a new copy anyway."""
     index: int  # type: ignore[assignment]  # shadows tuple.index, which nobody calls
     """Of the entry that asked for it; `rebuilt/1` names it."""
+    source: str = ""
+    """Whom to copy; empty: the primary."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +165,8 @@ class ClusterState:
     config_index: int = 0
     """Of the newest `config/1` entry that counted; 0: as founded."""
     ops: Operations = Operations()
+    former: tuple[Former, ...] = ()
+    """Clusters that this one was rebuilt from, oldest first."""
 
     @property
     def granted(self) -> int:
@@ -225,12 +230,7 @@ class ClusterState:
 
     def next_timeline(self) -> int:
         """A number no promotion has ever been given."""
-        return max([self.initial_timeline, *(g.timeline for g in self.grants)]) + 1
-
-    def burned_timelines(self, ancestry: tuple[EpochStart, ...]) -> tuple[int, ...]:
-        """Numbers given out that are not in ``ancestry``."""
-        ours = {e.timeline for e in ancestry}
-        return tuple(g.timeline for g in self.grants if g.timeline not in ours)
+        return max([self.initial_timeline, burned_up_to(self.former), *(g.timeline for g in self.grants)]) + 1
 
 
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -432,8 +432,8 @@ def _reinit(state: ClusterState, entry: Entry, body: dict[str, Any]) -> ClusterS
     seat = Seat(str(body["node"]), int(body["incarnation"]))
     if state.reinit_of(seat.name) is not None or seat not in {seat_of(m) for m in state.members}:
         return state
-    state = replace(state, reinits=(*state.reinits, Reinit(seat, entry.index)))
-    text = "is to get a new copy" + _asked_by(body)
+    state = replace(state, reinits=(*state.reinits, Reinit(seat, entry.index, str(body.get("source", "")))))
+    text = "is to get a new copy" + (f" of {body['source']}" if body.get("source") else "") + _asked_by(body)
     return _remember(state, body, "reinit", entry.term, seat.name, text)
 
 

@@ -18,6 +18,7 @@ from consensus.cluster import (
     canonical,
     group_from,
 )
+from consensus.former import Former, Left
 from consensus.history import HistoryEvent
 from consensus.membership import Member
 from consensus.record import EpochStart, Position
@@ -43,9 +44,10 @@ def load(data: str) -> ClusterState:
         body["config"] = canonical(clusterwide.founded(mode, json.loads(body["settings"])))
     body["removed"] = tuple(Seat(*seat) for seat in body["removed"])
     body["fenced"] = tuple(body.get("fenced", ()))
-    body["reinits"] = tuple(Reinit(Seat(*seat), index) for seat, index in body.get("reinits", ()))
+    body["reinits"] = tuple(Reinit(Seat(*seat), *rest) for seat, *rest in body.get("reinits", ()))
     body["vetoes"] = tuple(Veto(Seat(*seat), *rest) for seat, *rest in body.get("vetoes", ()))
     body["tagged"] = tuple(Tagged(Seat(*seat), text) for seat, text in body.get("tagged", ()))
+    body["former"] = tuple(Former(f[0], tuple(Left(*one) for one in f[1]), *f[2:]) for f in body.get("former", ()))
     body["ops"] = operations.load(body.get("ops"))
     body["grants"] = tuple(
         Grant(g[0], g[1], Position(*g[2]), g[3], tuple(EpochStart(*e) for e in g[4]), *g[5:])

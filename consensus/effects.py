@@ -20,6 +20,8 @@ class SendStranger(NamedTuple):
     incarnation: int
     address: str
     message: Hello
+    cluster_id: str = ""
+    """Of a former cluster, which it is of; empty: of this one, or of none (`Host.send_guest`)."""
 
 
 class Save(NamedTuple):
@@ -33,6 +35,10 @@ class Removed(NamedTuple):
 
     reason: str
     hint: str
+
+
+class Reborn(NamedTuple):
+    """What was saved is another cluster's state: nothing after this is carried out, the process begins anew."""
 
 
 class Tell(NamedTuple):
@@ -50,4 +56,4 @@ class TellLease(NamedTuple):
     until_ns: int
 
 
-Effect = Send | SendStranger | Save | Removed | Tell | TellLease
+Effect = Send | SendStranger | Save | Removed | Reborn | Tell | TellLease

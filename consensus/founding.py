@@ -52,7 +52,7 @@ class Founding:
     settings: str
 
 
-KINDS = ("greeting", "charter", "stranger", "elsewhere", "introduction")
+KINDS = ("greeting", "charter", "stranger", "elsewhere", "introduction", "rebuilt")
 
 
 def parse(data: str) -> dict[str, Any]:

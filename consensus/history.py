@@ -10,7 +10,7 @@ CHARS_MAX, TEXT_CHARS_MAX = 60_000, 6_000
 """Of each of the two sorts, and of one entry: the state has to fit into a frame however long the settings are."""
 OF_PRIMARIES = frozenset({
     "founding", "initialized", "promoted", "opened", "closed", "failed", "vetoed", "switchover", "failover", "gap",
-    "salvaged",
+    "salvaged", "recovered",
 })  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from consensus import changes, hook, operate, requests, strangers, succession
+from consensus import changes, hook, operate, recovery, requests, strangers, succession
 from consensus.addressbook import AddressBook
 from consensus.campaign import Campaigning
 from consensus.changes import Facts, MakeWay, Proposal
@@ -82,6 +82,10 @@ class Node:
         self.handed_to: dict[str, int] = {}
         """Whom this node gave way to so that they take the grant, and after which grant that was."""
         self.comeback = NOBODY
+        self.superseded: dict[tuple[str, str], tuple[int, bool]] = {}
+        """Of a former cluster: when each may be told again that it is to stop; is it in the history?"""
+        self.call_at_ns = self.calls = 0
+        """When the next of those who were given up is called on, and how many were."""
         for entry in raft.log.between(self.applied + 1, raft.commit):
             self.cluster = apply(self.cluster, entry)
         self.applied = max(self.applied, raft.commit)
@@ -145,6 +149,13 @@ class Node:
         """A Hello from within the cluster: somebody introduces itself, or tells this node that it is out."""
         effects = strangers.met(self, src, incarnation, message, now_ns)
         return self._finish(now_ns) if effects is None else effects
+
+    def foreign(
+        self, cluster_id: str, src: str, incarnation: int, message: PeerMessage, now_ns: int
+    ) -> list[Effect]:  # fmt: skip
+        """A frame of another cluster: of one that this cluster was rebuilt from?"""
+        effects = recovery.superseded(self, cluster_id, src, incarnation, message, now_ns)
+        return [*effects, *self._finish(now_ns)] if effects else []
 
     def parent(self, name: str, request_id: str, body: dict[str, Any], now_ns: int) -> list[Effect]:
         """An order or a fact from the parent over the local bus (catalogue in DESIGN.md)."""
@@ -457,7 +468,7 @@ class Node:
             self.effects.append(Send(self.raft.leader, Forward(self.raft.term, "", "propose", data)))
 
     def _admin(self, request_id: str, name: str, body: dict[str, Any], now_ns: int) -> None:
-        if self.raft.role is Role.LEADER:
+        if self.raft.role is Role.LEADER or name == "recover":
             requests.handle(self, self.me, request_id, name, body, now_ns)
         elif self.raft.leader:
             message = Forward(self.raft.term, request_id, name, canonical(body))
@@ -495,6 +506,7 @@ class Node:
     def _observe(self, now_ns: int) -> None:
         self.observe_at_ns = now_ns + OBSERVE_EVERY_MS * MS
         self._introduce(now_ns)
+        self.effects.extend(recovery.call_on(self, now_ns))
         if self.notes is not None:
             self.sightings.promised = self.notes.told() if self._undecided(self.notes) else {}
         seen = self.sightings.all(now_ns)

@@ -58,6 +58,12 @@ def position_of(
     return position
 
 
+def is_of_its_history(history: Ancestry, flushed_lsn: int, newest_timeline: int) -> bool:
+    """May a clone that has not passed its proof yet, and so has no position, follow to get there? Only with WAL of the
+    history that it was given: a copy of a standby that had gone another way would attach by its LSNs alone."""
+    return isinstance(position_of(history, flushed_lsn, newest_timeline, None), Position)
+
+
 def divergence(ancestry: Ancestry, history: Ancestry, lsn: int) -> Attach | Diverged:
     """May a node with this term history, whose WAL (flushed or replayed) ends at ``lsn``, follow ``ancestry``?
 

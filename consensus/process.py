@@ -16,7 +16,7 @@ import zmq
 
 from consensus import addressbook
 from consensus.cluster import ClusterState, canonical, found
-from consensus.effects import Effect, Removed, Save, Send, SendStranger, Tell, TellLease
+from consensus.effects import Effect, Reborn, Removed, Save, Send, SendStranger, Tell, TellLease
 from consensus.founder import Founder, RefusedToStartError
 from consensus.keys import ClusterKey, KeyFileError, derived_key, founding_seed, read_key
 from consensus.lastresort import LastResort
@@ -138,6 +138,10 @@ def _storage_hint(child: RaftChild, error: StorageError) -> str:
             return f"look after the disk under {child.raft_dir}, then start this node again"
 
 
+class BeginAnewError(Exception):
+    """The store holds the state of another cluster now: this process ends, the next one reads it."""
+
+
 class Host:
     """Sockets, disk and clock of the Raft child."""
 
@@ -152,6 +156,8 @@ class Host:
         self.introduced: tuple[tuple[Member, ...], int] = ((), 0)
         """The members as they were told to a node that was let in, and as of which index of the log."""
         self.guests: dict[str, Address] = {}
+        self.unsent: dict[str, SendStranger] = {}
+        """Answers to guests that were not connected yet: they may not ask again for long."""
         self.book: dict[str, addressbook.Entry] = {}
         """As last dialed."""
         self.scheduling = realtime.raise_priority()
@@ -220,6 +226,8 @@ class Host:
             node = self._start_node()
             while not self.stopping:
                 self._turn(node)
+            return EXIT_OK
+        except BeginAnewError:
             return EXIT_OK
         finally:
             self.close()
@@ -309,8 +317,11 @@ class Host:
                     self.store.save(write)
                 case Send(dst, message):
                     self.send(dst, message)
-                case SendStranger(dst, incarnation, address, hello):
-                    self._answer_stranger(dst, incarnation, address, hello)
+                case SendStranger():
+                    self._answer_stranger(effect)
+                case Reborn():
+                    self.log.warning("raft.begins_anew")
+                    raise BeginAnewError
                 case Removed(reason, hint):
                     self.log.once_per("raft.removed", 10).warning("raft.removed", reason=reason, hint=hint)
                     self.tell("raft.removed", {"reason": reason, "hint": hint}, "")
@@ -331,17 +342,19 @@ class Host:
         which only one who was a member understands."""
         self._send_to(_GUEST + guest, dst, incarnation, hello, "" if hello.term else NO_CLUSTER)
 
-    def _send_to(self, peer: str, dst: str, incarnation: int, message: PeerMessage, cluster_id: str) -> None:
+    def _send_to(self, peer: str, dst: str, incarnation: int, message: PeerMessage, cluster_id: str) -> bool:
         envelope = Envelope(
             cluster_id or self.identity.cluster_id, self.child.name, self.identity.incarnation, self.boot,
             dst, incarnation, message,
         )  # fmt: skip
-        self.transport.send(peer, encode(envelope))
+        return self.transport.send(peer, encode(envelope))
 
-    def _answer_stranger(self, dst: str, incarnation: int, address: str, hello: Hello) -> None:
+    def _answer_stranger(self, s: SendStranger) -> None:
         """It is no member: dialed beside the members, and forgotten when others come."""
-        self.dial(dict([*self.guests.items(), (dst, split(address))][-GUESTS_MAX:]))
-        self.send_guest(dst, dst, incarnation, hello)
+        self.dial(dict([*self.guests.items(), (s.dst, split(s.address))][-GUESTS_MAX:]))
+        cluster_id = s.cluster_id or ("" if s.message.term else NO_CLUSTER)
+        if not self._send_to(_GUEST + s.dst, s.dst, s.incarnation, s.message, cluster_id):
+            self.unsent = {_GUEST + s.dst: s} | self.unsent if len(self.unsent) < GUESTS_MAX else {}
 
     def dial(self, guests: Mapping[str, Address]) -> None:
         """Beside the members, these."""
@@ -384,6 +397,7 @@ class Host:
         quiet = self.log.once_per(f"peer.{envelope.src}", 30)
         if envelope.cluster_id != self.identity.cluster_id:
             quiet.warning("peer.foreign_cluster", peer=envelope.src, cluster_id=envelope.cluster_id)
+            self.carry_out(node.foreign(envelope.cluster_id, envelope.src, envelope.src_incarnation, message, now))
         elif envelope.dst != self.child.name or envelope.dst_incarnation not in (0, self.identity.incarnation):
             quiet.warning("peer.not_for_us", peer=envelope.src, dst=envelope.dst)
         elif isinstance(message, Hello):
@@ -446,6 +460,8 @@ class Host:
             match event:
                 case PeerConnected(name):
                     self.log.info("peer.connected", peer=name)
+                    if late := self.unsent.pop(name, None):
+                        self._answer_stranger(late)
                 case PeerDisconnected(name):
                     self.log.info("peer.disconnected", peer=name)
                 case HandshakeFailed(name, reason):

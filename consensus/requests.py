@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from consensus import changes, operate, reconfigure
+from consensus import changes, operate, reconfigure, recovery
 from consensus.changes import Refusal
 from consensus.cluster import ClusterState, canonical
 from consensus.effects import Send
@@ -40,6 +40,8 @@ def handle(node: Node, src: str, request_id: str, name: str, body: dict[str, Any
     if name in ("config.set", "pause", "resume"):
         body = body if name == "config.set" else operate.pausing(name, body)
         answer = reconfigure.ask(node, Asked(src, request_id, body), now_ns)
+    elif name == "recover" and src == node.me:  # of this very node: nobody may ask it from elsewhere
+        answer = recovery.request(node, body, now_ns)
     else:
         answer = carry_out(node, name, body, now_ns)
     if answer is not None:
@@ -266,7 +268,7 @@ def _reinit(node: Node, body: dict[str, Any], now_ns: int) -> Answer:
     name, grant = str(body["name"]), node.granted()
     if grant is None or not grant.opened:
         return refused(75, "there is no primary to copy from at the moment", "see `pgr explain`; ask again then")
-    answer = changes.reinit(node.tip(), node.facts(now_ns), name)
+    answer = changes.reinit(node.tip(), node.facts(now_ns), name, str(body.get("from") or ""))
     if isinstance(answer, Refusal):
         return refused(answer.code, answer.reason, answer.hint)
     _propose(node, answer, body, now_ns)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from consensus import changes
+from consensus import changes, recovery
 from consensus.addressbook import Entry as Address
 from consensus.changes import Proposal, Refusal
 from consensus.cluster import Seat
@@ -62,6 +62,9 @@ def met(node: Node, src: str, incarnation: int, message: Hello, now_ns: int) -> 
         body = parse(message.data)
         if body["kind"] == "stranger" and body["final"]:
             return [Removed(str(body["reason"]), str(body["hint"]))]
+        if body["kind"] == recovery.REBUILT:
+            recovery.rival(node, src, node.identity.cluster_id, now_ns)
+            return None
         address, index = str(body["raft"]), int(body["index"])
     except (ValueError, KeyError, TypeError):
         return []

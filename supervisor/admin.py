@@ -13,8 +13,12 @@ answers repeat.
 | ``events`` | ``{"follow": true, ...}`` | none; after what is there each new one. Asked again (every 5 s) with ``{"follow": true, "after": seq}``: those after that number; forgotten like a watcher |
 | ``uri`` | ``{"dbname": str, "user": str}`` | status.uris |
 | ``explain`` | ``{}`` | explain.to_json: why the cluster is in this state, and what would come of an election |
+| ``doctor`` | ``{}`` | doctorfacts.to_json of this node, measured now (within 9 s), with the names of all ``members`` and ``voters`` |
+| ``clock`` | ``{}`` | ``{"realtime_ns", "boottime_ns"}`` of this node, at once |
 | ``switchover`` | ``{"to": str or null, "by": str}`` | ``{"from", "to", "term", "timeline", "gap_ms"}`` |
 | ``failover`` | ``{"to": str or null, "by": str, "accept_data_loss": bool}`` | the same |
+| ``recover`` | ``{"confirm": the cluster's name, "survivors": [name], "by": str}`` | the same, once the new cluster is open |
+| ``recover`` | with ``{"dry_run": true}`` | ``{"from", "to", "refusal", "outlook": consensus.recovery.plain}`` |
 | either | with ``{"dry_run": true}`` | ``{"from", "to", "refusal": null or {"code", "error", "hint"}, "forecast"}`` |
 | ``member.add`` | ``{"name": str, "role": str, "timeout_ms": int}`` | ``{"name", "role"}`` once it has that role and, a voter, its seat in the sync group |
 | ``config.show`` | ``{}`` | ``{"index": int, "settings": [configview.rows, ...]}``; index: of the newest change |
@@ -28,7 +32,7 @@ answers repeat.
 | ``switchover``, ``restart`` | with ``{"at": str}``: ISO 8601 with a zone, or ``+5m`` | ``{"scheduled": str, "at": str}`` once this node has it |
 | ``schedule.cancel`` | ``{"what": "switchover" or "restart", "by": str}`` | ``{"cancelled": str}``; of a restart also one that is under way, after the node whose turn it is. Nothing there: refused with 64 |
 | ``unfence`` | ``{"name": str, "by": str}`` | ``{"name"}`` once the log has it |
-| ``reinit`` | ``{"name": str, "by": str, "timeout_ms": int}`` | ``{"name"}`` once its new copy is made, proven and streams |
+| ``reinit`` | ``{"name": str, "from": str (may be absent: the primary), "by": str, "timeout_ms": int}`` | ``{"name"}`` once its new copy is made, proven and streams |
 
 Answers: any number of ``admin.progress {event, text, fields}``, then one ``admin.answer {ok, code, error, hint,
 result}`` with ``code`` an exit code of interfaces.md; ``warnings``, if there are any, are shown with whatever was asked.
@@ -99,22 +103,26 @@ class Channel(Protocol):
     def close(self) -> None: ...
 
 
+class NotRunningError(MissingError):
+    """No node runs there."""
+
+
 def find_socket(data: Path) -> Path:
     """The admin socket of the node that lives in ``data``: in ``DIR/run``, else where ``DIR/run.path`` points.
 
-    MissingError if there is none, or nobody listens, or it is not ours to open; each with what to do.
+    NotRunningError if there is none, or nobody listens, MissingError if it is not ours to open; with what to do.
     """
     start = f"start the node: `pgr-supervise --data {data}`"
     path = data / "run" / "admin.sock"
     try:
         if not data.is_dir():
             hint = "give the directory that `pgr-supervise --data` was started with"
-            raise MissingError(f"no such directory: `{data}`", hint)
+            raise NotRunningError(f"no such directory: `{data}`", hint)
         pointer = data / "run.path"
         if not path.exists() and pointer.is_file():
             path = Path(pointer.read_text().strip()) / "admin.sock"
         if not path.exists():
-            raise MissingError(f"no node runs in `{data}`", start)
+            raise NotRunningError(f"no node runs in `{data}`", start)
         # ZeroMQ would retry in silence what a plain connect tells at once.
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             probe.setblocking(False)
@@ -125,7 +133,7 @@ def find_socket(data: Path) -> Path:
     except BlockingIOError:
         pass  # its queue is full: somebody listens
     except (ConnectionRefusedError, FileNotFoundError):
-        raise MissingError(f"no node runs in `{data}`: nobody answers on its admin socket", start) from None
+        raise NotRunningError(f"no node runs in `{data}`: nobody answers on its admin socket", start) from None
     except OSError as error:
         why = error.strerror or str(error)
         raise MissingError(f"the admin socket of `{data}` cannot be opened: {why}", start) from error
@@ -246,7 +254,7 @@ class Admin:
                 on_progress(step)
         except SilenceError as error:
             hint = "try again; its log may tell why"
-            reads = ("status", "history", "events", "uri", "explain", "config.show")
+            reads = ("status", "history", "events", "uri", "explain", "config.show", "doctor")
             if name not in reads and not body.get("dry_run"):
                 hint = "look at `pgr status`, of any node, before trying again: the request may have been carried out"
             known = f"; the last that is known: {last}" if last else ""

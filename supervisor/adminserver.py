@@ -16,7 +16,7 @@ from consensus.membership import GONE, VOTER, Member
 from fencing import wire
 from fencing.lease import MS
 from fencing.logs import Log
-from supervisor import configview, explain, operating, status
+from supervisor import configview, doctordesk, explain, operating, status
 from supervisor.admin import FORGET_MS, answer, progress
 from supervisor.chronicle import Chronicle
 from supervisor.config import Config
@@ -30,7 +30,7 @@ SAY_SOMETHING_MS = 5_000
 GAP_TOLD_MS = 500
 MEMBER_ACTIONS = ("member.add", "member.remove", "member.replace")
 NODE_ACTIONS = ("fence", "unfence", "reinit")
-ACTIONS = ("switchover", "failover", "config.set", *MEMBER_ACTIONS, *NODE_ACTIONS, *operating.ACTIONS)
+ACTIONS = ("switchover", "failover", "recover", "config.set", *MEMBER_ACTIONS, *NODE_ACTIONS, *operating.ACTIONS)
 
 _ERRORS: dict[int, type[PgrError]] = {64: UsageError, 70: BugError, 75: TryAgainError, 78: RefusedError}
 
@@ -106,6 +106,7 @@ class AdminServer:
         store = EventStore(c.config.log_dir / "events.jsonl", c.log)
         self.chronicle = Chronicle(c.config, store, self._send, version())
         c.log.listen(self.chronicle.note)
+        self.doctor = doctordesk.Desk(c, self._send)
         self.known: dict[str, Any] = {}
         """The newest `raft.members`."""
         self.led_ns = 0
@@ -115,6 +116,7 @@ class AdminServer:
 
     def receive(self, now_ns: int) -> None:
         self.chronicle.flush(now_ns)
+        self.doctor.turn(self.snapshot, self.known, now_ns)
         while True:
             try:
                 parts = self.socket.recv_multipart(zmq.NOBLOCK)
@@ -147,6 +149,10 @@ class AdminServer:
                 self._send(client, self._uri(frame), remote)
             case "explain":
                 self._send(client, answer(frame.id, self._explain(now_ns)), remote)
+            case "clock":
+                self._send(client, answer(frame.id, doctordesk.clock()), remote)
+            case "doctor":
+                self.doctor.request(client, frame.id, remote, now_ns)
             case name if name in ACTIONS:
                 self._act(client, frame, now_ns, remote)
             case _:
@@ -215,7 +221,8 @@ class AdminServer:
             self._advance_config(frame.id, action)
             return True
         if frame.body.get("dry_run") is True:
-            self._end(frame.id, result={k: frame.body.get(k) for k in ("from", "to", "refusal", "forecast")})
+            shown = ("from", "to", "refusal", "forecast", "outlook")
+            self._end(frame.id, result={k: frame.body[k] for k in shown if k in frame.body})
             return True
         if action.name in operating.ACTIONS or "scheduled" in frame.body:
             action.accepted = operating.accepted(action.name, frame.body)
@@ -374,6 +381,7 @@ class AdminServer:
             self._end(request_id, error=error)
         for request_id, (client, remote, _) in self.watchers.items():
             self._send(client, answer(request_id, error=error), remote)
+        self.doctor.close(error)
         self.chronicle.close(error)
         self.socket.close(200)
 

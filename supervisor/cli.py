@@ -1,7 +1,6 @@
 """``pgr``, the admin command. Data on stdout, talk on stderr; every refusal says why and ends with a hint.
 
-Nothing but this, clioptions.py, configcli.py, eventscli.py and opscli.py imports typer. Help texts end up in
-REFERENCE.md.
+Nothing but this, its parts (*cli.py), clioptions.py and confirm.py imports typer. Help texts end up in REFERENCE.md.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from fencing.clock import now_ns
-from supervisor import eventscli, operating, opscli, render
+from supervisor import doctorcli, eventscli, operating, opscli, recovercli, render, replacecli
 from supervisor.admin import ACTION_IDLE_MS, Admin, Progress, error_of, who, write_private
 from supervisor.clioptions import (
     MEMBER_TIMEOUT_S,
@@ -31,11 +30,13 @@ from supervisor.clioptions import (
     TimeoutOption,
     Where,
     admin_of,
+    members_of,
     on_terminal,
     put,
     talk,
 )
 from supervisor.configcli import config_app
+from supervisor.confirm import YesOption, confirm, confirm_loss
 from supervisor.errors import PgrError, TryAgainError, UsageError, exit_for
 from supervisor.errors import explain as error_text
 from supervisor.status import Snapshot, from_json, lease_left_ms, member_rows
@@ -45,7 +46,6 @@ app = typer.Typer(
     help="Look at and steer a PostgreSQL cluster run by pgr-supervise.",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    add_completion=False,
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
@@ -58,12 +58,16 @@ app.add_typer(key_app, name="key")
 app.add_typer(config_app, name="config")
 app.command()(eventscli.history)
 app.command()(eventscli.events)
+app.command()(recovercli.recover)
 
 
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Say who would win and what would be lost; change nothing.")
 ]
-ToOption = Annotated[str | None, typer.Option("--to", metavar="NAME", help="The next primary; default: the best.")]
+ToOption = Annotated[
+    str | None,
+    typer.Option("--to", metavar="NAME", help="The next primary; default: the best.", autocompletion=members_of),
+]
 
 
 @app.callback()
@@ -145,6 +149,7 @@ def failover(
     accept_data_loss: Annotated[
         bool, typer.Option("--accept-data-loss", help="Go on even if acknowledged writes may be lost.")
     ] = False,
+    yes: YesOption = "",
     dry_run: DryRunOption = False,
     timeout: TimeoutOption = 60.0,
     as_json: JsonOption = False,
@@ -154,6 +159,8 @@ def failover(
 ) -> None:
     """Make another member primary although the present one does not help, as far as safety allows."""
     with admin_of(ctx, data, node, key) as admin:
+        if accept_data_loss and not dry_run:
+            confirm_loss(admin, yes)
         body = {"to": to, "accept_data_loss": accept_data_loss, "timeout_ms": int(timeout * 1000)}
         _change(admin, "failover", body, as_json, dry_run)
 
@@ -271,6 +278,7 @@ def member_remove(
     ctx: typer.Context,
     name: NameArgument,
     *,
+    yes: YesOption = "",
     timeout: TimeoutOption = MEMBER_TIMEOUT_S,
     as_json: JsonOption = False,
     data: DataOption = None,
@@ -279,26 +287,11 @@ def member_remove(
 ) -> None:
     """Take a member out for good: its seat, its vote, its slot; the node then stops by itself."""
     with admin_of(ctx, data, node, key) as admin:
+        confirm(f"{name} leaves the cluster for good, and comes back only with an empty data directory", name, yes)
         _change_member(admin, "member.remove", {"name": name}, timeout, as_json)
 
 
-@member_app.command("replace")
-def member_replace(
-    ctx: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="OLD", help="The member that is to go.", show_default=False)],
-    *,
-    by: Annotated[
-        str, typer.Option("--by", metavar="NEW", help="Who takes its place; has joined already.", show_default=False)
-    ],
-    timeout: TimeoutOption = MEMBER_TIMEOUT_S,
-    as_json: JsonOption = False,
-    data: DataOption = None,
-    node: NodeOption = "",
-    key: KeyOption = None,
-) -> None:
-    """Take a member out once another one has its vote and its copy."""
-    with admin_of(ctx, data, node, key) as admin:
-        _change_member(admin, "member.replace", {"name": name, "by": by}, timeout, as_json)
+member_app.command("replace")(replacecli.member_replace)
 
 
 def _change_member(admin: Admin, name: str, body: dict[str, Any], timeout_s: float, as_json: bool) -> None:
@@ -313,6 +306,7 @@ def _change_member(admin: Admin, name: str, body: dict[str, Any], timeout_s: flo
 
 for command in opscli.COMMANDS:
     app.command()(command)
+app.command(context_settings=doctorcli.SETTINGS)(doctorcli.doctor)
 
 
 @key_app.command("new")

@@ -11,6 +11,22 @@ from typing import Annotated
 import typer
 
 from supervisor.admin import Admin, open_channel
+from supervisor.errors import PgrError
+
+COMPLETE_MS = 1_000
+"""Whoever pressed TAB waits."""
+
+
+def members_of(ctx: typer.Context, incomplete: str) -> list[str]:
+    """For completion: the members that the node which is pointed at knows; none where it does not answer at once."""
+    given = {name: value for one in (ctx.parent, ctx) if one is not None for name, value in one.params.items() if value}
+    try:
+        with Admin(open_channel(given.get("data"), given.get("node", ""), given.get("key"))) as admin:
+            rows = admin.request("status", {}, idle_ms=COMPLETE_MS)["members"]
+        return [str(row["name"]) for row in rows if str(row["name"]).startswith(incomplete)]
+    except (PgrError, OSError, KeyError, TypeError):
+        return []
+
 
 DataOption = Annotated[
     Path | None, typer.Option("--data", envvar="PGR_DATA", metavar="DIR", help="Home of a node of this machine.")
@@ -25,7 +41,9 @@ TimeoutOption = Annotated[
     float,
     typer.Option("--timeout", metavar="SECONDS", min=1, help="Give up waiting after this; what was begun goes on."),
 ]
-NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Of the member.", show_default=False)]
+NameArgument = Annotated[
+    str, typer.Argument(metavar="NAME", help="Of the member.", show_default=False, autocompletion=members_of)
+]
 MEMBER_TIMEOUT_S = 600.0
 
 

@@ -99,7 +99,7 @@ TEXTS: Mapping[str, str] = {
 }
 """Lines of this node's log that count as events, and their sentences."""
 _UNEXPECTED_ONLY = ("child.ended", "node.removed")
-_BAD = ("failed", "vetoed")
+_BAD = ("failed", "vetoed", "recovered", "superseded", "rival")
 
 
 def of_log(event: str, fields: Mapping[str, object]) -> str | None:

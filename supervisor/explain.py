@@ -216,6 +216,9 @@ def _while_paused(seen: Snapshot, state: str) -> list[str]:
     return ["`pgr resume`, or `pgr failover`: the cluster is paused, and nobody is made primary by itself"]
 
 
+TRY_IT = "try it with --dry-run first"
+
+
 def _hints(
     state: str, election: Forecast | None, overruled: Forecast | None, primary: str, fenced: tuple[str, ...]
 ) -> list[str]:  # fmt: skip
@@ -234,7 +237,9 @@ def _hints(
     if election.voters_up < election.voters_needed:
         names = " or ".join(others) or "another voter"
         if state == NO_LEADER:
-            return [f"start {names} again, or mend the network: a majority of the voters must reach each other"]
+            mend = f"start {names} again, or mend the network: a majority of the voters must reach each other"
+            lost = f"{names} {'is' if len(others) < 2 else 'are'} lost for good"
+            return [mend, f"only if {lost}: `pgr recover`; {TRY_IT}"]
         return [f"have {names} up: if the primary is lost now, nothing takes over"]
     if state in (OPEN, OPENING):
         names = " or ".join(others) or "another copy"
@@ -245,7 +250,7 @@ def _hints(
     found += [f"wait for {' or '.join(waiting)}; `pgr status` and the log of that node tell why"] if waiting else []
     if overruled is not None and overruled.winners:
         give_up = f"pgr failover --to {overruled.winners[0]} --accept-data-loss"
-        found.append(f"`{give_up}` goes on without, and gives up what only they hold; try it with --dry-run first")
+        found.append(f"`{give_up}` goes on without, and gives up what only they hold; {TRY_IT}")
     return found
 
 

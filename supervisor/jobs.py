@@ -28,6 +28,13 @@ TAIL_LINES = 20
 _TERM_MS, _KILL_MS = 200, 2000
 _PROGRESS = re.compile(r"^\s*(\d+)/(\d+) kB ")
 CONFIG = "postgresql.conf"
+REWIND_FUNCTIONS = (
+    "pg_ls_dir(text, boolean, boolean)",
+    "pg_stat_file(text, boolean)",
+    "pg_read_binary_file(text)",
+    "pg_read_binary_file(text, bigint, bigint, boolean)",
+)
+"""What the documentation of pg_rewind says that its role needs EXECUTE on."""
 _KEPT_THROUGH_REWIND = (CONFIG, "postgresql.auto.conf", "pg_hba.conf", "pg_ident.conf")
 
 
@@ -278,12 +285,6 @@ def single_user(
 def roles_sql(replication_password: str, salt: bytes) -> list[str]:
     """The statements that make pgr's two roles, whatever was there before. ``salt``: 16 random bytes."""
     verifier = scram_verifier(replication_password, salt)
-    functions = (
-        "pg_ls_dir(text, boolean, boolean)",
-        "pg_stat_file(text, boolean)",
-        "pg_read_binary_file(text)",
-        "pg_read_binary_file(text, bigint, bigint, boolean)",
-    )
     missing = (
         "DO $$BEGIN IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{0}') THEN CREATE ROLE {0}; END IF; END$$"
     )
@@ -293,7 +294,7 @@ def roles_sql(replication_password: str, salt: bytes) -> list[str]:
         missing.format(REPLICATION_ROLE),
         f"ALTER ROLE {REPLICATION_ROLE} NOSUPERUSER NOCREATEDB NOCREATEROLE LOGIN REPLICATION CONNECTION LIMIT -1 "
         f"VALID UNTIL 'infinity' PASSWORD '{verifier}'",
-        *(f"GRANT EXECUTE ON FUNCTION pg_catalog.{function} TO {REPLICATION_ROLE}" for function in functions),
+        *(f"GRANT EXECUTE ON FUNCTION pg_catalog.{function} TO {REPLICATION_ROLE}" for function in REWIND_FUNCTIONS),
     ]
 
 

@@ -22,9 +22,11 @@ from supervisor.clioptions import (
     NodeOption,
     TimeoutOption,
     admin_of,
+    members_of,
     put,
     talk,
 )
+from supervisor.confirm import YesOption, confirm
 from supervisor.errors import TryAgainError, UsageError
 
 PAUSE_TIMEOUT_S = 60.0
@@ -39,6 +41,11 @@ WaitOption = Annotated[
 AtOption = Annotated[
     str, typer.Option("--at", metavar="TIME", help="Do it then: ISO 8601 with a zone, or `+5m`, `+1h30m` from now.")
 ]
+FromOption = Annotated[
+    str,
+    typer.Option("--from", metavar="NAME", help="Whom to copy: a standby that streams; default: the primary.",
+                 show_default=False, autocompletion=members_of),
+]  # fmt: skip
 CancelOption = Annotated[bool, typer.Option("--cancel", help="Forget what is scheduled.")]
 
 
@@ -98,7 +105,8 @@ def resume(
 def restart(
     ctx: typer.Context,
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="NAME", help="Whose Postgres.", show_default=False)
+        list[str] | None,
+        typer.Argument(metavar="NAME", help="Whose Postgres.", show_default=False, autocompletion=members_of),
     ] = None,
     *,
     every: Annotated[
@@ -147,7 +155,8 @@ def reload(
     ctx: typer.Context,
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="NAME", help="Whose Postgres; default: all.", show_default=False),
+        typer.Argument(metavar="NAME", help="Whose Postgres; default: all.", show_default=False,
+                       autocompletion=members_of),
     ] = None,
     *,
     timeout: Annotated[
@@ -191,15 +200,19 @@ def reinit(
     ctx: typer.Context,
     name: NameArgument,
     *,
+    source: FromOption = "",
+    yes: YesOption = "",
     timeout: TimeoutOption = MEMBER_TIMEOUT_S,
     as_json: JsonOption = False,
     data: DataOption = None,
     node: NodeOption = "",
     key: KeyOption = None,
 ) -> None:
-    """Rebuild one standby: a new copy of the primary, swapped in when complete; the old one is moved to DIR/salvage."""
+    """Rebuild one standby: a new copy, swapped in when complete; the old one is moved to DIR/salvage."""
     with admin_of(ctx, data, node, key) as admin:
-        _change_member(admin, "reinit", {"name": name}, timeout, as_json)
+        confirm(f"{name} gets a new copy; what it has now is moved to its DIR/salvage", name, yes)
+        body = {"name": name} | ({"from": source} if source else {})
+        _change_member(admin, "reinit", body, timeout, as_json)
 
 
 def fence(

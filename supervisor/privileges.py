@@ -47,8 +47,9 @@ def current() -> Account:
         return Account(str(uid), uid, os.getegid())  # containers run with numbers that have no name
 
 
-def become_user(config: Config) -> Account:
-    """Make DIR and the run directory, drop root if we have it, and return whom we run as from here on.
+def become_user(config: Config, make: bool = True) -> Account:
+    """Make DIR and the run directory (unless not to ``make`` anything), drop root if we have it, and return whom we run
+    as from here on.
 
     Raises `MissingError`, `RefusedError`, `UsageError`, `DiskError`.
     """
@@ -61,11 +62,13 @@ def become_user(config: Config) -> Account:
                 f"start as root, or as {config.user} without --user",
             )
         _check_owner(config, account)
-        _make_directories(config, None)
+        if make:
+            _make_directories(config, None)
         return account
     account = choose_account(config)
     _check_owner(config, account)
-    _make_directories(config, account)
+    if make:
+        _make_directories(config, account)
     _privileged_settings()
     _drop(account)
     check_reachable(account, _needed_paths(config))

@@ -166,7 +166,7 @@ class Rebuild:
         believed only once it has passed its proof, which is the primary's."""
         c = self.c
         grant, asked = self._followed(plan.term), copy_asked_for(c.view, c.local)
-        source = upstream.copy_sources(c.cluster, grant, c.local.me, c.seen, c.no_copy_from)[0]
+        source = self._source(grant, asked)
         if c.local.server is not Server.DOWN:
             yield from self.steps.stop(plan)
         _refuse_mount_point(c.config.pgdata)
@@ -221,6 +221,16 @@ class Rebuild:
         self._tell_of_salvage()
         kept = f"; the directory before is {replaced}" if replaced is not None else ""
         self._remember("cloned", f"was cloned from {source}{kept}", {"moved_to": str(replaced or "")})
+
+    def _source(self, grant: Grant, asked: int) -> str:
+        """Whom to copy: who was named, else a fit standby that is tagged for it, else the primary. What a standby of
+        this very primary has is a part of what the primary has."""
+        c = self.c
+        named = c.cluster.reinit_of(c.local.me) if asked else None
+        member = c.cluster.member(named.source) if named is not None and named.source not in c.no_copy_from else None
+        if member is not None and member.has_data:
+            return member.name
+        return upstream.copy_sources(c.cluster, grant, c.local.me, c.seen, c.no_copy_from)[0]
 
     def _of_no_use(self, source: str, grant: Grant) -> None:
         """The next attempt is made elsewhere; the primary is always asked again."""

@@ -42,6 +42,23 @@ def _settings() -> Iterator[str]:
     yield ""
 
 
+def _doctor() -> Iterator[str]:
+    from supervisor import doctor
+
+    gravest = ", ".join(str(int(code)) for code in doctor.GRAVEST)
+    yield from ("## Checks of `pgr doctor`", "")
+    yield "Before the start of a node what pgr-supervise would find, after it every member and its way to every other."
+    yield f"Exit code 0: nothing worse than warnings; else that of an error, the first of {gravest} that there is."
+    fields = ", ".join(doctor.Finding._fields)
+    yield f"`--json`: `findings` ({fields}), `counts`, `exit_code`, and who reaches"
+    yield "whom in how many milliseconds (null: not): `control_plane_ms`, an encrypted question and its answer;"
+    yield "`data_plane_ms`, a replication session."
+    yield from ("", "| check | when | measured | bounds | why |", "| --- | --- | --- | --- | --- |")
+    for c in doctor.CHECKS:
+        yield f"| {c.name} | {', '.join(c.when)} | {_flat(c.measures)} | {_flat(c.bounds)} | {_flat(c.why)} |"
+    yield ""
+
+
 def _sql() -> Iterator[str]:
     from supervisor import sqlcatalog
 
@@ -80,7 +97,7 @@ def text() -> str:
     for name, shown in _commands(typer.main.get_command(cli.app), "pgr"):
         page = "\n".join(line.rstrip() for line in shown.splitlines()).strip()
         lines += [f"### `{name}`", "", "```text", page, "```", ""]
-    lines += [*_settings(), "## Exit codes", "", "| code | name |", "| --- | --- |"]
+    lines += [*_doctor(), *_settings(), "## Exit codes", "", "| code | name |", "| --- | --- |"]
     lines += [f"| {code.value} | {code.name.lower().replace('_', ' ')} |" for code in ExitCode]
     lines += ["| 128 + n | ended by signal n |", "", "## HTTP", "", "`GET`, `HEAD` and `OPTIONS`.", ""]
     lines += ["| path | 200 when, else 503 |", "| --- | --- |"]

@@ -23,7 +23,7 @@ from consensus.cluster import ClusterState
 from fencing.lease import MS
 from supervisor.status import HistoryEvent
 
-ENDS = ("switchover", "failover", "closed", "failed", "vetoed", "fenced")
+ENDS = ("switchover", "failover", "closed", "failed", "vetoed", "fenced", "recovered")
 """Kinds of events that say why a primary ended, or why another one came."""
 
 

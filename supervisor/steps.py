@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from consensus.cluster import Grant
-from consensus.positions import Attach, Diverged, NoPosition, divergence, position_of
+from consensus.positions import Attach, Diverged, NoPosition, divergence, is_of_its_history, position_of
 from consensus.record import EpochStart, Position
 from fencing.clock import now_ns
 from fencing.kill import fence
@@ -341,8 +341,7 @@ class Steps:
 
     def _position_at(self, lsn: int) -> Task[Position | NoPosition]:
         c = self.c
-        names = os.listdir(c.postgres.wal_dir)
-        timeline = timelines.newest_wal_timeline(names, lsn, c.wal_segment_bytes, self._never_used())
+        timeline = self._newest_timeline(lsn)
         if timeline is None:
             return NoPosition(f"there is no WAL file that holds {timelines.format_lsn(lsn)}")
         yield from self._complete_own_history(timeline)
@@ -350,6 +349,14 @@ class Steps:
         if isinstance(found, Position) and c.record.proof is not None:
             yield from c.save_record(proof=None)  # passed
         return found
+
+    def _is_of_its_history(self, lsn: int) -> bool:
+        timeline = self._newest_timeline(lsn)
+        return timeline is not None and is_of_its_history(self.c.record.history, lsn, timeline)
+
+    def _newest_timeline(self, lsn: int) -> int | None:
+        names = os.listdir(self.c.postgres.wal_dir)
+        return timelines.newest_wal_timeline(names, lsn, self.c.wal_segment_bytes, self._never_used())
 
     def _never_used(self) -> frozenset[int]:
         """Timelines of promotions of this node that were killed after the first file was there (a copy of the last one
@@ -406,8 +413,7 @@ class Steps:
         found = yield from self._position()
         received, replayed, _ = yield from self._lsns()
         end = max(received, replayed)
-        # A clone that has not passed its proof has no position, but it may and must follow to get there.
-        if isinstance(found, NoPosition) and c.record.proof is None:
+        if isinstance(found, NoPosition) and not (c.record.proof is not None and self._is_of_its_history(end)):
             c.log.warning("follow.no_position", reason=found.reason)
             c.change(needs_clone=plan.term)
             return
@@ -424,8 +430,7 @@ class Steps:
     def _forget_torn_record(self, grant: Grant, end: int) -> None:
         """Or Postgres would ask the primary for what comes after it, and wait for that (torn.py)."""
         c = self.c
-        names = os.listdir(c.postgres.wal_dir)
-        mine = timelines.newest_wal_timeline(names, end, c.wal_segment_bytes, self._never_used()) or grant.timeline
+        mine = self._newest_timeline(end) or grant.timeline
         left_at = min((e.start_lsn for e in grant.ancestry if e.timeline > mine), default=None)
         if left_at is None or end < left_at:
             return  # what comes is the rest of it

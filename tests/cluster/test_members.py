@@ -186,26 +186,6 @@ def incarnation_in(status: dict[str, object], name: str) -> str:
 
 
 @pytest.mark.slow
-def test_a_dead_node_is_replaced(calm: World) -> None:
-    world, dead = calm, calm.standbys()[0]
-    with world.writing() as writer:
-        dead.kill_all()
-        other = next(node for node in world.standbys() if node is not dead)
-        node = world.add("d", at=other)
-        assert "start it first: pgr-supervise --name d --join" in refused(world, 64, "replace", dead.name, "--by", "d")
-        node.start()
-        world.settles(lambda: listed(world, "d") is not None, "d is let in")
-        changed(world, "replace", dead.name, "--by", "d", node=other)
-        names = sorted({"a", "b", "c", "d"} - {dead.name})
-        world.wait_members(" ".join(names), f"2 of {' '.join(names)}")
-        code, stderr = world.run_node(dead)
-        assert code == 78, stderr
-        assert f"{dead.name} was removed" in stderr
-    assert not writer.failures
-    world.check_no_loss(writer)
-
-
-@pytest.mark.slow
 def test_what_the_cluster_can_not_do_without_is_not_removed(world: World) -> None:
     primary = world.primary()
     assert primary is not None

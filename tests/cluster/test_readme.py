@@ -53,7 +53,9 @@ RUN_BY = {
     "pgr failover": "test_explain.py", "pgr explain": "test_explain.py", "pgr switchover": "test_explain.py",
     "pgr history": "test_switchover.py", "pgr fence": "test_node_commands.py", "pgr unfence": "test_node_commands.py",
     "pgr reinit": "test_node_commands.py", "pgr restart": "test_restart.py", "pgr reload": "test_restart.py",
-    "pgr pause": "test_pause.py", "pgr resume": "test_pause.py",
+    "pgr doctor": "test_doctor.py", "pgr pause": "test_pause.py", "pgr resume": "test_pause.py",
+    "pgr recover": "test_recover.py", "bin/pgr recover": "test_recover.py",
+    "pgr --install-completion": "test_completion.py",
     "make": "test_what_is_made",
     "uv tool": "test_wheel.py", "uv build": "test_packaging.py",
 }  # fmt: skip
@@ -346,7 +348,7 @@ def help_of(*words: str) -> str:
 def test_every_flag_exists() -> None:
     known = {option.flag for option in OPTIONS} | UV_FLAGS
     for words in ([], ["status"], ["switchover"], ["failover"], ["history"], ["uri"], ["key", "new"], ["demo"],
-                  ["restart"], ["events"],
+                  ["restart"], ["events"], ["reinit"], ["recover"],
                   *(["member", what] for what in ("list", "add", "remove", "replace")),
                   *(["config", what] for what in ("show", "get", "set", "unset", "edit", "history"))):
         known |= flags_in(help_of(*words))

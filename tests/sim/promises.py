@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from consensus.positions import NoPosition, position_of
+from consensus.positions import NoPosition, is_of_its_history, position_of
 from consensus.record import EpochStart, Position
 from fencing.lease import MS
 from supervisor import timelines
@@ -123,12 +123,20 @@ class Promises(Basics):
             yield from self.query(lambda pg: (pg.received * UNIT, pg.replayed * UNIT, pg.is_through and not pg.paused))
         )
 
-    def _position_at(self, lsn: int) -> Task[Position | NoPosition]:
+    def _newest_timeline(self, lsn: int) -> int | None:
         p, directory = self.p, self.need_server().directory
         own = {g.timeline for g in p.cluster.grants if g.node == p.local.me}
         unused = own - {e.timeline for e in p.view.record.history}
         unused = {t for t in unused if self._switch_lsn(t) is None}
-        timeline = timelines.newest_wal_timeline(directory.segments, lsn, SEGMENT_BYTES, frozenset(unused))
+        return timelines.newest_wal_timeline(directory.segments, lsn, SEGMENT_BYTES, frozenset(unused))
+
+    def _is_of_its_history(self, lsn: int) -> bool:
+        timeline = self._newest_timeline(lsn)
+        return timeline is not None and is_of_its_history(self.p.view.record.history, lsn, timeline)
+
+    def _position_at(self, lsn: int) -> Task[Position | NoPosition]:
+        p = self.p
+        timeline = self._newest_timeline(lsn)
         if timeline is None:
             return NoPosition(f"there is no WAL file that holds {lsn}")
         yield from self._complete_own_history(timeline)

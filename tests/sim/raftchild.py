@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from consensus import addressbook
 from consensus.cluster import found
-from consensus.effects import Effect, Removed, Save, Send, SendStranger, Tell, TellLease
+from consensus.effects import Effect, Reborn, Removed, Save, Send, SendStranger, Tell, TellLease
 from consensus.founding import (
     Charter,
     Founding,
@@ -258,6 +258,8 @@ class RaftChild:
                 case Removed(reason, _):
                     self.host.was_removed(reason)
                     self._tell("raft.removed", {"reason": reason}, "")
+                case Reborn():
+                    raise AssertionError("`pgr recover` is no part of the simulation")
                 case Tell(name, body, request_id):
                     self._tell(name, body, request_id)
                 case TellLease(term, until_ns):

@@ -270,7 +270,8 @@ class Steps(Promises):
         yield from self._detach()
         found = yield from self._position()
         received, replayed, _ = yield from self._lsns()
-        if isinstance(found, NoPosition) and p.view.record.proof is None:
+        unproven = p.view.record.proof is not None
+        if isinstance(found, NoPosition) and not (unproven and self._is_of_its_history(max(received, replayed))):
             self.world.note(self.host.name, f"no position: {found.reason}")
             p.change(needs_clone=plan.term)
             return

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, cast
 
 from consensus import addressbook
 from consensus.cluster import canonical, found
-from consensus.effects import Effect, Removed, Save, Send, SendStranger, Tell, TellLease
+from consensus.effects import Effect, Reborn, Removed, Save, Send, SendStranger, Tell, TellLease
 from consensus.founder import Founder, RefusedToStartError
 from consensus.founding import Greeting
 from consensus.membership import VOTER, WITNESS, Member
@@ -105,6 +105,8 @@ class Mail(NamedTuple):
     message: PeerMessage
     inside: bool
     """With the cluster id."""
+    cluster_id: str = ""
+    """Of that; empty: of the first one."""
 
 
 class Cluster:
@@ -220,10 +222,14 @@ class Cluster:
                     assert dst != m.mine.name
                     if dst in m.dialed:
                         life, address, _ = m.dialed[dst]
-                        self.mail.append(Mail(m, *m.mine[:2], dst, life, address, message, inside=True))
-                case SendStranger(dst, incarnation, address, hello):
-                    inside = bool(hello.term)
-                    self.mail.append(Mail(m, *m.mine[:2], dst, incarnation, address, hello, inside))
+                        its = m.disk.identity.cluster_id
+                        self.mail.append(Mail(m, *m.mine[:2], dst, life, address, message, inside=True, cluster_id=its))
+                case SendStranger(dst, incarnation, address, hello, former):
+                    inside, its = bool(hello.term), former or m.disk.identity.cluster_id
+                    self.mail.append(Mail(m, *m.mine[:2], dst, incarnation, address, hello, inside, its))
+                case Reborn():
+                    self.restart(name)
+                    return
                 case Removed(reason, hint):
                     m.refused = (reason, hint)
                 case Tell("raft.state", body):
@@ -261,12 +267,15 @@ class Cluster:
             if not m.up or m.mine.raft != mail.address or (mail.src, name) in self.cut:
                 continue
             if m.joining is not None:
-                cluster = CLUSTER_ID if mail.inside else NO_CLUSTER
+                cluster = (mail.cluster_id or CLUSTER_ID) if mail.inside else NO_CLUSTER
                 frame = Envelope(cluster, mail.src, mail.incarnation, 1, mail.dst, mail.dst_incarnation, mail.message)
                 self.answered(name, m, encode(frame))
             elif not mail.inside:
                 assert isinstance(mail.message, Hello)
                 self.carry_out(name, m.node.hello(mail.src, mail.message, self.now))
+            elif (mail.cluster_id or CLUSTER_ID) != m.disk.identity.cluster_id:
+                foreign = (mail.cluster_id or CLUSTER_ID, mail.src, mail.incarnation, mail.message)
+                self.carry_out(name, m.node.foreign(*foreign, self.now))
             elif mail.dst != m.mine.name or mail.dst_incarnation not in (0, m.mine.incarnation):
                 pass
             elif isinstance(mail.message, Hello):

@@ -705,3 +705,34 @@ def test_a_primary_without_a_seat_in_the_old_group_goes_on_with_the_change() -> 
     moved = open_change("cd", "ab", d=member("d"))
     assert next_change(moved, facts("acd", waited=PATIENCE_MS)) is None
     assert next_change(open_change("acd", "ab", d=member("d")), facts("acd", waited=PATIENCE_MS)) is not None
+
+
+# -- a copy made anew --------------------------------------------------------------------------------------------------
+
+
+def test_a_copy_may_be_made_of_a_standby_that_streams() -> None:
+    def asked(source: str, up: str = "abce") -> Proposal | Refusal:
+        return changes.reinit(state(*map(member, "abcde")), facts("abcde", copied=up), "c", source)
+
+    assert asked("") == Proposal("reinit/1", {"node": "c", "incarnation": 1})
+    assert asked("b") == Proposal("reinit/1", {"node": "c", "incarnation": 1, "source": "b"})
+    made = after(state(*map(member, "abcde")), asked("b")).reinit_of("c")
+    assert made is not None
+    assert made.source == "b"
+    for source, code in (("c", 64), ("x", 64), ("d", 75)):
+        refusal = asked(source)
+        assert isinstance(refusal, Refusal), source
+        assert refusal.code == code, source
+    witness = state(*map(member, "abc"), member("w", WITNESS))
+    refusal = changes.reinit(witness, facts("abcw"), "c", "w")
+    assert isinstance(refusal, Refusal)
+    assert "w has no Postgres" in refusal.reason
+
+
+def test_a_node_of_a_former_cluster_is_let_in_without_being_told_to_join() -> None:
+    from consensus.former import Former, Left
+
+    greeting = Greeting("z", 9, "z:1", "z:2", "z:3", ("a", "z"), "", VOTER)
+    assert isinstance(admit(three(), facts("abc"), greeting), Refusal)
+    known = replace(three(), former=(Former("ab", (Left("z", 4, "z:1"),), 3),))
+    assert isinstance(admit(known, facts("abc"), greeting), Proposal)

@@ -325,7 +325,6 @@ def member_handler(frame: Frame) -> list[bytes]:
         (["add", "b"], {"name": "b", "role": "voter"}, "b: voter\n"),
         (["add", "b", "--role", "learner"], {"name": "b", "role": "learner"}, "b: learner\n"),
         (["remove", "b"], {"name": "b"}, "b: no member any more\n"),
-        (["replace", "b", "--by", "d"], {"name": "b", "by": "d"}, "b: no member any more\n"),
     ],
 )
 def test_members_are_changed(pgr: Run, data: Path, argv: list[str], asked: dict[str, str], out: str) -> None:
@@ -334,7 +333,7 @@ def test_members_are_changed(pgr: Run, data: Path, argv: list[str], asked: dict[
         role = "learner" if "learner" in argv else "voter" if argv[0] == "add" else "gone"
         said = f"member: b is to be {role}\n"
         assert pgr("member", *argv, "--data", str(data), "--timeout", "5") == (0, out, said)
-        sent = asked | {"timeout_ms": 5000}  # `by` is the successor here, never who asks
+        sent = asked | {"timeout_ms": 5000}
         assert (node.requests[0].name, node.requests[0].body) == (f"member.{argv[0]}", sent)
         code, shown, _ = pgr("member", *argv, "--json", "--data", str(data))
         assert (code, json.loads(shown)) == (0, {"name": "b", "role": role})

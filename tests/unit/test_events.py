@@ -342,3 +342,9 @@ def test_the_log_tells_whoever_listens(desk: Desk) -> None:
     log.once_per("k", 10).warning("fence.begin", rule="s", epoch=1)
     log.info("bus.full")
     assert names(desk.ask()) == ["node.started", "gate.open", "fence.begin"]
+
+
+def test_what_somebody_must_notice_is_a_warning() -> None:
+    for kind in ("failed", "vetoed", "recovered", "superseded"):
+        assert events.of_history(HistoryEvent("t", kind, 7, 3, "b", "x"))["level"] == "warning", kind
+    assert events.of_history(HistoryEvent("t", "opened", 7, 3, "b", "x"))["level"] == "info"

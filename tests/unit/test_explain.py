@@ -192,6 +192,7 @@ def test_without_a_leader_it_says_what_it_knows_and_since_when() -> None:
     assert found.election.reason == "no leader: 1 of 3 voters are up, 2 are needed; not a, c"
     assert found.hints == (
         "start a or c again, or mend the network: a majority of the voters must reach each other",
+        "only if a or c are lost for good: `pgr recover`; try it with --dry-run first",
     )  # fmt: skip
     assert "a     5:0/3E8       0 B  7000 ms ago  is not heard of (last 7 s ago)" in page(found)
     elected_soon = ask(me="b", leader="", silent="a")

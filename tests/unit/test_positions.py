@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consensus.positions import Attach, Diverged, NoPosition, divergence, position_of
+from consensus.positions import Attach, Diverged, NoPosition, divergence, is_of_its_history, position_of
 from consensus.record import EpochStart, Position
 
 ZERO, ONE, THREE = EpochStart(0, 0, 1), EpochStart(1, 100, 2), EpochStart(3, 200, 4)
@@ -93,3 +93,12 @@ def test_a_promotion_that_was_killed_before_its_first_record_costs_no_position()
     assert position_of(history, 151, 3, None) == Position(5, 151)
     assert isinstance(position_of(history, 149, 3, None), NoPosition), "WAL of 3 ends before 3 begins"
     assert isinstance(position_of(history, 151, 2, None), NoPosition)
+
+
+def test_a_clone_without_proof_follows_only_with_wal_of_the_history_it_was_given() -> None:
+    """It was made of a standby that had gone another way: that is seen by the timeline, its LSNs would attach."""
+    ancestry = (EpochStart(0, 0, 1), EpochStart(4, 100, 2), EpochStart(7, 1000, 3))
+    assert isinstance(divergence(ancestry, ancestry, 5000), Attach)
+    assert not is_of_its_history(ancestry, 5000, 2)
+    assert is_of_its_history(ancestry, 5000, 3)
+    assert is_of_its_history(ancestry, 900, 2), "all of it from before the newest epoch"

@@ -118,3 +118,12 @@ def test_the_page() -> None:
     assert page(EVENTS) == PAGE
     assert max(map(len, PAGE.splitlines())) <= 80
     assert page(()) == "nobody has been primary yet\n"
+
+
+def test_a_cluster_that_was_rebuilt_says_so_before_its_first_primary() -> None:
+    told = [
+        HistoryEvent("t1", "promoted", 3, 2, "a", "x"), HistoryEvent("t2", "opened", 3, 2, "a", "is open"),
+        HistoryEvent("t3", "recovered", 9, 0, "c", "has rebuilt the cluster"),
+        HistoryEvent("t4", "promoted", 10, 40, "c", "y"), HistoryEvent("t5", "opened", 10, 40, "c", "is open"),
+    ]  # fmt: skip
+    assert reigns(told)[-1].before == ("recovered: c has rebuilt the cluster",)

@@ -233,7 +233,8 @@ def test_a_copy_is_made_anew_of_a_standby_that_can_be_spared() -> None:
     assert cluster.ask("b", "reinit", name="c") == {"ok": True, "name": "c", "term": 1}
     cluster.until(lambda: bool(cluster.members["b"].cluster["reinits"]))
     assert refusal(cluster.ask("b", "reinit", name="c")) == (75, "c is being copied anew already")
-    [(_, index)] = cluster.members["c"].cluster["reinits"]
+    [(_, index, source)] = cluster.members["c"].cluster["reinits"]
+    assert source == ""
     cluster.tell("c", "node.propose", {"kind": "rebuilt/1", "body": {"node": "c", "index": index}})
     cluster.until(lambda: not cluster.members["b"].cluster["reinits"])
     cluster.members["c"].up = False
