@@ -17,7 +17,7 @@ from consensus.founding import Greeting
 from consensus.membership import GONE, LEARNER, VOTER, WITNESS, Member
 from consensus.promotion import is_better_turned_back
 from consensus.quorum import majority
-from consensus.tags import unseated, wanted_rule
+from consensus.tags import keeps_out, unseated, wanted_rule
 
 PATIENCE_MS = 10_000
 """A change that has been open for this long is reverted if a new seat is not connected."""
@@ -308,7 +308,8 @@ def remove(state: ClusterState, facts: Facts, name: str, successor: str = "") ->
             hint = "name a member of the same kind"
             return Refusal(78, f"{successor} can't take the place of {name}: only one of them is a witness", hint)
         if other.name in unseated(state):
-            reason = f"{successor} can't take the place of {name}: its tag `nosync` keeps it out of the sync group"
+            tag = keeps_out(state, successor)
+            reason = f"{successor} can't take the place of {name}: its tag `{tag}` keeps it out of the sync group"
             return Refusal(78, reason, "take the tag out of its pgr.toml first, or name another")
         if other.aim not in (VOTER, WITNESS):
             reason = f"{successor} can't take the place of {name}: it is not to have a vote"

@@ -20,6 +20,7 @@ Value = bool | int | str | list[str] | None
 """None: not set, and no default but what the cluster's size or profile says."""
 
 PARAMETERS = "postgres.parameters."
+SLOTS = "slots."
 HBA = "postgres.hba"
 PRE_PROMOTE, ON_ROLE_CHANGE, ON_EVENT = "hooks.pre_promote", "hooks.on_role_change", "hooks.on_event"
 _TIMINGS = (
@@ -34,7 +35,7 @@ class Setting:
 
     name: str
     kind: str
-    """bool, int, choice, lines, command or text."""
+    """bool, int, choice, lines, command, slot or text."""
     default: Value
     sentence: str
     needs: str = "nothing"
@@ -127,8 +128,15 @@ def setting_of(name: str) -> Setting:
         if not re.fullmatch(r"[a-z_][a-z0-9_$]*(\.[a-z_][a-z0-9_$]*)?", name.removeprefix(PARAMETERS)):
             raise BadSetting(f"{name} is not the name of a Postgres setting", f"for example {PARAMETERS}work_mem")
         return Setting(name, "text", None, "a setting of Postgres, on every node", needs="reload or restart")
-    if f"{name}." == PARAMETERS:
-        raise BadSetting(f"{name} is set one by one", f"for example {PARAMETERS}work_mem=8MB")
+    if name.startswith(SLOTS):
+        slot = name.removeprefix(SLOTS)
+        if not re.fullmatch(r"[a-z0-9_]{1,63}", slot) or slot.startswith(OUR_SLOTS) or slot in TAKEN_SLOTS:
+            hint = f"a-z, 0-9 and _, 63 at most, and not beginning with {OUR_SLOTS}, as the members' own do"
+            raise BadSetting(f"{slot!r} can't be the name of a permanent slot", hint)
+        return Setting(name, "slot", None, "a permanent replication slot")
+    if f"{name}." in (PARAMETERS, SLOTS):
+        example = f"{PARAMETERS}work_mem=8MB" if f"{name}." == PARAMETERS else f'{SLOTS}cdc="logical app pgoutput"'
+        raise BadSetting(f"{name} is set one by one", f"for example {example}")
     if name not in TABLE:
         raise BadSetting(f"there is no setting {name}", hint_for(name, TABLE))
     return TABLE[name]
@@ -160,6 +168,8 @@ def check(name: str, value: object) -> Value:
             return _lines(name, value)
         case "command":
             return _command(name, value)
+        case "slot":
+            return _slot(name, value)
         case _:
             return _text(name, value)
 
@@ -247,6 +257,38 @@ def _command(name: str, value: object) -> list[str]:
     return [str(word) for word in words]
 
 
+OUR_SLOTS = "pgr_"
+TAKEN_SLOTS = ("pg_conflict_detection",)
+"""Postgres's own."""
+
+
+def _slot(name: str, value: object) -> list[str]:
+    """``["physical"]`` or ``["logical", DATABASE, PLUGIN]``; as text the words, or what Patroni's `slots` has."""
+    hint = f'{name}=physical, or {name}="logical DATABASE PLUGIN"'
+    if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
+        text = value
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            raise BadSetting(f"{name}: {text[:60]!r} is no JSON", hint) from None
+    elif isinstance(value, str):
+        value = value.split()
+    if isinstance(value, dict):
+        given: dict[str, object] = value
+        unknown = sorted(set(given) - {"type", "database", "plugin"})
+        if unknown:
+            raise BadSetting(f"{name}: {unknown[0]} is not known of a slot", hint)
+        value = [given[key] for key in ("type", "database", "plugin") if key in given]
+    words: list[Any] = value if isinstance(value, list) else []
+    if not all(isinstance(word, str) and word.isprintable() for word in words):
+        words = []
+    if words == ["physical"]:
+        return ["physical"]
+    if len(words) == 3 and words[0] == "logical" and all(0 < len(word) <= 63 for word in words):
+        return [str(word) for word in words]
+    raise BadSetting(f"{name} is a physical slot, or a logical one of a database and a plugin", hint)
+
+
 def _text(name: str, value: object) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
@@ -272,6 +314,11 @@ def value_of(config: str, name: str) -> Any:
 def parameters(config: str) -> dict[str, str]:
     """`postgres.parameters`: name -> value."""
     return {n.removeprefix(PARAMETERS): v for n, v in read(config).items() if n.startswith(PARAMETERS)}
+
+
+def slots(config: str) -> dict[str, list[str]]:
+    """Permanent slots: name -> ``["physical"]`` or ``["logical", DATABASE, PLUGIN]``."""
+    return {n.removeprefix(SLOTS): v for n, v in read(config).items() if n.startswith(SLOTS)}
 
 
 def founded(commit: str, settings: Mapping[str, Any]) -> dict[str, Value]:

@@ -33,7 +33,7 @@ from consensus.promotion import (
 )
 from consensus.quorum import majority
 from consensus.record import Position
-from consensus.tags import priority_of, unseated
+from consensus.tags import keeps_out, priority_of, unseated
 
 PATIENT_MS = max(LAST_PRIMARY_GRACE_MS, LOSS_GRACE_MS)
 """What comes out once everybody who is up had the time to answer."""
@@ -256,7 +256,7 @@ def _why(s: Situation, member: Member, known: Report, wins: bool, winners: list[
         case None:
             pass
         case Obstacle.NO_SEAT if member.name in unseated(s.state):
-            return "is tagged `nosync`: it has no seat in the sync group"
+            return f"is tagged `{keeps_out(s.state, member.name)}`: it has no seat in the sync group"
         case Obstacle.NO_SEAT if any(n == member.name for g in s.state.groups for n in g.names):
             return "has lost its state: its seat waits for the copy it makes"
         case Obstacle.NO_POSITION:

@@ -345,7 +345,9 @@ class Node:
                 caught_up.add(name)
             seen = self.sightings.of(name)
             streams = seen.get("state") == "streaming" and seen.get("epoch_of_upstream") == self.raft.term
-            if streams and seen.get("proven") is True and seen.get("incarnation") == member.incarnation:
+            # Through another standby it is out of this primary's sight; asynchronous nobody's flush counts anyway.
+            direct = seen.get("upstream_node", "") in ("", self.me) or self.cluster.commit_mode == "async"
+            if streams and direct and seen.get("proven") is True and seen.get("incarnation") == member.incarnation:
                 copied.add(name)
         since_ns = self.notes.change_seen[1] if self.notes is not None and self.cluster.change is not None else now_ns
         waited_ms = (now_ns - since_ns) // MS if since_ns else 0

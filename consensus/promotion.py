@@ -18,6 +18,7 @@ from consensus.positions import NoPosition
 from consensus.quorum import majority, read_quorum
 from consensus.record import Position
 from consensus.tags import priority_of
+from consensus.upstreams import is_held_back
 
 GRACE_MS = 50
 """After a read quorum has promised: this much longer for the others, so that the best may win."""
@@ -352,6 +353,7 @@ class Obstacle(StrEnum):
     NO_SEAT = "has no seat in the sync group that counts"
     FENCED = "is fenced: a person keeps its Postgres down"
     NOFAILOVER = "is tagged `nofailover` (or `priority` 0): it never becomes primary"
+    DELAYED = "replays late (`recovery_min_apply_delay`): it becomes primary only by `--to`"
     TOO_EARLY = "counts only once the cluster was open for the first time"
     SILENT = "has not answered"
     NO_POSITION = "has no position"
@@ -384,14 +386,21 @@ def obstacles(s: Situation) -> dict[str, Obstacle | None]:
         if not _holds_all(s, quorums, position):
             return Obstacle.BEHIND
         # Whoever creates the cluster has to open it, too: until then nobody else has data.
-        return None if priority_of(s.state, member.name) or not s.state.was_opened else Obstacle.NOFAILOVER
+        if not s.state.was_opened:
+            return None
+        if is_held_back(s.state, member.name):
+            return Obstacle.DELAYED
+        return None if priority_of(s.state, member.name) else Obstacle.NOFAILOVER
 
     return {member.name: of(member) for member in s.state.members}
 
 
 def _but_for_their_tag(s: Situation) -> str:
-    able = [name for name, obstacle in obstacles(s).items() if obstacle is Obstacle.NOFAILOVER]
-    return f"; {', '.join(able)} would do, but for the tag `nofailover`" if able else ""
+    found = obstacles(s).items()
+    able = [name for name, obstacle in found if obstacle is Obstacle.NOFAILOVER]
+    late = [name for name, obstacle in found if obstacle is Obstacle.DELAYED]
+    words = [f"; {', '.join(able)} would do, but for the tag `nofailover`"] * bool(able)
+    return "".join([*words, *[f"; {name} replays late: `pgr failover --to {name}` would do" for name in late]])
 
 
 def _choose(s: Situation) -> str | None:

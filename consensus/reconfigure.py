@@ -14,11 +14,22 @@ from typing import TYPE_CHECKING, Any
 from consensus import clusterwide
 from consensus.changes import Proposal
 from consensus.cluster import ClusterState, canonical
-from consensus.clusterwide import HBA, ON_EVENT, ON_ROLE_CHANGE, PARAMETERS, PRE_PROMOTE, TABLE, BadSetting, Value
+from consensus.clusterwide import (
+    HBA,
+    ON_EVENT,
+    ON_ROLE_CHANGE,
+    PARAMETERS,
+    PRE_PROMOTE,
+    SLOTS,
+    TABLE,
+    BadSetting,
+    Value,
+)
 
 if TYPE_CHECKING:
     from consensus.node import Node
 
+SLOTS_MAX = 50
 UNCHECKED_MAX = 16
 """Requests that wait for the parent's word; the oldest gives way."""
 
@@ -118,6 +129,13 @@ def _unfit(tip: ClusterState, config: str, changes: Mapping[str, object]) -> Ans
     if touched and counted and acks is not None and acks >= seats:
         error = f"sync_acks = {acks} needs {acks + 1} nodes in the sync group, there are {seats}"
         return refused(78, f"{error}: every write would wait", "add members first, or set a smaller number")
+    logical = sorted(name for name, slot in clusterwide.slots(config).items() if slot[0] == "logical")
+    level = f"{PARAMETERS}wal_level"
+    if logical and clusterwide.parameters(config).get("wal_level") != "logical":
+        error = f"the slot {logical[0]} is logical, and so wal_level has to be"
+        return refused(78, error, f"set {level}=logical first, or with it, then `pgr restart --pending`")
+    if len(clusterwide.slots(config)) > SLOTS_MAX:
+        return refused(64, f"{len(clusterwide.slots(config))} permanent slots", f"not more than {SLOTS_MAX}")
     return None
 
 
@@ -131,6 +149,9 @@ def _notes(tip: ClusterState, changes: Mapping[str, tuple[Value, Value]]) -> lis
             notes.append(f"{name}: every node runs its own {command[0]}, as the user that its Postgres runs as")
     if changes.get("strict", (None, None))[1] is False:
         notes.append("not strict: with too few standbys writes go on, and only the nodes that have them can take over")
+    for name, (_, slot) in changes.items():
+        if name.startswith(SLOTS) and isinstance(slot, list) and slot[0] == "logical":
+            notes.append(f"{name}: outlives a failover from Postgres 17 on; before, the next primary makes it anew")
     acks = changes.get("sync_acks", (None, None))[1]
     if isinstance(acks, int):
         seats = len(tip.wanted_group.members)

@@ -29,7 +29,7 @@ from consensus.promotion import Decision, Obstacle, Wait, decide
 from consensus.reconfigure import Answer, Asked, refused
 from consensus.record import Position
 from consensus.succession import seated, successor
-from consensus.tags import priority_of, unseated
+from consensus.tags import keeps_out, priority_of, unseated
 
 if TYPE_CHECKING:
     from consensus.node import Node
@@ -163,7 +163,7 @@ def _move(node: Node, name: str, body: dict[str, Any], now_ns: int, *, act: bool
         return refused(78, f"{to} is fenced: a person keeps its Postgres down", f"first `pgr unfence {to}`")
     if to and to not in seated(node):
         tagged = to in unseated(node.cluster)
-        why = "its tag `nosync` keeps it out" if tagged else "its copy is not proven yet"
+        why = f"its tag `{keeps_out(node.cluster, to)}` keeps it out" if tagged else "its copy is not proven yet"
         hint = "name another, or take the tag out of its pgr.toml" if tagged else "see `pgr status`; ask again then"
         return refused(78 if tagged else 75, f"{to} has no seat in the sync group: {why}", hint)
     target, problem = successor(node, to, now_ns)
@@ -180,6 +180,9 @@ def _failover(node: Node, to: str, body: dict[str, Any], now_ns: int, *, act: bo
     notes = node.notes
     if notes is None or notes.granted_index:
         return refused(75, "a new primary has just been chosen", "see `pgr status`; ask again if need be")
+    if to in unseated(node.cluster) - seated(node):
+        why = f"its tag `{keeps_out(node.cluster, to)}` keeps it out, and it gets one from a primary only"
+        return refused(78, f"{to} has no seat in the sync group: {why}", "name another, or nobody")
     decision = decide(node.situation(notes, now_ns))
     stuck = isinstance(decision, Wait) and bool(decision.missing)
     if stuck and not accept_loss:

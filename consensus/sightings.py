@@ -120,4 +120,6 @@ class Sightings:
         seen = self.of(target)
         if seen.get("state") != "streaming" or seen.get("epoch_of_upstream") != term:
             return f"{target} does not stream from the primary (it is {seen.get('state', 'unknown')})"
+        if seen.get("upstream_node", "") not in ("", self.me):
+            return f"{target} streams from {seen['upstream_node']}, not from the primary"
         return ""

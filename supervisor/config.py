@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final, Literal, cast
 
 from consensus.digest import blake2b
-from consensus.tags import Tag
+from consensus.tags import REPLICATE_FROM, Tag
 from supervisor.addresses import (
     Address,
     Peer,
@@ -194,7 +194,7 @@ def load(
         http_tls_verify=cast(
             Literal["optional", "required"], values.get("http_tls_verify", parse_choice(VERIFY), "optional")
         ),
-        tags=values.get("tags", parse_tags, {}),
+        tags=_tags(values, name),
         cluster_key=cluster_key,
         witness=witness,
         watchdog=values.get("watchdog", parse_choice(WATCHDOG_MODES), "automatic"),
@@ -211,6 +211,16 @@ def load(
         sources={key: values.source(key) for key in KEYS},
         warnings=tuple(warnings),
     )
+
+
+def _tags(values: Values, name: str) -> Mapping[str, Tag]:
+    tags = values.get("tags", parse_tags, {})
+    if tags.get(REPLICATE_FROM) == name:
+        raise UsageError(
+            f"the tag {REPLICATE_FROM} ({values.source('tags')}) names {name}, which is this node itself",
+            "name another standby, or leave it out to stream from the primary",
+        )
+    return tags
 
 
 def _joins(values: Values, name: str, listen: Address) -> Address | None:

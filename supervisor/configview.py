@@ -9,7 +9,7 @@ from typing import Any
 
 from consensus import clusterwide
 from consensus.cluster import ClusterState
-from consensus.clusterwide import PARAMETERS, SETTINGS, Value, shown
+from consensus.clusterwide import PARAMETERS, SETTINGS, SLOTS, Value, shown
 from fencing.lease import Timings
 from supervisor.errors import UsageError
 from supervisor.render import table
@@ -23,16 +23,24 @@ def document(config: str) -> dict[str, Any]:
     del values["commit"]
     hba = values.pop(clusterwide.HBA)
     hooks = {n.removeprefix(HOOKS): values.pop(n) for n in list(values) if n.startswith(HOOKS)}
-    return values | {"hooks": hooks, "postgres": {"parameters": clusterwide.parameters(config), "hba": hba}}
+    postgres = {"parameters": clusterwide.parameters(config), "hba": hba}
+    return values | {"hooks": hooks, "slots": _slots(config), "postgres": postgres}
+
+
+def _slots(config: str) -> dict[str, dict[str, str]]:
+    """As Patroni writes them."""
+    names = ("type", "database", "plugin")
+    return {name: dict(zip(names, slot, strict=False)) for name, slot in sorted(clusterwide.slots(config).items())}
 
 
 def rows(cluster: ClusterState, timings: Timings) -> list[dict[str, Any]]:
-    """One for each setting, and each of Postgres's that is set: name, value, default, source, needs, unit, sentence and
-    fixed (why it can't be set). ``source``: default, founding, profile or set."""
+    """One for each setting, each of Postgres's that is set, and each slot: name, value, default, source, needs, unit,
+    sentence and fixed (why it can't be set). ``source``: default, founding, profile or set."""
     config = clusterwide.read(cluster.config)
     founded = clusterwide.founded("quorum", json.loads(cluster.settings))
     found: list[dict[str, Any]] = []
-    for setting in [*SETTINGS, *(clusterwide.setting_of(n) for n in sorted(config) if n.startswith(PARAMETERS))]:
+    named = (clusterwide.setting_of(n) for n in sorted(config) if n.startswith((PARAMETERS, SLOTS)))
+    for setting in [*SETTINGS, *named]:
         name, value, default = setting.name, config.get(setting.name), setting.default
         source = "default" if name not in config else "founding" if founded.get(name) == value else "set"
         if setting.fixed:
@@ -75,14 +83,16 @@ def diff(changes: Mapping[str, list[Value]]) -> list[str]:
 def toml(found: list[dict[str, Any]]) -> str:
     """For `pgr config edit`: what is set; the rest as comments with their defaults."""
     head = ["# Cluster-wide settings. Save to apply, leave the file as it is to change nothing.", ""]
-    plain = [row for row in found if not row["name"].startswith(("postgres.", HOOKS)) and not row["fixed"]]
+    plain = [row for row in found if not row["name"].startswith(("postgres.", HOOKS, SLOTS)) and not row["fixed"]]
     for row in plain:
         head += [f"# {row['sentence']}", _line(row, str(row["name"])), ""]
     head += ["[hooks]"]
     for row in found:
         if row["name"].startswith(HOOKS):
             head += [f"# {row['sentence']}", _line(row, str(row["name"]).removeprefix(HOOKS)), ""]
-    head += ["[postgres]"]
+    head += ["[slots]", '# permanent slots: NAME = "physical", or ["logical", DATABASE, PLUGIN]']
+    head += [_line(row, str(row["name"]).removeprefix(SLOTS)) for row in found if row["name"].startswith(SLOTS)]
+    head += ["", "[postgres]"]
     head += [_line(row, "hba") for row in found if row["name"] == clusterwide.HBA]
     head += ["", "[postgres.parameters]"]
     for row in found:
@@ -104,8 +114,11 @@ def from_toml(text: str) -> dict[str, Any]:
         body = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"this is no TOML: {error}", "`pgr config edit` again; text goes in quotes") from None
-    found = {name: value for name, value in body.items() if name not in ("postgres", "hooks")}
-    postgres, hooks = body.get("postgres", {}), body.get("hooks", {})
+    found = {name: value for name, value in body.items() if name not in ("postgres", "hooks", "slots")}
+    postgres, hooks, slots = body.get("postgres", {}), body.get("hooks", {}), body.get("slots", {})
+    if not isinstance(slots, dict):
+        raise UsageError("slots is a table", "write [slots] on its own line")
+    found |= {f"{SLOTS}{name}": value for name, value in slots.items()}
     if not isinstance(hooks, dict):
         raise UsageError("hooks is a table", "write [hooks] on its own line")
     found |= {f"{HOOKS}{name}": value for name, value in hooks.items()}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from consensus import clusterwide
+from consensus import clusterwide, upstreams
 from consensus.cluster import ClusterState, Grant
 from consensus.membership import Member
 from consensus.record import EpochStart, NodeRecord, Position
@@ -19,11 +20,13 @@ from supervisor.binaries import Binaries
 from supervisor.children import ChildTable
 from supervisor.config import Config
 from supervisor.links import Link
-from supervisor.observe import Facts
+from supervisor.observe import Facts, proven
 from supervisor.postgres import Postgres, Postmaster
 from supervisor.roles import Local, Server, View, followable
+from supervisor.slotplan import guards
 from supervisor.sql import Session
 from supervisor.tasks import Task
+from supervisor.upstream import Choice
 
 RECORD_TIMEOUT_MS = 5_000
 CLONE = "pgr_clone_"
@@ -75,6 +78,15 @@ class Context:
     attach_offset: int = 0
     """Size of Postgres's log when the upstream was last set: what it says of it comes later."""
     clone_progress: tuple[int, int] = (0, 0)
+    seen: Mapping[str, Any] = field(default_factory=dict)
+    """What the members last said of themselves (`raft.members`)."""
+    choice: Choice = field(default_factory=Choice)
+    delay_ms: int = 0
+    """recovery_min_apply_delay in the running server's files."""
+    guards: tuple[str, ...] = ()
+    """Members whose slots logical consumers wait for, as in the running server's files."""
+    no_copy_from: frozenset[str] = frozenset()
+    """Standbys of which a copy failed, since one was last made."""
     closed: tuple[int, int] = (0, 0)
     """The newest epoch under which Postgres here was writable, and when it ceased to take writes."""
 
@@ -162,7 +174,7 @@ class Context:
     def write_settings(self, *, conninfo: str = "", slot: str = "", names: str, gate: bool = True) -> dict[str, str]:
         """Render pgr's settings for the server; returns them (the caller writes or prepares)."""
         self.conf = {"conninfo": conninfo, "slot": slot, "names": names, "gate": gate}
-        self.applied = self.cluster.config
+        self.applied, self.delay_ms, self.guards = self.cluster.config, self.apply_delay_ms(), self.wanted_guards()
         if not names:
             self.commits_wait = False
         node = settings.NodeSettings(
@@ -176,7 +188,9 @@ class Context:
             primary_slot_name=slot,
             standby_names=names,
             gate=gate,
-            syncs_slots=self.syncs_slots(),
+            syncs_slots=self.syncs_slots() and not self.choice.node,  # Postgres copies none from a standby
+            apply_delay_ms=self.delay_ms,
+            guards=tuple(f"pgr_{name}" for name in self.guards),
             parameters=clusterwide.parameters(self.cluster.config),
         )
         owned, raised = settings.with_floors(settings.owned_settings(node), self.floors)
@@ -189,7 +203,9 @@ class Context:
         is in force, and reloaded. No `yield`, and the names stay as they are. The caller has looked at the authority:
         who is losing it touches nothing."""
         asked = self.cluster.ops.reload_of(self.local.me)
-        same = self.applied == self.cluster.config and asked <= self.reloaded
+        same = (self.applied, self.delay_ms, self.guards) == (
+            self.cluster.config, self.apply_delay_ms(), self.wanted_guards(),
+        ) and asked <= self.reloaded  # fmt: skip
         if same or not self.conf or self.postmaster is None:
             return
         owned = self.write_settings(**self.conf)
@@ -198,12 +214,22 @@ class Context:
         self.reloaded = max(asked, self.reloaded)
         self.log.info("settings.applied", index=self.cluster.config_index, removed_lines=list(removed))
 
+    def wanted_guards(self) -> tuple[str, ...]:
+        """Whose slots logical consumers of this primary wait for."""
+        if self.local.server is not Server.PRIMARY or not self.syncs_slots():
+            return ()
+        return guards(self.guards, self.cluster, self.local.me, self.seen)
+
     def syncs_slots(self) -> bool:
         return settings.syncs_slots(clusterwide.parameters(self.cluster.config), self.binaries.major)
 
-    def followed_conninfo(self, grant: Grant) -> str:
+    def apply_delay_ms(self) -> int:
+        """Not before a new copy has passed its proof: until then it is not known to be one."""
+        return upstreams.apply_delay_ms(self.cluster, self.local.me) if proven(self.record, self.facts) else 0
+
+    def followed_conninfo(self, grant: Grant, node: str) -> str:
         """primary_conninfo; with a database where slots are copied, which is done by SQL."""
-        return self.upstream(grant, dbname="postgres" if self.syncs_slots() else None)
+        return self.upstream(grant, dbname="postgres" if self.syncs_slots() else None, node=node)
 
     def hba(self) -> str:
         rules = self.cluster.setting(clusterwide.HBA)

@@ -20,7 +20,7 @@ from fencing.clock import now_ns
 from fencing.lease import MS, PROFILES
 from fencing.logs import Log
 from supervisor import binaries as find_binaries
-from supervisor import configcheck, datadir, hooks, httpgate, member, observe, preflight, privileges, watch
+from supervisor import configcheck, datadir, filewatch, hooks, httpgate, member, observe, preflight, privileges, watch
 from supervisor.adminserver import AdminServer
 from supervisor.children import ChildTable
 from supervisor.config import Config
@@ -38,7 +38,6 @@ from supervisor.postgres import OccupiedError, Postgres
 from supervisor.promote import Promotion
 from supervisor.rebuild import Rebuild
 from supervisor.regroup import Regroup
-from supervisor.reread import reread
 from supervisor.roles import Local, Plan, Server, Situation, Step, View, is_paused, plan
 from supervisor.sql import SqlFailure
 from supervisor.sqlsurface import Surface
@@ -120,6 +119,7 @@ class Daemon:
         self.current = Current(self.admin.snapshot)
         self.https = httpgate.make(config, self.current, self.admin, log)
         self.http = self.https.server if self.https is not None else None
+        self.files = filewatch.Files(config, log)
         self.exit_code: int | None = None
         self.failure: PgrError | None = None
         """Why the node cannot go on, for a person."""
@@ -172,7 +172,7 @@ class Daemon:
         for socket in (self.c.raft.socket, self.c.watchdog.socket, self.admin.socket):
             poller.register(socket, zmq.POLLIN)
         postmaster = (self.c.postmaster.pidfd,) if self.c.postmaster is not None else ()
-        for fd in (self.signals.fileno(), *self.offspring.fds(), *postmaster):
+        for fd in (self.signals.fileno(), self.files.fileno(), *self.offspring.fds(), *postmaster):
             poller.register(fd, zmq.POLLIN)
         if self.http is not None:
             poller.register(self.http.fileno(), zmq.POLLIN)
@@ -188,7 +188,7 @@ class Daemon:
 
     def _next_deadline_ns(self) -> int:
         now = now_ns()
-        deadlines = [self.snapshot_at_ns, self.offspring.wakeup_ns()]
+        deadlines = [self.snapshot_at_ns, self.offspring.wakeup_ns(), self.files.deadline_ns() or NEVER]
         if self.http is not None:
             deadlines.append(self.http.deadline_ns() or NEVER)
         if not self.greeted:
@@ -225,6 +225,8 @@ class Daemon:
         self._look_after_postmaster()
         datadir.look_again(self.c)
         self.admin.receive(now)
+        if self.files.changed(now):
+            filewatch.take(self.c, self.https, self.files, "a file has changed")
         if self.http is not None:
             self.http.handle(now)
         if not self.greeted and now >= self.hello_at_ns:
@@ -340,7 +342,7 @@ class Daemon:
             case "raft.cluster":
                 c.view = replace(c.view, cluster=load(body["state"]))
                 self.was_member = self.was_member or member.is_member(c.view, c.local)
-                self.steps.notice_moved_primary()
+                self.steps.notice_moved_upstream()
                 c.timings = PROFILES[c.cluster.profile]
                 self.offspring.use_timings(c.timings)
                 self.founding_sentence = ""
@@ -351,8 +353,9 @@ class Daemon:
             case "lease.changed":
                 c.view = replace(c.view, lease_term=body["term"], lease_until_ns=body["until_ns"], renewed=True)
             case "raft.members":
-                self.members, self.admin.known = body["members"], body
-                self.snapshot_at_ns = 0
+                self.members = c.seen = body["members"]
+                self.admin.known, self.snapshot_at_ns = body, 0
+                self.steps.notice_moved_upstream()
             case "raft.removed":
                 self._removed(str(body["reason"]), str(body["hint"]))
             case "raft.founding":
@@ -396,10 +399,7 @@ class Daemon:
             case signal.SIGHUP:
                 if self.c.postmaster is not None:
                     self.c.postmaster.reload()
-                self.c.config = reread(self.c.config, self.log)
-                if self.https is not None:
-                    self.https.reload(self.c.config)
-                self.log.info("node.reloaded")
+                filewatch.take(self.c, self.https, self.files, "SIGHUP")
             case _:
                 pass
 
@@ -580,6 +580,7 @@ class Daemon:
         self.hooks.close()
         self.admin.close()
         self.sql.close()
+        self.files.close()
         self.c.raft.tell("node.stop", {})
         self.c.watchdog.tell("deadman.exit", {})
         self.offspring.stop_all(STOP_CHILDREN_MS)

@@ -230,6 +230,9 @@ def _hints(
     if tagged and not election.missing:
         out = f"take the tag `nofailover` out of the pgr.toml of {' or '.join(tagged)} and reload it (SIGHUP)"
         return [f"{out}, or have another node up"]
+    late = [c.name for c in election.candidates if c.up and c.why == Obstacle.DELAYED]
+    if late and not election.missing:
+        return [f"`pgr failover --to {late[0]}`: it replays late, and is made primary only when asked for by name"]
     others = [name for name in election.missing if name != primary]
     if election.voters_up < election.voters_needed:
         names = " or ".join(others) or "another voter"

@@ -157,7 +157,7 @@ def _patroni(snapshot: Snapshot, now_ns: int) -> dict[str, Any]:
                 "sync_state": m.sync or "async", "sync_priority": int(bool(m.sync)),
             }
             for m in snapshot.members
-            if m.role in _REPLICAS and m.state == "streaming"
+            if m.role in _REPLICAS and m.state == "streaming" and not m.upstream
         ]  # fmt: skip
     noted = {
         "pending_restart": own.pending_restart, "cluster_unlocked": snapshot.primary is None, "pause": snapshot.paused,

@@ -3,8 +3,13 @@
 | request | body | answer |
 | --- | --- | --- |
 | `POST /switchover` | `{"leader": NAME, "candidate": NAME or absent}` | 200 when done, 400 wrong, 412 not possible, 503 not done in time |
+| | the same with `"scheduled_at": TIME`, ISO 8601 with a zone | 202 when the log has it, 409 something is scheduled already, 422 no such time |
 | `POST /failover` | `{"candidate": NAME, "accept_data_loss": BOOL or absent}`; with `leader` a switchover | the same |
-| `DELETE /switchover` | none | 404: nothing is scheduled |
+| `DELETE /switchover` | none | 200 it is not scheduled any more, 404 none was |
+| `POST /restart` | of the node that is asked: `{"restart_pending": BOOL, "role": "primary" or "replica", "postgres_version": "18.6", "timeout": SECONDS}`, each of them or none | 200 when it is back, 400 wrong, 503 it is not, or a condition does not hold |
+| | `{"schedule": TIME, "restart_pending": BOOL, "timeout": SECONDS}` | 202, 409, 422 as above |
+| `DELETE /restart` | none | 200 it is not scheduled any more, 404 none was |
+| `POST /reload` | none | 202 when its Postgres has read its files again, 503 it has not |
 | `POST /reinitialize` | `{}` or none, of the node that is asked; it always copies from the primary | 200 when begun, 503 refused |
 | `PATCH /config` | what is to be other than `GET /config` says; null: back to the default; no hooks | 200 with the new `GET /config`, 400 wrong, 403 hooks, 412 not safe, 503 nobody to decide, or another change came first |
 """  # noqa: E501  (a table)
@@ -13,11 +18,12 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
-from consensus.clusterwide import HBA, PARAMETERS
+from consensus.clusterwide import HBA, PARAMETERS, SLOTS
 from supervisor.addresses import BadValue, parse_name
 from supervisor.health import PATHS
 from supervisor.health import answer as document
@@ -26,6 +32,12 @@ from supervisor.status import Snapshot
 
 MOVE_TIMEOUT_MS: Final = 30_000
 CONFIG_TIMEOUT_MS: Final = 10_000
+RESTART_TIMEOUT_S: Final = 300
+RESTART_TIMEOUT_MAX_S: Final = 3_600
+QUEUE_MS: Final = 60_000
+"""Beyond the time a restart may take: until it is its turn."""
+RELOAD_TIMEOUT_MS: Final = 30_000
+TIME_MAX: Final = 64
 COPY_TIMEOUT_MS: Final = 3_600_000
 """Nobody waits for it here: the answer goes out when it begins."""
 
@@ -148,14 +160,17 @@ def _move(request: Request, snapshot: Snapshot, by: str) -> Ask | Answer:
         action = "switchover"
     if accept_loss and action == "switchover":
         raise BadBody("a switchover loses nothing: accept_data_loss is for a failover")
-    if body.get("scheduled_at"):
-        raise BadBody(f"a {action} can't be scheduled over HTTP")
+    at = _time(body, "scheduled_at")
+    if at and action == "failover":
+        raise BadBody("a failover can't be scheduled: whoever needs one needs it now")
     if leader and leader == candidate:
         raise BadBody("leader and candidate are the same")
     primary = snapshot.primary.name if snapshot.primary is not None else ""
     if leader and leader != primary:
         return error(412, f"{leader} is not the primary", f"it is {primary}" if primary else "there is none")
     asked: dict[str, Any] = {"to": candidate or None, "by": by, "timeout_ms": MOVE_TIMEOUT_MS}
+    if at:
+        return _scheduled(snapshot) or Ask(action, asked | {"at": at}, MOVE_TIMEOUT_MS, _later, LATER)
     if accept_loss:
         asked["accept_data_loss"] = True
 
@@ -169,8 +184,113 @@ def _move(request: Request, snapshot: Snapshot, by: str) -> Ask | Answer:
     return Ask(action, asked, MOVE_TIMEOUT_MS, done, {64: 412, 75: 412, 78: 412})
 
 
-def _unschedule(request: Request, _snapshot: Snapshot, _by: str) -> Answer:
-    return _text(404, "no switchover is scheduled")
+LATER: Final = {64: 422, 75: 503, 78: 412}
+
+
+def _time(body: Mapping[str, Any], key: str) -> str:
+    """As it was given, or an empty string; what it means is for the leader to say, by its clock."""
+    value = body.get(key)
+    if value is None or value == "":
+        return ""
+    if not isinstance(value, str) or len(value) > TIME_MAX:
+        raise BadBody(f"{key} is a time, such as 2030-01-31T02:00:00+00:00, not {value!r:.60}")
+    return value
+
+
+def _scheduled(snapshot: Snapshot) -> Answer | None:
+    """One at a time."""
+    planned = snapshot.scheduled
+    if planned is None:
+        return None
+    return error(409, f"a {planned['what']} is scheduled already, for {planned['at']}", f"DELETE /{planned['what']}")
+
+
+def _later(result: Mapping[str, Any], _snapshot: Snapshot, _now_ns: int) -> Answer:
+    return _text(202, f"{str(result['scheduled']).capitalize()} scheduled for {result['at']}")
+
+
+def _unschedule(request: Request, snapshot: Snapshot, by: str) -> Ask | Answer:
+    what = request.path.removeprefix("/")
+    if snapshot.scheduled is None or snapshot.scheduled["what"] != what:
+        return _text(404, f"no {what} is scheduled")
+
+    def done(_result: Mapping[str, Any], _snapshot: Snapshot, _now_ns: int) -> Answer:
+        return _text(200, f"scheduled {what} deleted")
+
+    asked = {"what": what, "by": by, "timeout_ms": CONFIG_TIMEOUT_MS}
+    return Ask("schedule.cancel", asked, CONFIG_TIMEOUT_MS, done, {64: 404})
+
+
+def _restart(request: Request, snapshot: Snapshot, by: str) -> Ask | Answer:
+    """Of this node; conditions are looked at here and now, but for what a restart at its time looks at then."""
+    body = _body(request, optional=True)
+    _known(body, "schedule", "restart_pending", "role", "postgres_version", "timeout")
+    at, pending, timeout_s = _time(body, "schedule"), _flag(body, "restart_pending"), _seconds(body, "timeout")
+    unmet = _unmet(body, snapshot)
+    if at and ("role" in body or "postgres_version" in body):
+        raise BadBody("role and postgres_version are looked at now: they do not go with schedule")
+    asked = {
+        "nodes": [snapshot.node], "pending": pending, "force": False, "timeout_s": timeout_s, "by": by,
+        "timeout_ms": CONFIG_TIMEOUT_MS,
+    }  # fmt: skip
+    if at:
+        return _scheduled(snapshot) or Ask("restart", asked | {"at": at}, CONFIG_TIMEOUT_MS, _later, LATER)
+    if pending and not snapshot.own.pending_restart:
+        unmet = "nothing waits for a restart"
+    if unmet:
+        return error(503, f"restart conditions are not satisfied: {unmet}", "see GET /patroni of this node")
+
+    def done(result: Mapping[str, Any], _snapshot: Snapshot, _now_ns: int) -> Answer:
+        if snapshot.node in result["restarted"]:
+            return _text(200, "restarted successfully")
+        return error(503, "restart conditions are not satisfied: nothing waits for a restart", "see GET /patroni")
+
+    timeout_ms = timeout_s * 1000 + QUEUE_MS
+    return Ask("restart", asked | {"timeout_ms": timeout_ms}, timeout_ms, done, {64: 400})
+
+
+def _seconds(body: Mapping[str, Any], key: str) -> int:
+    """Patroni's clients send a number, or text that is one."""
+    value = body.get(key)
+    if value is None:
+        return RESTART_TIMEOUT_S
+    number = int(value) if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 9 else value
+    if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= RESTART_TIMEOUT_MAX_S:
+        raise BadBody(f"{key} is a number of seconds, 1 to {RESTART_TIMEOUT_MAX_S}, not {value!r:.60}")
+    return number
+
+
+def _unmet(body: Mapping[str, Any], snapshot: Snapshot) -> str:
+    """Which condition does not hold; empty: all do."""
+    role, version = body.get("role"), body.get("postgres_version")
+    if role is not None:
+        if role not in ("primary", "master", "replica"):
+            raise BadBody(f"role is primary or replica, not {role!r:.60}")
+        if (snapshot.role == "primary") is (role == "replica"):
+            return f"{snapshot.node} is a {snapshot.role}"
+    if version is not None:
+        if not isinstance(version, str) or not re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,4}){0,2}", version):
+            raise BadBody(f"postgres_version is a version such as 18.6, not {version!r:.60}")
+        if _version(snapshot.own.version) >= _version(version):
+            return f"it runs {snapshot.own.version or 'an unknown version'}"
+    return ""
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"[0-9]+", text))
+
+
+def _reload(request: Request, snapshot: Snapshot, by: str) -> Ask:
+    _known(_body(request, optional=True))
+
+    def done(result: Mapping[str, Any], _snapshot: Snapshot, _now_ns: int) -> Answer:
+        waits = str(result["nodes"][snapshot.node])
+        if waits.startswith("not reloaded"):
+            return error(503, waits, "see GET /patroni of this node")
+        return _text(202, f"reloaded; {waits}" if waits else "reloaded")
+
+    asked = {"nodes": [snapshot.node], "by": by, "timeout_ms": RELOAD_TIMEOUT_MS}
+    return Ask("reload", asked, RELOAD_TIMEOUT_MS, done, {})
 
 
 def _reinitialize(request: Request, snapshot: Snapshot, by: str) -> Ask:
@@ -211,6 +331,10 @@ def patched(body: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
             _known(value, "parameters", "hba", "pg_hba")
             for inner, what in value.items():
                 found |= _parameters(what) if inner == "parameters" else {HBA: what}
+        elif name == "slots":
+            if not isinstance(value, dict):
+                raise BadBody("slots is an object; a slot is removed with null")
+            found |= {f"{SLOTS}{slot}": what for slot, what in value.items()}
         else:
             found[name] = value
     return {n: v for n, v in found.items() if v is not None}, sorted(n for n, v in found.items() if v is None)
@@ -230,6 +354,9 @@ _CHANGES: dict[tuple[str, str], Callable[[Request, Snapshot, str], Ask | Answer]
     ("/switchover", "POST"): _move,
     ("/switchover", "DELETE"): _unschedule,
     ("/failover", "POST"): _move,
+    ("/restart", "POST"): _restart,
+    ("/restart", "DELETE"): _unschedule,
+    ("/reload", "POST"): _reload,
     ("/reinitialize", "POST"): _reinitialize,
     ("/config", "PATCH"): _patch,
 }

@@ -92,16 +92,17 @@ class Http:
         tls = make_context(files) if (files := tls_files(config)) is not None else None
         self.server = HealthServer(current, config.http.host, config.http.port, tls, self.gate)
 
-    def reload(self, config: Config) -> None:
-        """With what the files hold now. What does not fit changes nothing."""
+    def reload(self, config: Config) -> str:
+        """With what the files hold now. What does not fit changes nothing, and is said."""
         try:
             access, files = access_of(config), tls_files(config)
             tls = make_context(files) if files is not None else None
         except PgrError as bad:
             self.log.error("http.not_reloaded", message=bad.message, hint=bad.hint)
-            return
+            return bad.message
         self.gate.access, self.server.tls = access, tls
         self.log.info("http.reloaded", tls=tls is not None, changes=access.allowed)
+        return ""
 
 
 def make(config: Config, current: Current, admin: AdminServer, log: Log) -> Http | None:

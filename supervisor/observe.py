@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from consensus import clusterwide, tags
+from consensus import clusterwide, tags, upstreams
 from consensus.cluster import ClusterState
 from consensus.hold import PAUSE
 from consensus.membership import GONE, LEARNER, VOTER, WITNESS
@@ -59,6 +59,11 @@ class Facts:
     """Index of the newest `reload/1` after which ``pending`` was looked at."""
     overrides: tuple[str, ...] = ()
     """On the primary: who has set synchronous_commit lower (`role app: off`)."""
+    config_problem: str = ""
+    """Why the configuration file as it is was not taken; empty: it was."""
+    slots: Mapping[str, int] = field(default_factory=dict)
+    """On the primary: permanent physical slots, and from where on they keep WAL."""
+    slot_problems: tuple[str, ...] = ()
     sql_problem: str = ""
     """Why something can't be asked by SQL here; empty: everything can."""
 
@@ -146,7 +151,9 @@ def observation(
     return {
         "role": role_of(local), "state": state, "epoch": epoch, "timeline": timeline,
         "lsn": facts.lsn, "replay_lsn": facts.replay_lsn, "epoch_of_upstream": local.upstream,
-        "sql_problem": facts.sql_problem,
+        "upstream_node": local.upstream_node if local.upstream else "",
+        "sql_problem": facts.sql_problem, "config_problem": facts.config_problem,
+        "slots": dict(facts.slots), "slot_problems": list(facts.slot_problems),
         "checkpointed": facts.checkpointed, "version": facts.version, "since": facts.since,
         "reason": reason, "pgr_version": pgr_version, "incarnation": view.incarnation,
         "proven": proven(view.record, facts), "pending": dict(facts.pending), "overrides": list(facts.overrides),
@@ -190,11 +197,12 @@ def snapshot(
     primary = Primary(grant.node, grant.term, grant.timeline, grant.opened) if grant is not None and holds else None
     group = SyncGroup(cluster.group.names, cluster.group.k)
     newest = max((int(m["seen"].get("lsn", 0)) for m in members.values()), default=0)
-    parameters = clusterwide.parameters(cluster.config)
+    parameters, out = clusterwide.parameters(cluster.config), tags.unseated(cluster)
     rows = tuple(
         _member(
             m, members.get(m.name), group, primary, newest, local.me, parameters, fenced=m.name in cluster.fenced,
             tagged=tags.of(cluster, m.name) if m.name != local.me or own_tags is None else own_tags,
+            unseated=tags.keeps_out(cluster, m.name) if m.name in out else "",
         )
         for m in cluster.members
     )
@@ -206,7 +214,8 @@ def snapshot(
     degraded = degraded_words(cluster)
     warnings = (
         *_warnings(cluster, rows, primary), *_overrides(members, primary), *_sql_problems(members),
-        *_missing_hooks(members),
+        *_missing_hooks(members), *_config_problems(members),
+        *_slot_problems(members),
     )  # fmt: skip
     paused = bool(cluster.setting(PAUSE))
     urgent = [text for text in (operating.PAUSED if paused else "", degraded) if text]
@@ -252,6 +261,7 @@ def _member(
     *,
     fenced: bool,
     tagged: Mapping[str, Tag],
+    unseated: str,
 ) -> Member:
     host, _, port = member.postgres.rpartition(":")
     seen = known["seen"] if known is not None else {}
@@ -298,7 +308,13 @@ def _member(
         replay_paused=bool(seen.get("replay_paused")),
         https=bool(seen.get("https")),
         pending=_pending(seen.get("pending", {}), parameters, role == "primary"),
+        upstream=_through(str(seen.get("upstream_node", "")), primary) if fresh else "",
+        unseated=unseated,
     )
+
+
+def _through(upstream: str, primary: Primary | None) -> str:
+    return upstream if primary is not None and upstream != primary.name else ""
 
 
 def _pending(running: Mapping[str, str], parameters: Mapping[str, str], primary: bool) -> str:
@@ -332,6 +348,16 @@ def _missing_hooks(members: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return [f"{name} can't execute {', '.join(missing)}" for name, missing in found if missing]
 
 
+def _slot_problems(members: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    found = ((name, list(m["seen"].get("slot_problems", []))) for name, m in sorted(members.items()))
+    return [f"slot on {name}: {text}" for name, texts in found for text in texts]
+
+
+def _config_problems(members: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    found = {name: str(m["seen"].get("config_problem", "")) for name, m in members.items()}
+    return [f"{name} goes on with its old configuration: {text}" for name, text in sorted(found.items()) if text]
+
+
 def _sql_problems(members: Mapping[str, Mapping[str, Any]]) -> list[str]:
     found = {name: str(m["seen"].get("sql_problem", "")) for name, m in members.items()}
     return [f"pg_replica on {name}: {text}" for name, text in sorted(found.items()) if text]
@@ -352,7 +378,7 @@ def _warnings(cluster: ClusterState, rows: tuple[Member, ...], primary: Primary 
         found.append(f"unreachable: {', '.join(missing)}")
     if cluster.fenced:
         found.append(f"fenced, Postgres is kept down until `pgr unfence`: {', '.join(cluster.fenced)}")
-    found += _tag_warnings(cluster, primary)
+    found += _tag_warnings(cluster, rows, primary)
     leaving = [m.name for m in cluster.members if m.aim.startswith(GONE) and primary and m.name == primary.name]
     if leaving:
         found.append(f"{leaving[0]} is to be removed and has become the primary since: it goes after `pgr switchover`")
@@ -368,7 +394,7 @@ def _warnings(cluster: ClusterState, rows: tuple[Member, ...], primary: Primary 
     return found
 
 
-def _tag_warnings(cluster: ClusterState, primary: Primary | None) -> list[str]:
+def _tag_warnings(cluster: ClusterState, rows: tuple[Member, ...], primary: Primary | None) -> list[str]:
     found: list[str] = []
     leads = primary.name if primary is not None else ""
     never = [m.name for m in cluster.members if m.role == VOTER and not tags.priority_of(cluster, m.name)]
@@ -377,10 +403,30 @@ def _tag_warnings(cluster: ClusterState, primary: Primary | None) -> list[str]:
     able = [n for n in cluster.wanted_group.names if n not in never]
     if never and leads and not [n for n in able if n != leads]:
         found.append("nothing takes over when the primary is lost: every other node with a seat is tagged nofailover")
-    unwilling = [n for n in cluster.wanted_group.names if tags.of(cluster, n).get(tags.NOSYNC) is True and n != leads]
-    if unwilling and cluster.commit_mode != "async":
-        needed = "without it too few would have a second copy"
-        found.append(f"{', '.join(unwilling)} is tagged nosync and keeps its seat in the sync group: {needed}")
+    sitting = [n for n in cluster.wanted_group.names if n != leads] if cluster.commit_mode != "async" else []
+    for tag in (tags.NOSYNC, tags.REPLICATE_FROM, tags.APPLY_DELAY):
+        unwilling = [n for n in sitting if tags.keeps_out(cluster, n) == tag]
+        if unwilling:
+            needed = "without it too few would have a second copy"
+            found.append(f"{', '.join(unwilling)} is tagged {tag} and keeps its seat in the sync group: {needed}")
+    return [*found, *(_upstream_warnings(cluster, rows, leads) if leads else [])]
+
+
+def _upstream_warnings(cluster: ClusterState, rows: tuple[Member, ...], leads: str) -> list[str]:
+    """Tags that say from whom to stream and do not do it."""
+    found: list[str] = []
+    for row in rows:
+        wish = str(tags.of(cluster, row.name).get(tags.REPLICATE_FROM, ""))
+        if not wish or leads in (wish, row.name):
+            continue
+        what = f"{row.name} is tagged replicate_from {wish}"
+        other = cluster.member(wish)
+        if other is None or not other.has_data:
+            found.append(f"{what}, which is no standby of this cluster: it follows the primary")
+        elif not tags.named_upstream(cluster, row.name) and row.aim == "":
+            found.append(f"{what}, and the tags lead round in a circle: it follows the primary")
+        elif row.state == "streaming" and row.upstream == "" and upstreams.upstream(cluster, row.name):
+            found.append(f"{what}, which does not stream or came back just now: it follows the primary meanwhile")
     return found
 
 

@@ -64,7 +64,7 @@ OPTIONS: Final = (
     Option("http_tls_key", "FILE", "its private key, PEM (default: in the same file)"),
     Option("http_tls_client_ca", "FILE", "who must have signed the certificate of whoever asks for a change, PEM"),
     Option("http_tls_verify", "WHEN", "client certificates: for changes only, or for everything", VERIFY),
-    Option("tags", "NAME=VALUE,...", "nofailover, nosync, noloadbalance, priority, and your own (a table in the file)"),
+    Option("tags", "NAME=VALUE,...", "what elections, copies and clients go by, and your own (a table in the file)"),
     Option("cluster_key", "FILE", "secret that all members share; required off loopback"),
     Option("witness", "", "vote only, no Postgres"),
     Option("watchdog", "MODE", "a hardware watchdog to reset a hanging machine (default: automatic)", WATCHDOG_MODES),

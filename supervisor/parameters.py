@@ -19,6 +19,7 @@ SENDERS_MIN = 20
 _COMMIT = "what counts as acknowledged is decided by the sync group: `pgr config set commit=... sync_acks=...`"
 _FOLLOW = "whom a node follows, and how far, is decided by the log of the cluster"
 _ADDRESS = "the address is that of the node: `--pg-listen`, `--pg-port`"
+_SLOTS = "pgr sets it with wal_level = logical, from Postgres 17 on"
 _RULES = "client rules are a setting of their own: `pgr config set postgres.hba=...`"
 OWNED_BECAUSE: Mapping[str, str] = {
     "synchronous_commit": _COMMIT,
@@ -36,7 +37,9 @@ OWNED_BECAUSE: Mapping[str, str] = {
     "primary_conninfo": _FOLLOW,
     "primary_slot_name": _FOLLOW,
     "restore_command": _FOLLOW,
-    "recovery_min_apply_delay": _FOLLOW,
+    "recovery_min_apply_delay": "it is of one node: the tag `recovery_min_apply_delay` in its pgr.toml",
+    "sync_replication_slots": _SLOTS,
+    "synchronized_standby_slots": _SLOTS,
     "recovery_target_timeline": _FOLLOW,
     **dict.fromkeys(RECOVERY_TARGETS, _FOLLOW),
     "data_directory": "the data directory is that of the node: `--data`, `--pgdata`",

@@ -18,7 +18,19 @@ from consensus.record import EpochStart, Position
 from fencing.clock import now_ns
 from fencing.lease import MS
 from fencing.logs import utc_now
-from supervisor import adopt, controldata, files, jobs, preflight, salvage, sql, tablespaces, timelines, waldir
+from supervisor import (
+    adopt,
+    controldata,
+    files,
+    jobs,
+    preflight,
+    salvage,
+    sql,
+    tablespaces,
+    timelines,
+    upstream,
+    waldir,
+)
 from supervisor.context import CLONE, Context, StepFailed
 from supervisor.errors import RefusedError
 from supervisor.roles import Data, Plan, Server, copy_asked_for
@@ -96,8 +108,6 @@ class Rebuild:
 
     def __init__(self, context: Context, steps: Steps) -> None:
         self.c, self.steps = context, steps
-        self.not_from = 0
-        """Index of the `reinit/1` that named a standby of which no copy could be made: the primary's is taken."""
 
     @property
     def new(self) -> Path:
@@ -169,20 +179,21 @@ class Rebuild:
     # -- clone ---------------------------------------------------------------------------------------------------
 
     def clone(self, plan: Plan) -> Task[None]:
-        """A copy of the primary, made beside, swapped in when complete, believed only once it has passed its proof."""
+        """A copy of the primary, or of a standby of it that is tagged for that, made beside, swapped in when complete,
+        believed only once it has passed its proof, which is the primary's."""
         c = self.c
         grant, asked = self._followed(plan.term), copy_asked_for(c.view, c.local)
+        source = self._source(grant, asked)
         if c.local.server is not Server.DOWN:
             yield from self.steps.stop(plan)
         _refuse_mount_point(c.config.pgdata)
         wal = waldir.place_of(c.config.pgdata) or waldir.place_of(self.new)
         if wal is not None and waldir.new_in(wal).exists():  # likewise of a copy that did not end
             yield from jobs.run_job(["rm", "-rf", str(waldir.new_in(wal))], c.children)
-        places = yield from self._tablespaces(grant)
+        places = yield from self._tablespaces(grant, source)
         if self.new.exists() and not is_copy_of(self.new, c.view.incarnation):  # cut short: nobody's data
             yield from jobs.run_job(["rm", "-rf", str(self.new)], c.children)
         self._aside(self.new, "unused")
-        source = self._source(grant, asked)
         c.log.info("clone.begin", source=source)
 
         def progress(done: int, total: int) -> None:
@@ -197,15 +208,17 @@ class Rebuild:
             )  # fmt: skip
             proof = yield from self._end_of_primary(grant)
         except (jobs.JobFailed, sql.SqlFailure) as error:
-            self.not_from = asked if source != grant.node else self.not_from
+            self._of_no_use(source, grant)
             raise StepFailed(f"the clone from {source} failed: {error}") from error
         control = yield from controldata.read(c.binaries, self.new, c.children)
         if str(control.system_identifier) != c.cluster.system_identifier:
+            self._of_no_use(source, grant)
             raise StepFailed(f"{source} has the foreign system identifier {control.system_identifier}")
         if source != grant.node and control.min_recovery_timeline != grant.timeline:
-            # It was named under an earlier grant, and has not followed this one: its WAL may have gone another way.
-            self.not_from = asked
-            raise StepFailed(f"{source} does not follow {grant.node}: its copy ends on another timeline")
+            # Whose WAL goes on on the timeline of the grant has a part of what its primary wrote, and nothing else.
+            self._of_no_use(source, grant)
+            told = f"{source} was on timeline {control.min_recovery_timeline}, and {grant.node} is on {grant.timeline}"
+            raise StepFailed(f"the clone from {source} is of no use: {told}")
         write_mark(self.new, c.view.incarnation, c.cluster.nonce, asked or c.local.rebuilt, fresh=True)
         self._install_histories(self.new, grant)
         # From here until the history is written the directory is not what the record says.
@@ -218,7 +231,7 @@ class Rebuild:
         self.new.rename(c.config.pgdata)
         files.sync_directory(c.config.pgdata.parent)
         yield from c.save_record(grant.ancestry, proof=proof, marker="")
-        c.clone_progress = (0, 0)
+        c.clone_progress, c.no_copy_from = (0, 0), frozenset()
         c.started()
         c.change(data=Data.READY, needs_clone=0, diverged=0, rebuilt=asked or c.local.rebuilt)
         c.log.info("clone.end", took_ms=result.took_ms, source=source)
@@ -227,27 +240,33 @@ class Rebuild:
         self._remember("cloned", f"was cloned from {source}{kept}", {"moved_to": str(replaced or "")})
 
     def _source(self, grant: Grant, asked: int) -> str:
-        """Whom to copy: who was named, a standby of this very primary, whose WAL is therefore a part of the primary's.
-        Each epoch of the copy is proven by its own timeline before it counts (`positions.position_of`)."""
+        """Whom to copy: who was named, else a fit standby that is tagged for it, else the primary. What a standby of
+        this very primary has is a part of what the primary has."""
         c = self.c
-        named = c.cluster.reinit_of(c.local.me)
-        if not asked or named is None or not named.source or asked == self.not_from:
-            return grant.node
-        member = c.cluster.member(named.source)
-        return named.source if member is not None and member.has_data else grant.node
+        named = c.cluster.reinit_of(c.local.me) if asked else None
+        member = c.cluster.member(named.source) if named is not None and named.source not in c.no_copy_from else None
+        if member is not None and member.has_data:
+            return member.name
+        return upstream.copy_sources(c.cluster, grant, c.local.me, c.seen, c.no_copy_from)[0]
 
-    def _tablespaces(self, grant: Grant) -> Task[dict[str, str]]:
+    def _of_no_use(self, source: str, grant: Grant) -> None:
+        """The next attempt is made elsewhere; the primary is always asked again."""
+        if source != grant.node:
+            self.c.no_copy_from |= {source}
+
+    def _tablespaces(self, grant: Grant, source: str) -> Task[dict[str, str]]:
         """Place by OID; what an earlier copy has left half done there is nobody's data."""
         c = self.c
         try:
             rows = yield from sql.query_once(
-                c.upstream(grant, dbname="postgres", application=f"pgr_clone_{c.local.me}"),
+                c.upstream(grant, dbname="postgres", application=f"pgr_clone_{c.local.me}", node=source),
                 tablespaces.QUERY, until_ns=now_ns() + 5_000 * MS,
             )  # fmt: skip
             places = {str(oid): str(place) for oid, place in rows}
             tablespaces.refuse_if_occupied(places, (c.config.pgdata, self.new))
         except (sql.SqlFailure, tablespaces.OccupiedPlaceError) as error:
-            raise StepFailed(f"the clone from {grant.node} cannot begin: {error}") from error
+            self._of_no_use(source, grant)
+            raise StepFailed(f"the clone from {source} cannot begin: {error}") from error
         for left in tablespaces.mappings(places.values()).values():
             if Path(left).exists():
                 yield from jobs.run_job(["rm", "-rf", left], c.children)

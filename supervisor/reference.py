@@ -36,6 +36,8 @@ def _settings() -> Iterator[str]:
             default = "not set" if s.default is None else f"{clusterwide.shown(s.default)} {s.unit}".strip()
             yield f"| `{s.name}` | {default} | {s.needs} | {_flat(s.sentence)} |"
     needs = "reload or restart, as `pg_settings` says"
+    slot = "a permanent replication slot, `physical` or `logical DATABASE PLUGIN`, on every node"
+    yield f"| `{clusterwide.SLOTS}NAME` | none | nothing | {slot} |"
     yield f"| `{clusterwide.PARAMETERS}NAME` | of Postgres | {needs} | a setting of Postgres, on every node |"
     yield ""
 
@@ -105,7 +107,8 @@ def text() -> str:
     lines += ["| `/metrics` | Prometheus text |", ""]
     lines += ["Changes are off; with `http_token_file` or `http_tls_client_ca` who has one may (else 401, 403).", ""]
     lines += [line for line in (httpchanges.__doc__ or "").splitlines() if line.startswith("|")]
-    lines += ["", "## Tags", "", "Of a node: `[tags]` in its pgr.toml (read again at HUP), `PGR_TAGS` or `--tags`."]
+    lines += ["", "## Tags", ""]
+    lines += ["Of a node: `[tags]` in its pgr.toml (an edit is taken by itself), `PGR_TAGS` or `--tags`."]
     lines += ["Any other name is your own, for `?tag_NAME=VALUE`.", "", "| tag | meaning |", "| --- | --- |"]
     lines += [f"| `{tag.name}` | {_flat(tag.sentence)} |" for tag in tags.TABLE]
     lines += ["", "## Metrics", ""]

@@ -57,6 +57,7 @@ def _notes(member: Member) -> str:
     notes += ["fenced"] * member.fenced
     notes += ["pending restart"] * member.pending_restart
     notes += ["not heard of"] * (not member.connected)
+    notes += [f"streams from {member.upstream}"] if member.upstream else []
     notes += [name if value is True else f"{name}={value}" for name, value in member.tags.items() if value is not False]
     return ", ".join(notes)
 
@@ -101,6 +102,7 @@ def status(snapshot: Snapshot, left_ms: int, colour: bool = False) -> str:
             lines[i] = f"{style}{lines[i]}{OFF}" if style else lines[i]
     reasons = [f"{m.name}: {m.reason}" for m in snapshot.members if m.reason]
     reasons += [f"{m.name}: waits for a restart: {m.pending}" for m in snapshot.members if m.pending]
+    reasons += [f"{m.name}: no seat in the sync group: `{m.unseated}`" for m in snapshot.members if m.unseated]
     hardware = snapshot.scheduling.get("hardware watchdog", "off")
     reasons += [f"{snapshot.node}: hardware watchdog {hardware}"] * hardware.startswith("/")
     mark, off = (YELLOW, OFF) if colour else ("", "")

@@ -1,4 +1,5 @@
-"""HUP: the configuration file is read again. What a running node can take is taken, the rest is named.
+"""The configuration file read again, after a change of it or at HUP. What a running node can take is taken, the rest is
+named.
 
 A bad file changes nothing."""
 
@@ -19,16 +20,17 @@ _LATER = ("founding", "sources", "warnings")
 """Read once, at the founding, or not settings at all."""
 
 
-def reread(old: Config, log: Log) -> Config:
-    """The configuration from here on: the old one, or it with what was taken."""
+def reread(old: Config, log: Log) -> tuple[Config, str]:
+    """The configuration from here on: the old one, or it with what was taken; and why it is the old one, or an empty
+    string."""
     try:
         given = vars(entry.parser().parse_args(sys.argv[1:]))
         given.pop("version")
         new = entry.read_config({key: value for key, value in given.items() if value is not None}, os.environ)
     except PgrError as bad:
         log.error("config.not_reloaded", message=bad.message, hint=bad.hint)
-        return old
-    return taken(old, new, log)
+        return old, bad.message
+    return taken(old, new, log), ""
 
 
 def taken(old: Config, new: Config, log: Log) -> Config:

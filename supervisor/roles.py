@@ -86,7 +86,9 @@ class Local:
     epoch: int = 0
     """The grant under which the server is primary or promoting."""
     upstream: int = 0
-    """The grant whose primary is named as upstream; 0: none."""
+    """The grant whose primary is named as upstream, or a standby of it; 0: none."""
+    upstream_node: str = ""
+    """Whom that is."""
     may_receive: bool = False
     """A WAL receiver may exist or come back: from the moment an upstream is written until it is proven to be gone."""
     said_no_position: int = 0
@@ -457,6 +459,11 @@ RULES: tuple[Rule, ...] = (
         # Not `upstream` alone: that ends before the receiver does, and the step must not end with it.
         lambda s: s.local.server is Server.STANDBY and s.local.may_receive
         and s.local.upstream < max(s.view.record.promised, s.local.vowed),
+    ),
+    Rule(
+        "cascading", Step.WAIT, "standby of a standby, which its tag `replicate_from` names",
+        lambda s: s.local.server is Server.STANDBY and s.local.upstream > 0 and s.grant is not None
+        and s.local.upstream_node not in ("", s.grant.node),
     ),
     Rule(
         "streaming", Step.WAIT, "standby of the primary",

@@ -61,6 +61,10 @@ class NodeSettings:
     wal_keep_mb: int = 256
     max_slot_wal_keep_mb: int = 4096
     replication_timeout_ms: int = 3000
+    apply_delay_ms: int = 0
+    """recovery_min_apply_delay; only of a standby that nobody waits for."""
+    guards: tuple[str, ...] = ()
+    """Slots that logical consumers wait for (slotplan.guards)."""
     syncs_slots: bool = False
     """Logical failover slots are kept on standbys too, see ``syncs_slots``."""
     parameters: Mapping[str, str] = field(default_factory=dict)
@@ -85,12 +89,14 @@ def owned_settings(node: NodeSettings) -> dict[str, str]:
         "wal_sender_timeout": f"{node.replication_timeout_ms}ms",
         "wal_receiver_timeout": f"{node.replication_timeout_ms}ms",
         **_CONSTANT,
+        "recovery_min_apply_delay": f"{node.apply_delay_ms}ms" if node.apply_delay_ms else "0",
     }
     given = {name: value for key, value in node.parameters.items() if (name := key.lower()) not in owned}
     if _logical(node.parameters):
         owned["wal_level"] = "logical"
     if node.syncs_slots:
         owned |= {"sync_replication_slots": "on", "hot_standby_feedback": "on"}
+        owned["synchronized_standby_slots"] = ", ".join(node.guards)
     for name, floor in _AT_LEAST.items():
         try:
             given[name] = str(max(floor, int(given.get(name, "0"))))

@@ -152,7 +152,7 @@ END
 _STATUS = """
 SELECT m ->> 'name', m ->> 'role', m ->> 'state', m ->> 'member', (m ->> 'timeline')::integer, (m ->> 'lsn')::pg_lsn,
   (m ->> 'replay_lsn')::pg_lsn, (m ->> 'lag_bytes')::bigint, (m ->> 'lag_s')::double precision, m ->> 'sync',
-  m ->> 'host', (m ->> 'pg_port')::integer, m ->> 'version', (m ->> 'connected')::boolean,
+  nullif(m ->> 'upstream', ''), m ->> 'host', (m ->> 'pg_port')::integer, m ->> 'version', (m ->> 'connected')::boolean,
   (m ->> 'pending_restart')::boolean, (m ->> 'fenced')::boolean, m -> 'tags', m ->> 'reason',
   m ->> 'name' = d ->> 'node', (m ->> 'age_ms')::bigint + (d ->> 'age_ms')::bigint, (d ->> 'age_ms')::bigint
 FROM pg_replica._document() AS d, jsonb_array_elements(d -> 'members') WITH ORDINALITY AS e(m, n)
@@ -260,8 +260,9 @@ END
 
 _MEMBER_COLUMNS = (
     "TABLE (name text, role text, state text, member text, timeline integer, lsn pg_lsn, replay_lsn pg_lsn,"
-    " lag_bytes bigint, lag_s double precision, sync text, host text, port integer, version text, connected boolean,"
-    " pending_restart boolean, fenced boolean, tags jsonb, reason text, here boolean, seen_ms bigint, age_ms bigint)"
+    " lag_bytes bigint, lag_s double precision, sync text, upstream text, host text, port integer, version text,"
+    " connected boolean, pending_restart boolean, fenced boolean, tags jsonb, reason text, here boolean,"
+    " seen_ms bigint, age_ms bigint)"
 )
 _PRIMARY_COLUMNS = (
     "TABLE (name text, host text, port integer, term bigint, timeline integer, here boolean, age_ms bigint)"

@@ -14,11 +14,11 @@ from __future__ import annotations
 import os
 import stat
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import zmq
 
@@ -27,12 +27,10 @@ from fencing.clock import now_ns, uptime_ms
 from fencing.lease import MS
 from fencing.logs import Log
 from supervisor import files
+from supervisor.filewatch import watch
 from supervisor.sqlcatalog import ANSWERS, REQUESTS, STATUS
 from supervisor.sqldocuments import Document
 from supervisor.sqlrequests import NAME, REQUEST_BYTES_MAX, Answer, Malformed, Request, dump, moved_away, read
-
-if TYPE_CHECKING:
-    from watchdog.observers.api import BaseObserver
 
 WRITE_EVERY_MS = 900
 """Once a second, as snapshots are made."""
@@ -50,6 +48,8 @@ LATE_MS = 10_000
 """Beyond the timeout of a request, for the node's own answer to come first."""
 RETRY_MS = 5_000
 CLOSE_S = 2.0
+COMPLETE = ("FileClosedEvent", "FileMovedEvent")
+"""Events of a request that is whole."""
 
 
 class Told(NamedTuple):
@@ -146,7 +146,7 @@ class Work:
         self.scan = True
         self._take_over()
         # The last that may fail: nothing has to be undone.
-        self.observer = watch(self.requests, desk.ring, desk.log)
+        self.observer = watch((self.requests,), desk.ring, desk.log, event="sql.no_inotify", only=COMPLETE)
         self.zmq: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
         self.socket = self.zmq.socket(zmq.DEALER)
         self.socket.setsockopt(zmq.LINGER, 0)
@@ -347,26 +347,3 @@ def content(path: Path) -> bytes | None:
         return os.read(fd, REQUEST_BYTES_MAX + 1) if plain else None
     finally:
         os.close(fd)
-
-
-def watch(place: Path, ring: Callable[[], None], log: Log) -> BaseObserver:
-    """Rings when a file there is complete. Where the kernel gives no more watches, it is looked at once a second."""
-    from watchdog.events import FileClosedEvent, FileMovedEvent, FileSystemEvent, FileSystemEventHandler
-    from watchdog.observers import Observer
-    from watchdog.observers.polling import PollingObserver
-
-    class Bell(FileSystemEventHandler):
-        def on_any_event(self, event: FileSystemEvent) -> None:
-            ring()
-
-    observer: BaseObserver = Observer()
-    observer.schedule(Bell(), str(place), event_filter=[FileClosedEvent, FileMovedEvent])
-    try:
-        observer.start()
-    except OSError as error:
-        hint = "raise fs.inotify.max_user_instances and fs.inotify.max_user_watches (sysctl)"
-        log.warning("sql.no_inotify", error=str(error), hint=hint)
-        observer = PollingObserver(timeout=1.0)
-        observer.schedule(Bell(), str(place))
-        observer.start()
-    return observer

@@ -158,6 +158,9 @@ class Start:
         c = self.c
         control = yield from controldata.read(c.binaries, c.config.pgdata, c.children)
         c.floors = dict(control.floors)
+        if not c.facts.replay_lsn:  # this parent has not seen it run: not consistent before it has replayed so far
+            reached = control.min_recovery_end_lsn
+            c.facts = replace(c.facts, lsn=reached, replay_lsn=reached)
         expected = c.cluster.system_identifier
         if expected and str(control.system_identifier) != expected:
             raise AssertionError(f"system identifier {control.system_identifier} appeared, the cluster's is {expected}")

@@ -97,6 +97,10 @@ class Member:
     replay_paused: bool = False
     https: bool = False
     """Its HTTP is TLS."""
+    upstream: str = ""
+    """The standby that it streams from; empty: the primary, or nobody."""
+    unseated: str = ""
+    """The tag that keeps it out of the sync group."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ Every step may be cancelled at any `yield`; the next plan starts from what is th
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +17,7 @@ from fencing.clock import now_ns
 from fencing.kill import fence
 from fencing.lease import MS
 from fencing.logs import utc_now
-from supervisor import sql, timelines
+from supervisor import sql, timelines, upstream
 from supervisor.context import Context, StepFailed
 from supervisor.postgres import StopMode
 from supervisor.receivers import receivers, terminate, too_young
@@ -38,6 +39,9 @@ SLOW_POSITION_MS = 300
 HUNG_MS = 2_000
 """A Postgres that answers nothing for this long while a promise is wanted is killed."""
 STARTUP_IDLE = ("RecoveryWalStream", "RecoveryRetrieveRetryInterval")
+STARTUP_DELAYS = "RecoveryApplyDelay"
+LATE_MS = 250
+"""One that replays late has WAL to read for as long as that takes: how often it is asked."""
 
 
 class Steps:
@@ -59,22 +63,39 @@ class Steps:
         c = self.c
         c.change(may_receive=True)
         c.freeze_failing_ns = 0
-        owned = c.write_settings(conninfo=c.followed_conninfo(grant), slot=f"pgr_{c.local.me}", names=c.idle_names())
+        node = self.chosen(grant)
+        conninfo = c.followed_conninfo(grant, node)
+        owned = c.write_settings(conninfo=conninfo, slot=f"pgr_{c.local.me}", names=c.idle_names())
         c.postgres.write_settings(owned, c.hba(), c.ident())
-        c.change(upstream=grant.term, frozen=0)
+        c.change(upstream=grant.term, upstream_node=node, frozen=0)
         c.attach_offset = c.config.postgres_log.stat().st_size
         c.need_postmaster().reload()
-        c.log.info("follow.attached", primary=grant.node, term=grant.term)
+        c.log.info("follow.attached", primary=grant.node, term=grant.term, upstream=node)
 
-    def notice_moved_primary(self) -> None:
-        """The primary that this standby follows has another address now: it is to be followed there."""
+    def chosen(self, grant: Grant) -> str:
+        """Whom to stream from now; a Postgres that is not consistent yet from the primary, which has all there is."""
         c = self.c
-        grant = c.cluster.grant
+        if c.local.server is not Server.STANDBY:
+            return grant.node
+        c.choice = upstream.turn(
+            c.choice, c.cluster, grant, c.local.me, c.seen, led=bool(c.view.leader),
+            attached=c.local.upstream == grant.term and c.local.upstream_node == (c.choice.node or grant.node),
+            # One that replays late asks for WAL only when it has replayed what it has.
+            streaming=c.facts.streaming or c.delay_ms > 0, now_ns=now_ns(),
+        )  # fmt: skip
+        return c.choice.node or grant.node
+
+    def notice_moved_upstream(self) -> None:
+        """Who this standby follows has another address now, or is to be another: it is followed there."""
+        c = self.c
+        grant = c.view.cluster.grant if c.view.cluster is not None else None
         if grant is None or grant.term != c.local.upstream or c.cluster.member(grant.node) is None:
             return
-        if c.local.server is Server.STANDBY and c.conf["conninfo"] != c.followed_conninfo(grant):
-            c.log.info("follow.moved", primary=grant.node)
-            c.change(upstream=0)
+        if c.local.server is Server.STANDBY:
+            node = self.chosen(grant)
+            if c.conf["conninfo"] != c.followed_conninfo(grant, node):
+                c.log.info("follow.moved", upstream=node, before=c.local.upstream_node)
+                c.change(upstream=0)
 
     def stop(self, _: Plan) -> Task[None]:
         """Fast stop, for a standby or for good."""
@@ -290,18 +311,19 @@ class Steps:
         """
         began, before = now_ns(), (-1, -1)
         while True:
-            received, replayed, waits = yield from self._lsns()
+            received, replayed, event = yield from self._lsns()
+            waits = event in STARTUP_IDLE
             if received or (waits and (received, replayed) == before):
                 break
             before = (received, replayed) if waits else (-1, -1)
             slow = now_ns() - began > SLOW_POSITION_MS * MS
             if asked_term and slow and self.c.local.said_no_position != asked_term:
                 self.say_no_position(asked_term, "still reading the WAL it has")
-            yield from sleep(3 * MS)
+            yield from sleep((LATE_MS if event == STARTUP_DELAYS else 3) * MS)
         return (yield from self._position_at(max(received, replayed)))
 
-    def _lsns(self) -> Task[tuple[int, int, bool]]:
-        """(received and flushed, replayed, startup waits for more); 0 where Postgres says NULL."""
+    def _lsns(self) -> Task[tuple[int, int, str]]:
+        """(received and flushed, replayed, what startup waits for); 0 where Postgres says NULL."""
         session = yield from self.session()
         rows = yield from session.query(
             "SELECT pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn(), pg_is_in_recovery(),"
@@ -314,7 +336,7 @@ class Steps:
         return (
             timelines.parse_lsn(received) if received else 0,
             timelines.parse_lsn(replayed) if replayed else 0,
-            event in STARTUP_IDLE,
+            event or "",
         )
 
     def _position_at(self, lsn: int) -> Task[Position | NoPosition]:
@@ -346,11 +368,16 @@ class Steps:
 
     def _complete_own_history(self, timeline: int) -> Task[None]:
         """This node promoted to ``timeline`` by its own grant and went down before that was written: its history
-        file, which only it can have made, says where."""
+        file, which only it can have made, says where. Or the standby it streamed from was promoted meanwhile."""
         c = self.c
         known = {e.timeline for e in c.record.history}
+        if timeline in known:
+            return
         grant = next((g for g in c.cluster.grants if g.timeline == timeline and g.node == c.local.me), None)
-        if timeline in known or grant is None:
+        if grant is None:
+            through = carried_on(c.cluster.grants, c.record.history, timeline, switch_lsn(c, timeline))
+            if through is not None and c.local.upstream_node:
+                yield from c.save_record(through)
             return
         start = switch_lsn(c, timeline)
         if start is not None and c.record.history and grant.term > c.record.history[-1].epoch:
@@ -378,6 +405,11 @@ class Steps:
         if grant is None or grant.term != plan.term:
             raise StepFailed("there is a newer grant")
         yield from self._detach()
+        if c.delay_ms and c.record.history == grant.ancestry and c.record.proof is None:
+            # All it has came from this very grant, or was checked when it first followed it; how far that goes Postgres
+            # tells only once it has replayed it, which is late on purpose.
+            self.attach(grant)
+            return
         found = yield from self._position()
         received, replayed, _ = yield from self._lsns()
         end = max(received, replayed)
@@ -408,6 +440,21 @@ class Steps:
             blank(*found)
             c.need_postmaster().stop(StopMode.FAST)
             raise StepFailed("the last record here was torn: Postgres is restarted without it")
+
+
+def carried_on(
+    grants: Sequence[Grant], history: Sequence[EpochStart], timeline: int, switched: int | None
+) -> tuple[EpochStart, ...] | None:
+    """The history of a node that streamed from a standby while that became primary on ``timeline``, which begins at
+    ``switched`` by the file that came with the stream: that of the grant, up to there, if what it had goes before it.
+    None: it does not fit, or nobody here knows it. Pure."""
+    for grant in reversed(grants):
+        for number, epoch in enumerate(grant.ancestry):
+            if epoch.timeline == timeline and epoch.start_lsn == switched:
+                before = grant.ancestry[:number]
+                had = [e for e in history if e.start_lsn < epoch.start_lsn]
+                return grant.ancestry[: number + 1] if had and had == list(before[: len(had)]) else None
+    return None
 
 
 def switch_lsn(c: Context, timeline: int) -> int | None:

@@ -16,7 +16,9 @@ from supervisor.context import Context
 from supervisor.observe import proven
 from supervisor.postgres import StopMode
 from supervisor.roles import Server, is_paused
+from supervisor.slots import Slots
 from supervisor.tasks import Task, Wait
+from supervisor.upstream import avoided
 
 EVERY_MS = 1_000
 SOON_MS = 50
@@ -60,9 +62,7 @@ class Watcher:
 
     def __init__(self, context: Context) -> None:
         self.c = context
-        self.slots_at_ns = 0
-        self.slots: list[str] = []
-        """As last made."""
+        self.slots_at_ns, self.slots = 0, Slots(context)
         self.idle_since_ns = 0
         self.pending_at_ns = 0
         self.applied = ("", 0)
@@ -85,14 +85,16 @@ class Watcher:
                 if now_ns() - connected_ns > CONNECT_EVERY_MS * MS:
                     session, connected_ns = (yield from self._renewed(session)), now_ns()
                 yield from self._look(session)
-                if c.view.cluster is not None and (now_ns() >= self.slots_at_ns or c.slots() != self.slots):
-                    self.slots_at_ns, self.slots = now_ns() + SLOTS_EVERY_MS * MS, c.slots()
-                    yield from self._slots(session)
+                due = c.view.cluster is not None and c.local.server in (Server.STANDBY, Server.PRIMARY)
+                if due and (now_ns() >= self.slots_at_ns or self.slots.wants() != self.slots.wanted):
+                    self.slots_at_ns = now_ns() + SLOTS_EVERY_MS * MS
+                    yield from self.slots.round(session)
                 yield from self._settings(session)
                 follows = c.facts.streaming and c.local.upstream and proven(c.record, c.facts)
                 settled = c.local.server is Server.PRIMARY or follows
                 before = (c.local.server, c.local.upstream, c.members, c.applied, c.reloaded)
-                until_ns = now_ns() + (EVERY_MS if settled or not c.local.upstream else SOON_MS) * MS
+                calm = settled or not c.local.upstream or c.delay_ms > 0
+                until_ns = now_ns() + (EVERY_MS if calm else SOON_MS) * MS
                 until_ns = min(until_ns, max(self.pending_at_ns, now_ns() + SOON_MS * MS))
 
                 def changed(before: tuple[Server, int, tuple[Member, ...], str, int] = before) -> bool:
@@ -151,7 +153,9 @@ class Watcher:
         turn = running.turn_of(c.local.me) if running is not None else 0
         if running is None or not turn or c.local.restarted < turn:
             return
-        follows = c.followed is not None and c.local.upstream == c.followed.term and c.facts.streaming
+        # One that replays late streams again when it has replayed what it has, which is not waited for.
+        follows = c.followed is not None and c.local.upstream == c.followed.term
+        follows = follows and (c.facts.streaming or c.delay_ms > 0)
         alone = c.followed is None and not c.local.epoch and running.turn_in_place != c.local.me
         if c.local.gate_open or ((follows or alone) and proven(c.record, c.facts)):
             body = {"node": c.local.me, "turn": turn, "at": utc_now()}
@@ -203,7 +207,10 @@ class Watcher:
         if now - self.idle_since_ns < NOT_STREAMING_MS * MS:
             return
         tail = "\n".join(files.tail(c.config.postgres_log, c.attach_offset, 1000))
-        if WAL_GONE in tail:
+        if c.choice.node and (WAL_GONE in tail or any(text in tail for text in OTHER_HISTORY)):
+            c.log.warning("follow.standby_lacks", upstream=c.choice.node, hint="the primary is followed for a while")
+            c.choice = avoided(now)
+        elif WAL_GONE in tail:
             hint = "the primary no longer has the WAL this node needs: it is cloned again"
             c.log.warning("follow.wal_gone", hint=hint)
             c.change(needs_clone=c.local.upstream)
@@ -212,54 +219,6 @@ class Watcher:
             c.change(diverged=c.local.upstream)
         else:
             self.idle_since_ns = now
-
-    def _slots(self, session: sql.Session) -> Task[None]:
-        """A slot for every other member, on standbys too and kept moving there, so that whoever becomes primary has
-        the WAL the others need; bounded by max_slot_wal_keep_size."""
-        c = self.c
-        until_ns = now_ns() + QUERY_MS * MS
-        wanted = c.slots()
-        rows = yield from session.query(
-            "SELECT slot_name, active, wal_status, coalesce(restart_lsn, '0/0'), active_pid::text"
-            " FROM pg_replication_slots WHERE slot_type = 'physical' AND NOT temporary AND slot_name LIKE 'pgr\\_%'",
-            until_ns=until_ns,
-        )
-        for name, active, wal_status, _, pid in rows:
-            if name not in wanted and is_paused(c.view):
-                continue
-            if active == "t" and name not in wanted:
-                # A former member that was not told yet must not hold WAL: without its slot it does not come back.
-                terminate = "SELECT pg_terminate_backend($1::integer, 1000)"
-                yield from session.query(terminate, (pid,), until_ns=until_ns)
-                yield from session.query("SELECT pg_drop_replication_slot($1)", (name,), until_ns=until_ns)
-            if active == "f" and (name not in wanted or wal_status == "lost"):
-                yield from session.query("SELECT pg_drop_replication_slot($1)", (name,), until_ns=until_ns)
-        if c.local.server is Server.STANDBY and c.syncs_slots():
-            yield from self._drop_former(session, until_ns)
-        there = {name for name, _, wal_status, _, _ in rows if wal_status != "lost"}
-        for name in wanted:
-            if name not in there:
-                create = "SELECT pg_create_physical_replication_slot($1, true)"
-                yield from session.query(create, (name,), until_ns=until_ns)
-        if c.local.server is Server.STANDBY and c.facts.replay_lsn:
-            for name, active, wal_status, restart, _ in rows:
-                behind = timelines.parse_lsn(restart or "0/0") < c.facts.replay_lsn
-                if active == "f" and name in wanted and wal_status != "lost" and behind:
-                    lsn = timelines.format_lsn(c.facts.replay_lsn)
-                    advance = "SELECT pg_replication_slot_advance($1, $2)"
-                    yield from session.query(advance, (name, lsn), until_ns=until_ns)
-
-
-    def _drop_former(self, session: sql.Session, until_ns: int) -> Task[None]:
-        """Failover slots of this node's own time as primary: they are behind, and in the way of the copies."""
-        rows = yield from session.query(
-            "SELECT slot_name FROM pg_replication_slots WHERE slot_type = 'logical' AND failover AND NOT synced"
-            " AND NOT active AND pg_is_in_recovery()",
-            until_ns=until_ns,
-        )
-        for (name,) in rows:
-            self.c.log.info("slot.former_dropped", slot=name)
-            yield from session.query("SELECT pg_drop_replication_slot($1)", (name,), until_ns=until_ns)
 
 
 def checkpoint(c: Context, epoch: int) -> Task[None]:

@@ -134,7 +134,7 @@ class Witness(Host):
                 self.log.info("node.stopping", signal=number.name.removeprefix("SIG"))
                 self.stopping = True
             elif number is signal.SIGHUP:
-                self.c.config = reread(self.c.config, self.log)
+                self.c.config, _ = reread(self.c.config, self.log)
                 if self.https is not None:
                     self.https.reload(self.c.config)
         self.admin.receive(now)

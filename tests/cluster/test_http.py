@@ -97,6 +97,8 @@ def test_reads_and_changes(make_world: Callable[..., World]) -> None:
     world["c"].send(signal.SIGHUP)
     world.settles(lambda: bool(world.logged(world["c"], "config.not_reloaded")), "the bad file is told of")
     assert row(a, "c")["tags"] == expected_tags
+    old = "c goes on with its old configuration"
+    world.settles(lambda: any(w.startswith(old) for w in world.asked_status()["warnings"]), "the status says so, too")
 
     # Changes.
     assert ask(b, "POST", "/switchover", {"leader": a.name}, Authorization="Bearer no")[0] == 401
@@ -116,8 +118,39 @@ def test_reads_and_changes(make_world: Callable[..., World]) -> None:
         assert (status, text) == (200, f'Successfully switched over to "{b.name}"\n')
         world.settles(lambda: ask(b, "GET", "/primary")[0] == 200, "its gate is open")
         world.writes_again(writer, now_ns())
+        world.wait_streaming(a)
+        operated(world, b, a)
     world.check_no_loss(writer)
     assert "ann@127.0.0.1 over HTTP" in world.pgr("history", "--json", node=a).stdout
+
+
+def operated(world: World, primary: LocalNode, standby: LocalNode) -> None:
+    """Restart, reload and a schedule, as Patroni's clients ask for them."""
+    started = json.loads(ask(standby, "GET", "/patroni")[1])["postmaster_start_time"]
+    assert ask(standby, "POST", "/restart", {"role": "primary"})[0] == 503
+    assert ask(standby, "POST", "/restart", {"restart_pending": True})[0] == 503
+    assert ask(standby, "POST", "/restart", {"role": "replica", "timeout": 60}) == (200, "restarted successfully\n")
+    assert json.loads(ask(standby, "GET", "/patroni")[1])["postmaster_start_time"] != started
+    assert ask(standby, "POST", "/reload")[0] == 202
+    at = "2001-01-31T02:00:00+00:00"
+    assert ask(primary, "POST", "/switchover", {"leader": primary.name, "scheduled_at": at})[0] == 422
+    later = {"leader": primary.name, "candidate": standby.name, "scheduled_at": "+1h"}
+    status, text = ask(standby, "POST", "/switchover", later)
+    assert (status, text.startswith("Switchover scheduled for ")) == (202, True)
+
+    def planned(node: LocalNode) -> str:
+        return str(json.loads(ask(node, "GET", "/cluster")[1]).get("scheduled_switchover", {}).get("to", ""))
+
+    world.settles(lambda: planned(primary) == planned(standby) == standby.name, "everybody knows")
+    assert ask(primary, "POST", "/switchover", later)[0] == 409
+    assert ask(primary, "POST", "/restart", {"schedule": "+2h"})[0] == 409
+    assert ask(primary, "DELETE", "/restart")[0] == 404
+    assert ask(primary, "DELETE", "/switchover") == (200, "scheduled switchover deleted\n")
+    world.settles(lambda: planned(primary) == "", "it is gone")
+    assert ask(primary, "DELETE", "/switchover") == (404, "no switchover is scheduled\n")
+    assert ask(standby, "POST", "/restart", {"schedule": "+2h"})[0] == 202
+    world.settles(lambda: "scheduled_restart" in json.loads(ask(standby, "GET", "/patroni")[1]), "it is shown")
+    assert ask(standby, "DELETE", "/restart") == (200, "scheduled restart deleted\n")
 
 
 def row(node: LocalNode, name: str) -> dict[str, Any]:

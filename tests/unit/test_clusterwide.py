@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -19,6 +20,7 @@ from consensus.clusterwide import (
     sentence,
     setting_of,
     shown,
+    slots,
     value_of,
 )
 
@@ -171,3 +173,40 @@ def test_what_is_no_hook(given: Any, reason: str, hint: str) -> None:
         check("hooks.pre_promote", given)
     assert reason in refused.value.reason
     assert hint in refused.value.hint
+
+
+# -- permanent slots
+
+
+@pytest.mark.parametrize(
+    ("given", "value"),
+    [
+        ("physical", ["physical"]), ("logical app pgoutput", ["logical", "app", "pgoutput"]),
+        ('["logical", "my db", "pgoutput"]', ["logical", "my db", "pgoutput"]),
+        ({"type": "logical", "database": "app", "plugin": "pgoutput"}, ["logical", "app", "pgoutput"]),
+        ('{"type": "physical"}', ["physical"]),
+    ],
+)  # fmt: skip
+def test_a_slot_in_our_words_and_in_those_of_patroni(given: Any, value: list[str]) -> None:
+    assert check("slots.cdc", given) == value
+    assert slots(json.dumps({"slots.cdc": value, "strict": True})) == {"cdc": value}
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "reason"),
+    [
+        ("slots.cdc", "logical", "a database and a plugin"), ("slots.cdc", "logical app", "a database and a plugin"),
+        ("slots.cdc", "", "a database and a plugin"), ("slots.cdc", ["physical", "app"], "a database and a plugin"),
+        ("slots.cdc", ["logical", "", "x"], "a database and a plugin"), ("slots.cdc", 5, "a database and a plugin"),
+        ("slots.cdc", ["logical", "a\n", "x"], "a database and a plugin"), ("slots.cdc", "{", "no JSON"),
+        ("slots.cdc", {"type": "physical", "slot_type": "x"}, "slot_type is not known"),
+        ("slots.pgr_b", "physical", "can't be the name"), ("slots.CDC", "physical", "can't be the name"),
+        ("slots.", "physical", "can't be the name"), (f"slots.{'a' * 64}", "physical", "can't be the name"),
+        ("slots.pg_conflict_detection", "physical", "can't be the name"), ("slots", "physical", "one by one"),
+    ],
+)
+def test_what_is_no_permanent_slot(name: str, given: Any, reason: str) -> None:
+    with pytest.raises(BadSetting) as found:
+        check(name, given)
+    assert reason in found.value.reason
+    assert found.value.hint

@@ -18,7 +18,7 @@ from tests.unit.test_observe import NOW, agreed, picture, primary, told
 
 SET = {
     "sync_acks": 1, "strict": False, "postgres.parameters.work_mem": "8MB", "postgres.parameters.x.y": "a\"b",
-    "postgres.hba": ["local all all peer"],
+    "postgres.hba": ["local all all peer"], "slots.archive": ["physical"], "slots.cdc": ["logical", "app", "pgoutput"],
 }  # fmt: skip
 
 
@@ -41,6 +41,15 @@ def test_every_value_says_where_it_comes_from() -> None:
     assert found["lease_ms"] == (700, 700, "profile")
     assert found["election_ms"] == (1000, 1000, "profile")
     assert json.loads(json.dumps(rows(cluster()))) == rows(cluster())
+
+
+def test_slots_in_the_words_of_patroni() -> None:
+    found = configview.document(cluster().config)["slots"]
+    assert found == {"archive": {"type": "physical"},
+                     "cdc": {"type": "logical", "database": "app", "plugin": "pgoutput"}}  # fmt: skip
+    assert configview.from_toml('[slots]\nx = "physical"\n') == {"slots.x": "physical"}
+    with pytest.raises(UsageError, match="slots is a table"):
+        configview.from_toml("slots = 1")
 
 
 def test_the_page() -> None:

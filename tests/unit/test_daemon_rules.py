@@ -237,6 +237,7 @@ def test_the_end_of_the_authority_wakes_the_loop_once_and_does_not_make_it_spin(
     daemon.c.view = replace(daemon.c.view, lease_until_ns=now)
     daemon.http, daemon.greeted, daemon.snapshot_at_ns = None, True, now + 3_600_000 * MS
     daemon.offspring = cast(Any, SimpleNamespace(wakeup_ns=lambda: now + 3_600_000 * MS))
+    daemon.files = cast(Any, SimpleNamespace(deadline_ns=lambda: None))
     assert daemon._next_deadline_ns() <= now_ns()
     daemon.plan = Plan(Step.FENCE, EPOCH, "authority-lost")
     assert daemon._next_deadline_ns() > now_ns()

@@ -43,6 +43,8 @@ def request(method: str, path: str, body: object = None, **headers: str) -> Requ
 
 # -- what a request means
 
+RESTART = {"nodes": ["a"], "pending": False, "force": False, "timeout_s": 300}
+
 
 @pytest.mark.parametrize(
     ("asked_for", "name", "body"),
@@ -58,6 +60,15 @@ def request(method: str, path: str, body: object = None, **headers: str) -> Requ
         (("POST", "/reinitialize", {"force": True, "from_leader": False}), "reinit", {"name": "a"}),
         (("PATCH", "/config", {"strict": False, "commit": None}), "config.set",
          {"set": {"strict": False}, "unset": ["commit"]}),
+        (("POST", "/switchover", {"leader": "a", "scheduled_at": "2030-01-01T00:00+00:00"}), "switchover",
+         {"to": None, "at": "2030-01-01T00:00+00:00"}),
+        (("POST", "/restart", None), "restart", RESTART),
+        (("POST", "/restart", {}), "restart", RESTART),
+        (("POST", "/restart", {"role": "primary", "postgres_version": "99", "timeout": "7"}), "restart",
+         RESTART | {"timeout_s": 7}),
+        (("POST", "/restart", {"schedule": "+5m", "restart_pending": True}), "restart",
+         RESTART | {"at": "+5m", "pending": True}),
+        (("POST", "/reload", None), "reload", {"nodes": ["a"]}),
     ],
 )  # fmt: skip
 def test_what_is_asked_of_the_cluster(asked_for: Any, name: str, body: dict[str, Any]) -> None:
@@ -76,7 +87,20 @@ def test_what_is_asked_of_the_cluster(asked_for: Any, name: str, body: dict[str,
         (("POST", "/switchover", {"leader": "a", "candidate": "a"}), 400, "the same"),
         (("POST", "/switchover", {"leader": "a", "candidate": "../x"}), 400, "candidate"),
         (("POST", "/switchover", {"leader": ["a"]}), 400, "leader is the name"),
-        (("POST", "/switchover", {"leader": "a", "scheduled_at": "2030-01-01T00:00+00"}), 400, "scheduled"),
+        (("POST", "/switchover", {"leader": "a", "scheduled_at": 5}), 400, "scheduled_at is a time"),
+        (("POST", "/failover", {"candidate": "b", "scheduled_at": "2030-01-01T00:00+00"}), 400, "scheduled"),
+        (("POST", "/restart", {"member": "b"}), 400, "not known"),
+        (("POST", "/restart", {"role": "boss"}), 400, "primary or replica"),
+        (("POST", "/restart", {"role": "replica"}), 503, "conditions are not satisfied: a is a primary"),
+        (("POST", "/restart", {"postgres_version": "18.x"}), 400, "version such as"),
+        (("POST", "/restart", {"postgres_version": "9.5"}), 503, "conditions are not satisfied: it runs"),
+        (("POST", "/restart", {"restart_pending": True}), 503, "nothing waits for a restart"),
+        (("POST", "/restart", {"restart_pending": "yes"}), 400, "true or false"),
+        (("POST", "/restart", {"timeout": 0}), 400, "number of seconds"),
+        (("POST", "/restart", {"timeout": True}), 400, "number of seconds"),
+        (("POST", "/restart", {"schedule": "+5m", "role": "primary"}), 400, "do not go with schedule"),
+        (("DELETE", "/restart", None), 404, "no restart is scheduled"),
+        (("POST", "/reload", {"x": 1}), 400, "not known"),
         (("POST", "/switchover", {"leader": "a", "to": "b"}), 400, "'to' is not known"),
         (("POST", "/switchover", {"leader": "a", "accept_data_loss": True}), 400, "loses nothing"),
         (("POST", "/switchover", b"{}"), 400, "names the leader"),
@@ -95,6 +119,7 @@ def test_what_is_asked_of_the_cluster(asked_for: Any, name: str, body: dict[str,
         (("PATCH", "/config", {}), 400, "nothing is to be changed"),
         (("PATCH", "/config", {"postgres": {"x": 1}}), 400, "'x' is not known"),
         (("PATCH", "/config", {"postgres": None}), 400, "postgres is an object"),
+        (("PATCH", "/config", {"slots": None}), 400, "slots is an object"),
         (("PATCH", "/config", {"postgres": {"parameters": None}}), 400, "parameters is an object"),
         (("DELETE", "/switchover", None), 404, "no switchover is scheduled"),
         (("PUT", "/config", {}), 405, "GET, HEAD, OPTIONS, PATCH"),
@@ -115,10 +140,46 @@ def test_without_a_primary_there_is_nothing_to_switch_over_from() -> None:
     assert found.status == 412
 
 
+def test_what_is_scheduled_is_deleted_and_nothing_else_is_scheduled_beside_it() -> None:
+    plan = {"what": "switchover", "at": "2030-01-01T00:00:00Z", "to": "b", "nodes": [], "pending": False, "by": ""}
+    seen = replace(SEEN, scheduled=plan)
+    found = translate(request("DELETE", "/switchover"), seen, "ann")
+    assert isinstance(found, Ask)
+    assert (found.name, found.body["what"]) == ("schedule.cancel", "switchover")
+    assert found.done({"cancelled": "it"}, seen, NOW).status == 200
+    assert failed(found, 64, "none", "see", accepted=False).status == 404, "it was carried out meanwhile"
+    for asked_for in (("POST", "/restart", {"schedule": "+1m"}), ("DELETE", "/restart", None),
+                      ("POST", "/switchover", {"leader": "a", "scheduled_at": "+1m"})):  # fmt: skip
+        refused = translate(request(*asked_for), seen, "ann")
+        assert isinstance(refused, Answer)
+        assert refused.status == (404 if asked_for[0] == "DELETE" else 409)
+
+
+def test_how_a_restart_a_reload_and_a_schedule_end() -> None:
+    restart = translate(request("POST", "/restart"), SEEN, "ann")
+    later = translate(request("POST", "/restart", {"schedule": "+5m"}), SEEN, "ann")
+    reload = translate(request("POST", "/reload"), SEEN, "ann")
+    assert isinstance(restart, Ask)
+    assert isinstance(later, Ask)
+    assert isinstance(reload, Ask)
+    assert restart.done({"restarted": ["a"]}, SEEN, NOW).status == 200
+    assert restart.done({"restarted": []}, SEEN, NOW).status == 503
+    assert [failed(restart, code, "w", "h", accepted=False).status for code in (64, 75, 78)] == [400, 503, 503]
+    assert restart.timeout_ms > 300_000, "longer than its Postgres may take"
+    answer = later.done({"scheduled": "restart", "at": "2030-01-31T02:00:00Z"}, SEEN, NOW)
+    assert (answer.status, answer.body) == (202, b"Restart scheduled for 2030-01-31T02:00:00Z\n")
+    assert [failed(later, code, "w", "h", accepted=False).status for code in (64, 75, 78)] == [422, 503, 412]
+    assert reload.done({"nodes": {"a": ""}}, SEEN, NOW) == Answer(202, "text/plain; charset=utf-8", b"reloaded\n")
+    assert reload.done({"nodes": {"a": "waits for a restart: x"}}, SEEN, NOW).status == 202
+    assert reload.done({"nodes": {"a": "not reloaded: it is starting"}}, SEEN, NOW).status == 503
+
+
 def test_a_patch_in_the_words_of_patroni() -> None:
     body = {"postgresql": {"parameters": {"work_mem": "8MB", "x.y": None}, "pg_hba": ["local all all peer"]}}
     wanted = {"postgres.parameters.work_mem": "8MB", "postgres.hba": ["local all all peer"]}
     assert patched(body) == (wanted, ["postgres.parameters.x.y"])
+    physical = {"type": "physical"}
+    assert patched({"slots": {"x": physical, "y": None}}) == ({"slots.x": physical}, ["slots.y"])
     assert patched({"postgres": {"hba": None}, "sync_acks": 2}) == ({"sync_acks": 2}, ["postgres.hba"])
 
 

@@ -283,7 +283,8 @@ def test_what_a_running_node_takes_and_what_it_names(tmp_path: Path, capfd: pyte
         ({"tags": "nofailover=yes"}, "nofailover = 'yes'"),
         ({"tags": "{1}"}, "is no JSON object"),
         ({"tags": "a=1,a=2"}, "is there twice"),
-        ({"tags": "clone_from=b"}, "does nothing yet"),
+        ({"tags": "clone_from=b"}, "clone_from = 'b'"),
+        ({"tags": "replicate_from=b", "name": "b"}, "which is this node itself"),
     ],
 )
 def test_settings_that_do_not_fit(tmp_path: Path, flags: dict[str, str], words: str) -> None:

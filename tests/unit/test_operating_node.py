@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -20,6 +21,7 @@ from supervisor.observe import Facts
 from supervisor.overdue import Overdue
 from supervisor.postgres import Postmaster, StopMode
 from supervisor.roles import Data, Local, Plan, Server, Step, View
+from supervisor.slots import Slots
 from supervisor.steps import Steps
 from supervisor.tasks import Task, run_blocking
 from supervisor.watch import Watcher
@@ -46,12 +48,13 @@ class Node:
         self.watchdog = SimpleNamespace(tell=lambda *_: True)
         self.log: Any = SimpleNamespace(
             warning=lambda event, **_: self.logged.append(event), once_per=lambda *_: self.log,
-            error=lambda *_, **__: None,
+            error=lambda *_, **__: None, info=lambda *_, **__: None,
         )  # fmt: skip
         self.postgres = SimpleNamespace(log_tail=lambda *_: ["hot standby is not possible: " + watch.INSUFFICIENT])
         self.session, self.process, self.timings = None, None, PROFILES["default"]
         self.config = SimpleNamespace(pgdata="/nowhere")
         self.freeze_failing_ns = 0
+        self.delay_ms = 0
 
     def closed_ms(self, epoch: int) -> dict[str, int]:
         return {"closed_ms": 40}
@@ -102,6 +105,8 @@ def test_a_standby_is_back_when_it_was_started_since_and_streams() -> None:
     assert not Node(restarted=8, upstream=5).is_back(), "it was not restarted"
     node.facts = replace(node.facts, streaming=False)
     assert not node.is_back()
+    node.delay_ms = 3_600_000
+    assert node.is_back(), "one that replays late streams again only when it has replayed what it has"
     assert not Node(restarted=9, upstream=4).is_back()
     node = Node(restarted=9, upstream=5)
     node.restarts(turn="a")
@@ -221,9 +226,11 @@ def test_a_standby_that_lacks_settings_is_restarted_but_not_in_pause(config: str
 @pytest.mark.parametrize(("config", "dropped"), [("{}", True), (PAUSED, False)])
 def test_slots_of_former_members_stay_in_pause(config: str, dropped: bool) -> None:
     node: Any = Node(config=config)
-    node.slots, node.syncs_slots = list[str], lambda: False
-    session = Session([("pgr_x", "f", "reserved", "0/0", "")])
-    run_blocking(Watcher(node)._slots(cast(Any, session)))
+    node.slots, node.binaries, node.seen = list[str], SimpleNamespace(major=18), {}
+    node.syncs_slots = lambda: False
+    node.config.data = Path("/nowhere")
+    session = Session([("pgr_x", "physical", "f", "reserved", "0/0", "", "", "", "false", "false")])
+    run_blocking(Slots(node).round(cast(Any, session)))
     assert any("pg_drop_replication_slot" in sql for sql in session.asked) is dropped
 
 

@@ -97,7 +97,9 @@ def test_what_pgr_owns_is_refused_whatever_it_is() -> None:
     assert not owned("work_mem")
     for name in ("wal_level", "max_wal_senders", "max_replication_slots"):
         assert not owned(name)
-    assert set(OWNED_BECAUSE) - set(written) == {"data_directory", "config_file"}, "each of them is owned or dangerous"
+    assert set(OWNED_BECAUSE) - set(written) == {
+        "data_directory", "config_file", "sync_replication_slots", "synchronized_standby_slots",
+    }, "each of them is owned or dangerous"
 
 
 def test_a_name_with_a_dot_may_be_anybodys() -> None:

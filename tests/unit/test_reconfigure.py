@@ -14,7 +14,7 @@ from consensus.clusterwide import CHARS_MAX, SETTINGS
 from consensus.messages import AppendReq, Entry
 from consensus.node import Node
 from consensus.peerwire import Envelope
-from consensus.reconfigure import UNCHECKED_MAX
+from consensus.reconfigure import SLOTS_MAX, UNCHECKED_MAX
 from fencing import wire
 from fencing.lease import MS
 from tests.unit.nodes import Cluster, T
@@ -308,3 +308,30 @@ def test_settings_that_no_frame_could_carry_are_refused() -> None:
 
 def entries_of(node: Node, entry: Entry) -> AppendReq:
     return AppendReq(node.raft.term, 1, 1, entry.index - 1, node.raft.term, (entry,), 0)
+
+
+# -- permanent slots
+
+
+def test_a_logical_slot_needs_its_wal_level() -> None:
+    cluster = opened("a", "b", "c")
+    code, error = refusal(put(cluster, "a", (), **{"slots.cdc": "logical app pgoutput"}))
+    assert (code, error) == (78, "the slot cdc is logical, and so wal_level has to be")
+    token = asked(cluster, "a", **{"slots.cdc": "logical app pgoutput", "postgres.parameters.wal_level": "logical"})
+    say(cluster, token, ok=True, notes=[])
+    answer = cluster.members["a"].answers[-1]
+    assert answer["ok"]
+    assert any("Postgres 17" in note for note in answer["notes"])
+    cluster.until(lambda: "slots.cdc" in config(cluster, "c"))
+    seen = len(cluster.members["a"].checks)
+    assert refusal(put(cluster, "a", (), **{"strict": "false", "postgres.parameters.wal_level": "replica"}))[0] == 78
+    assert len(cluster.members["a"].checks) == seen, "refused before anybody is asked"
+    assert put(cluster, "a", ("slots.cdc",))["ok"]
+    cluster.until(lambda: "slots.cdc" not in config(cluster, "c"))
+
+
+def test_there_is_an_end_of_slots() -> None:
+    cluster = opened("a", "b", "c")
+    many = {f"slots.s{n}": "physical" for n in range(SLOTS_MAX + 1)}
+    assert refusal(put(cluster, "a", (), **many))[0] == 64
+    assert put(cluster, "a", (), **dict(list(many.items())[1:]))["ok"]

@@ -139,6 +139,8 @@ DECIDES: tuple[tuple[str, int, Situation], ...] = (
     ("restart", 9, streaming(view={"cluster": turn_of("b")})),
     ("restart", 9, streaming(view={"cluster": turn_of("b")}, local={"server": Server.STOPPING})),
     ("restart", 9, streaming(view={"cluster": turn_of("b", **PAUSED)})),
+    ("cascading", 0, streaming(local={"upstream_node": "c"})),
+    ("streaming", 0, streaming(local={"upstream_node": "a"})),
     ("streaming", 0, streaming(view={"cluster": turn_of("b")}, local={"restarted": 9})),
     ("streaming", 0, streaming(view={"cluster": turn_of("a")})),
     ("start", 0, streaming(view={"cluster": turn_of("b")}, local=DOWN)),
@@ -217,7 +219,7 @@ def test_without_the_row_something_else_would_happen(name: str, monkeypatch: pyt
     monkeypatch.setattr(roles, "RULES", tuple(rule for rule in RULES if rule.name != name))
     others = [decided(situation) for known, _, situation in DECIDES if known == name]
     mine = next(rule.step for rule in RULES if rule.name == name)
-    words_only = {"control-away", "serving", "streaming"}  # waiting either way; the row gives the sentence
+    words_only = {"control-away", "serving", "cascading", "streaming"}  # waiting either way; the row gives the sentence
     assert any(other.step is not mine for other in others) or name in words_only
 
 

@@ -118,8 +118,10 @@ def test_failover_slots_are_kept_on_standbys_where_they_can_be() -> None:
     assert syncs_slots({"WAL_level": "logical"}, 17)
     assert not syncs_slots({"wal_level": "logical"}, 16)
     assert not syncs_slots({"wal_level": "replica"}, 18)
-    wanted = {"sync_replication_slots": "on", "hot_standby_feedback": "on"}
+    wanted = {"sync_replication_slots": "on", "hot_standby_feedback": "on", "synchronized_standby_slots": ""}
     mine = dict.fromkeys(wanted, "off")
+    guarded = owned_settings(NodeSettings("*", 1, "", "", "", "", syncs_slots=True, guards=("pgr_b", "pgr_c")))
+    assert guarded["synchronized_standby_slots"] == "pgr_b, pgr_c"
     for syncs, expected in ((True, wanted), (False, mine)):
         owned = owned_settings(NodeSettings("*", 1, "", "", "", "", syncs_slots=syncs, parameters=mine))
         assert {name: owned[name] for name in wanted} == expected

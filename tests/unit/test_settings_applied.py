@@ -18,6 +18,7 @@ from supervisor.roles import Server, Situation
 from supervisor.settings import PLACEHOLDER_NAMES
 from supervisor.sql import SqlError
 from supervisor.tasks import Task, run_blocking
+from supervisor.upstream import Choice
 from tests.unit.test_regroup_rules import Primary
 
 NEW = '{"postgres.parameters.work_mem":"8MB"}'
@@ -46,6 +47,16 @@ class Node(Primary):
 
     def _reload(self) -> None:
         self.reloads += 1
+
+    delay_ms = wanted_delay_ms = 0
+    guards: tuple[str, ...] = ()
+    choice = Choice()
+
+    def wanted_guards(self) -> tuple[str, ...]:
+        return Context.wanted_guards(cast(Context, self))
+
+    def apply_delay_ms(self) -> int:
+        return self.wanted_delay_ms
 
     def syncs_slots(self) -> bool:
         return Context.syncs_slots(cast(Context, self))
@@ -86,6 +97,19 @@ def test_new_settings_are_written_once_and_the_names_stay() -> None:
     assert a.turn() == 2
     assert "local all all trust" in a.written[1][1]
     assert "work_mem" not in a.written[1][0]
+
+
+def test_a_delay_that_is_in_force_or_no_longer_is_written() -> None:
+    node = Node()
+    node.local = replace(node.local, server=Server.STANDBY, epoch=0)
+    assert node.turn() == 1
+    assert node.written[0][0]["recovery_min_apply_delay"] == "0"
+    node.wanted_delay_ms = 3_600_000
+    assert (node.turn(), node.turn()) == (2, 2)
+    assert node.written[1][0]["recovery_min_apply_delay"] == "3600000ms"
+    node.wanted_delay_ms = 0
+    assert node.turn() == 3
+    assert node.written[2][0]["recovery_min_apply_delay"] == "0"
 
 
 @pytest.mark.parametrize(

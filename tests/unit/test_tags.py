@@ -49,7 +49,8 @@ NOSYNC: dict[str, Tag] = {"nosync": True}
 
 
 def test_good_tags() -> None:
-    given = {"zone": "x", "nosync": False, "nofailover": True, "priority": 0, "rack": 7, "big": True}
+    given: dict[str, Tag] = {"clone_from": True, "replicate_from": "b", "recovery_min_apply_delay": "1h", "zone": "x"}
+    given |= {"nosync": False, "nofailover": True, "priority": 0, "rack": 7, "big": True}
     assert list(checked(given)) == sorted(given)
     assert checked(given) == given
     assert checked({}) == {}
@@ -61,7 +62,10 @@ def test_good_tags() -> None:
         {"nofailover": "true"}, {"nofailover": 1}, {"priority": True}, {"priority": -1}, {"priority": 1001},
         {"priority": "2"}, {"": 1}, {"a b": 1}, {"1a": 1}, {"a" * 64: 1}, {"x": None}, {"x": 1.5}, {"x": [1]},
         {"x": "a\n"}, {"x": "a" * 201}, {"x": 1 << 53}, {"failover_priority": 0}, {"clonefrom": True},
-        {"clone_from": "b"}, {"replicate_from": "b"}, {f"t{i}": i for i in range(TAGS_MAX + 1)},
+        {"clone_from": "b"}, {"replicate_from": True}, {"replicate_from": "B"}, {"replicatefrom": "b"},
+        {"recovery_min_apply_delay": True}, {"recovery_min_apply_delay": "1 fortnight"},
+        {"recovery_min_apply_delay": -1}, {"recovery_min_apply_delay": "25d"},
+        {f"t{i}": i for i in range(TAGS_MAX + 1)},
     ],
 )  # fmt: skip
 def test_bad_tags(bad: dict[str, object]) -> None:

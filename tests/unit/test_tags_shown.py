@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,14 @@ import pytest
 from consensus.cluster import ClusterState, Seat, canonical
 from consensus.tags import Tag, Tagged
 from fencing.lease import PROFILES
-from supervisor import observe
+from supervisor import observe, render
 from supervisor.config import Config, Facts, load
+from supervisor.health import answer
 from supervisor.member import announce_tags
 from supervisor.observe import observation, snapshot
 from supervisor.roles import Local, Step, View
 from supervisor.status import Snapshot
+from tests.unit import test_observe
 from tests.unit.test_observe import NOW, agreed, primary, standby
 
 LIFE = 0x1122334455667788
@@ -126,3 +129,63 @@ def test_a_life_that_the_log_does_not_know_tells_nothing(tmp_path: Path) -> None
     assert told(View(True, 7, 5, "a", cluster=agreed()), made) == []
     assert told(View(True, LIFE, 5, "a", cluster=agreed("ac")), made) == []
     assert told(View(True, LIFE), made) == []
+
+
+# -- from whom one streams, what keeps it out, what is wrong
+
+
+def cascaded(tags: dict[str, Tag], through: str = "b", *, failed: str = "", **changes: Any) -> Snapshot:
+    """``c`` of three, which has no seat."""
+    log = with_tags(c=tags)
+    group = log.group._replace(members=tuple(seat for seat in log.group.members if seat.name != "c"))
+    log = replace(log, group=group, grants=(log.grants[0]._replace(failed=failed),))
+    seen = {
+        "a": test_observe.told("a"), "b": test_observe.told("b", upstream_node="a"),
+        "c": test_observe.told("c", upstream_node=through, **changes),
+    }  # fmt: skip
+    return test_observe.picture(cluster=log, members=seen)
+
+
+def test_who_streams_from_a_standby_and_has_no_seat_is_shown() -> None:
+    made = cascaded({"replicate_from": "b"})
+    row = made.member("c")
+    assert row is not None
+    assert (row.upstream, row.unseated) == ("b", "replicate_from")
+    assert [m.upstream for m in made.members[:2]] == ["", ""]
+    page = render.status(made, 0)
+    assert "streams from b" in page
+    assert "c: no seat in the sync group: `replicate_from`" in page
+    assert not [text for text in made.warnings if "replicate_from" in text]
+    assert [r["application_name"] for r in _replication(made)] == ["b"], "the primary has no other walsender"
+
+
+def _replication(made: Snapshot) -> list[dict[str, Any]]:
+    body = json.loads(answer(replace(made, lease_until_ns=NOW + 10**9, opened=True), "/patroni", "", NOW).body)
+    found: list[dict[str, Any]] = body["replication"]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("tags", "through", "words"),
+    [
+        ({"replicate_from": "b"}, "a", "which does not stream or came back just now"),
+        ({"replicate_from": "x"}, "a", "which is no standby of this cluster"),
+        ({"replicate_from": "c"}, "a", "the tags lead round in a circle"),
+        ({"replicate_from": "a"}, "a", ""),
+        ({}, "a", ""),
+    ],
+)
+def test_a_tag_that_does_not_do_what_it_says_is_warned_of(tags: dict[str, Tag], through: str, words: str) -> None:
+    found = [text for text in cascaded(tags, through).warnings if "replicate_from" in text]
+    assert [words in text for text in found] == [True] * bool(words), found
+
+
+def test_without_a_primary_nobody_is_said_to_follow_it() -> None:
+    made = cascaded({"replicate_from": "a"}, "", failed="gone")
+    assert not [text for text in made.warnings if "replicate_from" in text]
+
+
+def test_a_bad_file_and_a_slot_that_is_not_as_it_should_be_are_warned_of() -> None:
+    made = cascaded({}, "a", config_problem="pgr.toml: no TOML", slot_problems=["cdc: no such database"])
+    assert "c goes on with its old configuration: pgr.toml: no TOML" in made.warnings
+    assert "slot on c: cdc: no such database" in made.warnings
