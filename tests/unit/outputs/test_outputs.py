@@ -19,6 +19,7 @@ exit 0
 """
 ELSEWHERE = {
     "pgr demo": "starts three nodes", "pgr key new": "is random: test_cli.py", "pgr doctor": "looks at machines",
+    "pgr leave": "works on a data directory: test_adopt.py",
 }  # fmt: skip
 """Commands whose output is no script."""
 GROUPS = {"pgr", "pgr member", "pgr key", "pgr config"}
