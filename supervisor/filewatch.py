@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 CALM_MS = 300
 """After the last event it is looked at what the files hold."""
+LATEST_MS = 3_000
+"""And this long after the first, however many follow: something else may be busy in that directory."""
 CLOSE_S = 2.0
 BYTES_MAX = 1 << 20
 """Of a file, for the comparison."""
@@ -63,7 +65,7 @@ class Files:
         self.log = log
         self.paths = watched(config)
         self.seen = digest(self.paths)
-        self._look_at_ns = 0
+        self._look_at_ns = self._latest_ns = 0
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._guard = threading.Lock()
         self._observer: BaseObserver | None = None
@@ -89,7 +91,9 @@ class Files:
         """Does one of them hold something else than when it was last looked at? Each turn of the loop."""
         try:
             os.eventfd_read(self._bell)
-            self._look_at_ns = now + CALM_MS * MS
+            if not self._look_at_ns:
+                self._latest_ns = now + LATEST_MS * MS
+            self._look_at_ns = min(now + CALM_MS * MS, self._latest_ns)
         except BlockingIOError:
             pass
         if not self._look_at_ns or now < self._look_at_ns:

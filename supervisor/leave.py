@@ -27,6 +27,8 @@ from supervisor.tasks import Task, run_blocking
 T = TypeVar("T")
 KEPT = ("listen_addresses", "port")
 """Of pgr's settings: clients find it where it was."""
+ALONE = "synchronous_standby_names = ''"
+"""The data directory's own files may name some, from before pgr: nobody is left who would answer, and commits hang."""
 BEFORE = ".before_pgr_left"
 """Behind the name of a file that was there and is replaced."""
 DATABASES = (
@@ -120,7 +122,8 @@ def _last_known(config: Config) -> tuple[ClusterState, str]:
         raise RefusedError(f"{config.raft_dir} knows no cluster", "name the node's home with --data")
     cluster = load(snapshot.data) if snapshot else found(identity.charter, identity.cluster_id)
     for entry in stored.entries:
-        if entry.index <= stored.hard.commit:
+        # The commit index on disk is only a hint (raft.py), and members count from the moment they are appended.
+        if entry.index <= stored.hard.commit or entry.kind == "members/1":
             cluster = apply(cluster, entry)
     return cluster, identity.name
 
@@ -154,14 +157,14 @@ def _write_settings(pgdata: Path, parameters: Mapping[str, str]) -> str:
     path = pgdata / "postgresql.auto.conf"
     text = (files.read_optional(path) or b"").decode(errors="surrogateescape")
     block = text.partition(settings.BEGIN)[2].splitlines()
-    lines = [line for line in block if line.partition(" = ")[0] in KEPT]
+    lines = [line for line in block if line.partition(" = ")[0] in KEPT] + [ALONE]
     lines += [f"{name} = {settings.quote(value)}" for name, value in parameters.items()]
     if block:
         foreign, _ = settings.auto_conf(text, {})
         bare = foreign.removesuffix(f"{settings.BEGIN}\n{settings.END}\n")
         files.write_atomically(path, (bare + "".join(f"{line}\n" for line in lines)).encode(errors="surrogateescape"))
     names = ", ".join(sorted({*KEPT, *parameters}))
-    return f"pgr's settings are out of {path}; of those it had, these stay: {names}"
+    return f"pgr's settings are out of {path}; of those it had, these stay: {names}; no standby is waited for ({ALONE})"
 
 
 def _write_rules(programs: binaries.Binaries, pgdata: Path, children: ChildTable, cluster: ClusterState) -> str:

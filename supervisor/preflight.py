@@ -12,6 +12,7 @@ import socket
 from pathlib import Path
 from typing import Final
 
+from fencing.kill import members
 from supervisor.addresses import Address
 from supervisor.config import Config
 from supervisor.errors import DiskError, MissingError, RefusedError, UsageError
@@ -144,8 +145,19 @@ def check_stopped(pgdata: Path) -> None:
         pid = abs(int((pgdata / "postmaster.pid").read_text(encoding="ascii", errors="replace").split("\n", 1)[0]))
     except (OSError, ValueError):
         return
-    if (pgdata / MARK).exists() or not works_in(pid, pgdata):
+    if (pgdata / MARK).exists():
         return
+    # A container's Postgres has another number out here, and Postgres itself does not notice it either (seen).
+    found = sorted(process.pid for process in members(pgdata, None))
+    if not found and pid == 1:
+        raise RefusedError(
+            f"{pgdata}/postmaster.pid is of a Postgres that was process 1 of a container: from here nobody can see "
+            "whether that still runs",
+            f"stop that container (then the file is gone); if it is gone and crashed, remove {pgdata}/postmaster.pid",
+        )
+    if not found and not works_in(pid, pgdata):
+        return
+    pid = found[0] if found else pid
     debian = re.fullmatch(r"/var/lib/postgresql/(\d+)/([^/]+)", str(pgdata))
     boot = f"; on Debian: pg_ctlcluster {debian[1]} {debian[2]} stop" if debian else ""
     start_conf = f"/etc/postgresql/{debian[1]}/{debian[2]}/start.conf" if debian else ""

@@ -230,9 +230,8 @@ def guards(before: Sequence[str], state: ClusterState, me: str, seen: Mapping[st
     waits for all it is told, so it is told no more, and one that streams no longer is replaced. With too few that
     stream the others are named nevertheless: decoding then waits as commits do. Empty: no commit waits for anybody.
     """
-    group, grant = state.group, state.grant
-    needed = group.k - 1
-    if needed < 1 or group.asynchronous or grant is None:
+    grant = state.grant
+    if grant is None:
         return ()
 
     def streams(name: str) -> bool:
@@ -241,6 +240,10 @@ def guards(before: Sequence[str], state: ClusterState, me: str, seen: Mapping[st
         direct = said.get("upstream_node", "") in ("", me)
         return said.get("state") == "streaming" and said.get("epoch_of_upstream") == grant.term and direct
 
-    others = [name for name in group.names if name != me]
-    best = sorted(others, key=lambda name: (not streams(name), name not in before, name))
-    return tuple(sorted(best[:needed]))
+    found: set[str] = set()
+    for group in state.groups:  # of both while one is changed: from `done/1` on only the new one has to agree
+        if not group.asynchronous:
+            others = [name for name in group.names if name != me]
+            best = sorted(others, key=lambda name: (not streams(name), name not in before, name))
+            found |= {*best[: group.k - 1]}
+    return tuple(sorted(found))

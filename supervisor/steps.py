@@ -405,7 +405,8 @@ class Steps:
         if grant is None or grant.term != plan.term:
             raise StepFailed("there is a newer grant")
         yield from self._detach()
-        if c.delay_ms and c.record.history == grant.ancestry and c.record.proof is None:
+        made = c.record.proof is None or c.record.proof.epoch == grant.term  # a copy of this very grant
+        if c.delay_ms and made and c.record.history == grant.ancestry:
             # All it has came from this very grant, or was checked when it first followed it; how far that goes Postgres
             # tells only once it has replayed it, which is late on purpose.
             self.attach(grant)

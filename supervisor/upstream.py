@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from consensus.cluster import ClusterState, Grant
-from consensus.tags import CLONE_FROM, of
+from consensus.tags import CLONE_FROM, delay_ms, of
 from consensus.upstreams import upstream
 from fencing.lease import MS
 
@@ -87,11 +87,15 @@ def avoided(now_ns: int) -> Choice:
 def copy_sources(
     cluster: ClusterState, grant: Grant, me: str, seen: Mapping[str, Any], avoid: Iterable[str] = ()
 ) -> list[str]:  # fmt: skip
-    """Of whom a new copy for ``me`` is made, the best first; the primary is always the last."""
+    """Of whom a new copy for ``me`` is made, the best first; the primary is always the last.
+
+    A copy goes as far as its source has replayed. From one that replays late it would begin with WAL of long ago, which
+    nobody may have any more, and be made again, and again.
+    """
     fit = [
         m.name for m in cluster.members
         if m.name not in (me, grant.node, *avoid) and of(cluster, m.name).get(CLONE_FROM) is True
-        and is_fit(cluster, grant, m.name, seen)
+        and not delay_ms(of(cluster, m.name)) and is_fit(cluster, grant, m.name, seen)
     ]  # fmt: skip
     furthest = sorted(fit, key=lambda name: (-int(seen[name]["seen"].get("lsn", 0)), name))
     return [*furthest, grant.node]

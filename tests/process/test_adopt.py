@@ -101,6 +101,24 @@ def test_one_that_runs_is_refused_before_its_port_is_missed(node: Candidate, mai
     assert ask(main, "SELECT 1") == (1,)
 
 
+def test_one_that_was_process_1_of_a_container_is_not_taken_for_dead(node: Candidate, main: BarePostgres) -> None:
+    """Its number says nothing here, and Postgres itself would start beside it (seen)."""
+    (main.pgdata / "postmaster.pid").write_text(f"1\n{main.pgdata}\n", encoding="ascii")
+    node.refused(78, "process 1 of a container", "stop that container", f"remove {main.pgdata}/postmaster.pid")
+
+
+@pytest.mark.root
+def test_one_that_runs_under_another_number_is_found(node: Candidate, main: BarePostgres) -> None:
+    """In a container on this machine: there it is process 4711, here another one."""
+    main.start()
+    pid = main.pid
+    path = main.pgdata / "postmaster.pid"
+    lines = path.read_text(encoding="ascii").splitlines()
+    path.write_text("\n".join(["4711", *lines[1:]]) + "\n", encoding="ascii")
+    node.refused(78, f"runs in {main.pgdata}, process {pid}")
+    path.write_text("\n".join([str(pid), *lines[1:]]) + "\n", encoding="ascii")
+
+
 @pytest.mark.slow
 def test_a_role_of_somebody_else_is_made_nobodys_superuser(node: Candidate, main: BarePostgres) -> None:
     main.start()

@@ -81,7 +81,8 @@ def test_settings_of_people_stay_and_pgrs_go() -> None:
     text, _ = settings.auto_conf("enable_seqscan = 'off'\n", owned | {"work_mem": "9MB"})
     path.write_text(text, encoding="utf-8")
     leave._write_settings(pgdata, {"work_mem": "9MB"})
-    lines = ["enable_seqscan = 'off'", "listen_addresses = '10.0.0.1'", "port = '5441'", "work_mem = '9MB'"]
+    stay = ["listen_addresses = '10.0.0.1'", "port = '5441'"]
+    lines = ["enable_seqscan = 'off'", *stay, leave.ALONE, "work_mem = '9MB'"]
     assert path.read_text(encoding="utf-8").splitlines() == lines
     leave._write_settings(pgdata, {"work_mem": "9MB"})
     assert path.read_text(encoding="utf-8").splitlines() == lines, "twice, after a crash"

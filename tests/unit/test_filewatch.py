@@ -119,6 +119,21 @@ def test_it_is_looked_at_once_it_is_calm(files: Files, place: Path) -> None:
     assert not files.changed(now + filewatch.CALM_MS * MS - 1)
 
 
+def test_it_is_looked_at_though_it_never_gets_calm(files: Files, place: Path) -> None:
+    """Something else writes into that directory all the time."""
+    poll = select.poll()
+    poll.register(files.fileno(), select.POLLIN)
+    (place / "pgr.toml").write_text("", encoding="utf-8")
+    assert poll.poll(20_000)
+    first = now = now_ns()
+    while not files.changed(now):
+        (place / "another").write_text(str(now), encoding="utf-8")
+        assert poll.poll(20_000)
+        assert now - first <= filewatch.LATEST_MS * MS, "not before it is calm, which it never is"
+        now += filewatch.CALM_MS * MS // 2
+    assert now - first == filewatch.LATEST_MS * MS
+
+
 def context(made: Config) -> Any:
     return SimpleNamespace(config=made, log=Log("json", "a", "parent", fd=2), facts=Seen())
 

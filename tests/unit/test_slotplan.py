@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from consensus.cluster import ClusterState, Grant, Seat, SyncGroup
+from consensus.cluster import Change, ClusterState, Grant, Seat, SyncGroup
 from consensus.record import Position
 from supervisor import slots
 from supervisor.context import Context
@@ -182,6 +182,13 @@ def test_as_many_as_a_commit_waits_for() -> None:
     assert guards((), group("abc", 1), "a", seen) == ()
     assert guards((), group("abc", 1, asynchronous=True), "a", seen) == ()
     assert guards((), replace(group("abc", 2), grants=()), "a", seen) == ()
+
+
+def test_while_the_group_is_changed_consumers_wait_for_both() -> None:
+    """From `done/1` on a read quorum of the new one alone decides, and what consumers have seen must be there."""
+    old, new = group("ab", 2).group, group("ac", 2).group
+    state = replace(group("ab", 2), change=Change(9, old, new))
+    assert guards((), state, "a", {name: streams() for name in "bc"}) == ("b", "c")
 
 
 def test_whoever_streams_stays_and_whoever_does_not_is_replaced() -> None:

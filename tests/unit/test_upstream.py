@@ -158,6 +158,8 @@ def test_of_whom_a_copy_is_made() -> None:
     assert copy_sources(cluster, GRANT, "d", seen | {"b": said(state="running")}) == ["c", "a"]
     assert copy_sources(cluster, GRANT, "d", {}) == ["a"]
     assert copy_sources(state(), GRANT, "d", seen) == ["a"], "nobody is tagged"
+    late = state(b={"clone_from": True, "recovery_min_apply_delay": "1h"}, c={"clone_from": True})
+    assert copy_sources(late, GRANT, "d", seen) == ["c", "a"], "its copy would need WAL of an hour ago"
 
 
 # -- a standby that was promoted under whoever streamed from it
@@ -279,13 +281,16 @@ def test_the_primary_keeps_no_wal_for_whoever_has_it_from_a_standby() -> None:
 
 @pytest.mark.parametrize(
     ("changes", "attached"),
-    [({}, True), ({"delay_ms": 0}, False), ({"history": GRANT.ancestry[:1]}, False), ({"proof": True}, False)],
-)
+    [
+        ({}, True), ({"delay_ms": 0}, False), ({"history": GRANT.ancestry[:1]}, False), ({"proof": 4}, False),
+        ({"proof": 5}, True),
+    ],
+)  # fmt: skip
 def test_under_the_grant_it_followed_before_it_is_attached_without_a_position(
     monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], attached: bool
 ) -> None:
     """After a start nobody knows where its WAL ends before it is replayed, which is hours away."""
-    proof = Position(5, 300) if changes.get("proof") else None
+    proof = Position(changes["proof"], 300) if "proof" in changes else None  # 5: it was made of this very grant
     c: Any = SimpleNamespace(
         cluster=THROUGH_B, delay_ms=changes.get("delay_ms", 3_600_000),
         record=NodeRecord(5, changes.get("history", GRANT.ancestry), proof),
