@@ -412,16 +412,7 @@ class Cluster:
         """Until a primary has its grant; then its parent promotes and opens. Returns its name."""
         self.until(lambda: self.primary() != "")
         name = self.primary()
-        m = self.members[name]
-        term = m.state["granted"]
-        at = m.position[1]
-        timeline = m.cluster["grants"][-1][3]
-        self.tell(
-            name,
-            "node.propose",
-            {"kind": "switched/1", "body": {"term": term, "ancestry": [[0, 0, 1], [term, at, timeline]]}},
-        )
-        self.tell(name, "node.propose", {"kind": "opened/1", "body": {"term": term}})
+        term, at = self.promote(name)
         self.until(
             lambda: all(x.cluster["grants"][-1][5] for x in self.members.values() if x.up and x.cluster.get("grants"))
         )
@@ -429,6 +420,15 @@ class Cluster:
             if other.up:
                 other.position = (term, at + 50)
         return name
+
+    def promote(self, name: str) -> tuple[int, int]:
+        """What the parent of one that has its grant does: its Postgres is through, and open. Returns term and LSN."""
+        m = self.members[name]
+        term, at, timeline = m.state["granted"], m.position[1], m.cluster["grants"][-1][3]
+        ancestry = [[0, 0, 1], [term, at, timeline]]
+        self.tell(name, "node.propose", {"kind": "switched/1", "body": {"term": term, "ancestry": ancestry}})
+        self.tell(name, "node.propose", {"kind": "opened/1", "body": {"term": term}})
+        return term, at
 
     def leader(self) -> str:
         return next((n for n, m in self.members.items() if m.up and m.state.get("role") == "leader"), "")

@@ -345,6 +345,6 @@ def test_the_log_tells_whoever_listens(desk: Desk) -> None:
 
 
 def test_what_somebody_must_notice_is_a_warning() -> None:
-    for kind in ("failed", "vetoed", "recovered", "superseded"):
+    for kind in ("failed", "vetoed", "recovered", "superseded", "rival"):
         assert events.of_history(HistoryEvent("t", kind, 7, 3, "b", "x"))["level"] == "warning", kind
     assert events.of_history(HistoryEvent("t", "opened", 7, 3, "b", "x"))["level"] == "info"

@@ -1,4 +1,7 @@
-"""The quorum is lost for good: what is said before, what is done, and what becomes of those who come back."""
+"""The quorum is lost for good: what is said before, may it be done, and what is done.
+
+What becomes of those who come back: test_recovery_returns.py.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,11 @@ import pytest
 from consensus import recovery
 from consensus.cluster import ClusterState, Grant, Seat, SyncGroup, canonical, found
 from consensus.clustertext import dump, load
+from consensus.effects import Reborn, Save, Send, SendStranger
 from consensus.forecast import Report
-from consensus.former import KEPT_MAX, Former, Left, burned_up_to, was_left
+from consensus.former import KEPT_MAX, Left, burned_up_to, was_left
 from consensus.membership import LEARNER, WITNESS
-from consensus.messages import AppendReq, Forward, HardState, Hello, PreVoteReq
+from consensus.messages import Forward, HardState
 from consensus.record import EpochStart, Identity, NodeRecord, Position
 from consensus.write import Write
 from tests.unit.nodes import CLUSTER_ID, Cluster, member_of
@@ -103,6 +107,12 @@ def test_a_witness_has_nothing_that_could_be_lost_and_a_log_may_tell_of_no_prima
     assert "w" in [g.member.name for g in outlook.given_up]
     assert "WAL of w" not in said(outlook)
     assert "it tells of no primary" in said(outlook)
+
+
+def test_a_survivor_that_a_person_has_fenced_is_said_to_be_let_go() -> None:
+    told = "a person has fenced c; that is over then"
+    assert told in said(foresee(state(fenced=("c",))))
+    assert "fenced" not in said(foresee(state(fenced=("a",)))), "it is given up"
 
 
 def test_as_json() -> None:
@@ -220,6 +230,14 @@ def test_what_was_given_up_is_remembered_and_told() -> None:
     assert load(dump(after)) == after
 
 
+def test_a_former_cluster_that_was_saved_without_its_term_is_read() -> None:
+    _, after = rebuilt(state())
+    body = json.loads(dump(after))
+    del body["former"][0][3]
+    assert load(json.dumps(body)).former == (after.former[0]._replace(term=0),)
+    assert after.former[0].term == 9 + recovery.TERM_GAP
+
+
 def test_formers_are_bounded_and_the_newest_stay() -> None:
     s = state()
     for _ in range(KEPT_MAX + 1):
@@ -237,18 +255,25 @@ def test_formers_are_bounded_and_the_newest_stay() -> None:
 # -- with nodes --------------------------------------------------------------------------------------------------------
 
 
-def left_alone(names: str = "a b c", primary_too: bool = True) -> tuple[Cluster, str]:
+def left_alone(
+    names: str = "a b c", primary_too: bool = True, witnesses: str = "", commit: str = "quorum"
+) -> tuple[Cluster, str]:  # fmt: skip
     """A cluster that was open; all but the survivor are gone."""
-    c = Cluster(*names.split(), streams=True)
+    c = Cluster(*names.split(), witnesses=witnesses, streams=True, commit=commit)
     first = c.open()
-    c.until(lambda: all(m.position[0] == c.members[first].state["term"] for m in c.members.values()))
-    me = next(n for n in sorted(c.members) if n != first) if primary_too else first
+    with_data = sorted(n for n in c.members if n not in witnesses)
+    c.until(lambda: all(c.members[n].position[0] == c.members[first].state["term"] for n in with_data))
+    me = next(n for n in with_data if n != first) if primary_too else first
     for name, m in c.members.items():
         if name != me:
             m.up = False
-    record = c.members[me].node.record._replace(history=HISTORY)
-    c.tell(me, "node.record", {"history": [list(e) for e in record.history], "proof": None, "marker": ""})
+    has_data(c, me)
     return c, me
+
+
+def has_data(c: Cluster, name: str) -> None:
+    """As if its Postgres had been there all the time: nobody writes a term history here."""
+    c.tell(name, "node.record", {"history": [list(e) for e in HISTORY], "proof": None, "marker": ""})
 
 
 def recover(c: Cluster, me: str, **body: Any) -> Mapping[str, Any]:
@@ -316,50 +341,6 @@ def test_nobody_else_can_ask_for_it() -> None:
     assert c.members[me].disk.identity.cluster_id == CLUSTER_ID
 
 
-def test_those_who_come_back_are_told_to_stop_and_the_history_tells_of_it() -> None:
-    c, me = left_alone()
-    c.run(2500)
-    assert recover(c, me, confirm=CLUSTER_ID[:8]) == {}
-    c.open()
-    old = [n for n in c.members if n != me]
-    for name in old:
-        c.restart(name)
-    c.until(lambda: all(not c.members[n].up for n in old), 20_000)
-    for name in old:
-        assert "has rebuilt it as" in c.members[name].refused[0]
-        assert "DIR/raft" in c.members[name].refused[1]
-    c.run(1500)
-    told = [h for h in c.members[me].cluster["history"] if h[1] == "superseded"]
-    assert sorted(h[3] for h in told) == sorted(old), "each once"
-    assert c.primary() == me
-
-
-def test_without_being_told_the_old_majority_would_be_a_second_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The negative control of the test above."""
-    monkeypatch.setattr(recovery, "superseded", lambda *_: [])
-    monkeypatch.setattr(recovery, "call_on", lambda *_: [])
-    c, me = left_alone()
-    c.run(2500)
-    assert recover(c, me, confirm=CLUSTER_ID[:8]) == {}
-    c.open()
-    for name in (n for n in c.members if n != me):
-        c.restart(name)
-    c.until(lambda: sum(bool(m.state.get("granted")) for m in c.members.values() if m.up) == 2, 20_000)
-
-
-def test_one_of_a_former_cluster_is_let_in_anew_and_nobody_else_of_that_name_needs_to_be_told() -> None:
-    c, me = left_alone()
-    c.run(2500)
-    assert recover(c, me, confirm=CLUSTER_ID[:8]) == {}
-    c.open()
-    other = next(n for n in c.members if n != me)
-    c.join(other)  # an empty disk, its --peers as ever
-    c.until(lambda: c.roles(me) == " ".join(sorted((me, other))) and c.seats(me).startswith("2 of"), 30_000)
-    stranger = c.join("z")
-    c.until(lambda: stranger.refused != ("", ""), 20_000)
-    assert "not a member" in stranger.refused[0]
-
-
 def test_two_of_five() -> None:
     c, me = left_alone("a b c d e")
     second = next(n for n in c.members if n != me and not c.members[n].up)
@@ -372,23 +353,83 @@ def test_two_of_five() -> None:
     assert "has rebuilt it" in c.members[second].refused[0]
 
 
-def test_only_frames_of_a_former_cluster_are_answered_and_not_each_of_them() -> None:
+def test_one_that_answers_pgr_counts_for_the_quorum_though_this_node_does_not_hear_it() -> None:
     c, me = left_alone()
-    node = c.members[me].node
-    node.cluster = replace(node.cluster, former=(Former("ef" * 16, (Left("a", 1, "a:1"), Left(me, 1, "x:1")), 3),))
-    beat = AppendReq(5, 1, 1, 0, 0, (), 0)
-
-    def answered(cluster_id: str, src: str, incarnation: int = 1, message: Any = beat, after_ms: int = 0) -> int:
-        later_ns = c.now + after_ms * 10**6
-        return len(recovery.superseded(node, cluster_id, src, incarnation, message, later_ns))
-
-    assert answered("12" * 16, "a") == 0, "of some other cluster"
-    assert answered("ef" * 16, me) == 0, "of ourselves"
-    assert answered("ef" * 16, "a") == 1
-    assert answered("ef" * 16, "a") == 0, "just told"
-    assert answered("ef" * 16, "a", after_ms=recovery.TELL_AGAIN_MS) == 1
-    assert answered("ef" * 16, "q", message=PreVoteReq(3, 1, 1)) == 0, "where it is nobody knows"
-    assert answered("ef" * 16, "q", message=Hello(3, '{"kind": "introduction", "raft": "q:9"}')) == 1
-    assert answered("ef" * 16, "r", message=Hello(3, "[]")) == 0
+    c.run(2500)
+    other = next(n for n in c.members if n != me)
+    answer = recover(c, me, confirm=CLUSTER_ID[:8], survivors=[other])
+    assert answer["code"] == 75
+    assert answer["error"] == f"2 of 3 voters are up ({', '.join(sorted((me, other)))}): no quorum is lost"
+    assert c.members[me].disk.identity.cluster_id == CLUSTER_ID
+    assert recover(c, me, dry_run=True)["outlook"]["leader"] == "", "and says whom it hears of"
 
 
+def test_the_others_are_told_who_leads() -> None:
+    c = Cluster("a", "b", "c", streams=True)
+    first = c.open()
+    c.run(500)
+    for name in c.members:
+        assert recover(c, name, dry_run=True)["outlook"]["leader"] == first
+
+
+def test_all_of_it_is_one_save_and_without_that_nothing_was_done() -> None:
+    c, me = left_alone()
+    c.run(2500)
+    m = c.members[me]
+    effects = m.node.parent("admin.request", "r", {"name": "recover", "body": {"confirm": CLUSTER_ID[:8]}}, c.now)
+    (save,) = (e for e in effects if isinstance(e, Save))
+    assert None not in (save.write.hard, save.write.snapshot, save.write.record, save.write.identity)
+    assert effects.index(save) < next(at for at, e in enumerate(effects) if isinstance(e, Reborn))
+    assert not any(isinstance(e, Send | SendStranger) for e in effects)
+    c.restart(me)  # as if power was cut before it
+    c.run(1500)
+    assert (m.disk.identity.cluster_id, c.primary()) == (CLUSTER_ID, "")
+
+
+def test_the_same_words_twice_rebuild_once() -> None:
+    c, me = left_alone()
+    c.run(2500)
+    assert recover(c, me, confirm=CLUSTER_ID[:8]) == {}
+    new = c.members[me].disk.identity.cluster_id
+    assert "1 of 1 voters are up" in recover(c, me, confirm=CLUSTER_ID[:8])["error"]
+    assert c.open() == me
+    assert "has a leader" in recover(c, me, confirm=CLUSTER_ID[:8])["error"]
+    assert c.members[me].disk.identity.cluster_id == new
+
+
+@pytest.mark.parametrize("primary_too", [True, False])
+@pytest.mark.parametrize(
+    ("names", "witnesses", "commit", "k"),
+    [("a b", "", "quorum", 2), ("a b c", "", "async", 1), ("a b w", "w", "quorum", 2), ("a b c d e", "", "quorum", 2)],
+)
+def test_of_every_kind_of_cluster_one_is_left_and_grows_again(
+    names: str, witnesses: str, commit: str, k: int, *, primary_too: bool
+) -> None:  # fmt: skip
+    c, me = left_alone(names, primary_too, witnesses, commit)
+    c.run(2500)
+    term = c.members[me].disk.hard.term
+    assert recover(c, me, confirm=CLUSTER_ID[:8]) == {}
+    assert c.open() == me
+    after = c.members[me]
+    c.until(lambda: after.cluster["group"] == [[[me, 1]], 1, commit == "async"])
+    assert after.disk.hard.term > term + recovery.TERM_GAP
+    other = next(n for n in c.members if n != me and n not in witnesses)
+    c.join(other)
+    seats = f"{k} of {' '.join(sorted((me, other + '2')))}"
+    c.until(lambda: c.roles(me) == " ".join(sorted((me, other))) and c.seats(me) == seats, 30_000)
+
+
+def test_a_cluster_that_is_paused_stays_so_and_opens_all_the_same() -> None:
+    """A person has asked for this primary."""
+    c = Cluster("a", "b", "c", streams=True)
+    first = c.open()
+    assert c.ask(first, "pause", by="ann@here")["ok"]
+    me = next(n for n in c.members if n != first)
+    c.until(lambda: json.loads(c.members[me].cluster["config"]) == {"pause": True})
+    for name, m in c.members.items():
+        m.up = name == me
+    has_data(c, me)
+    c.run(2500)
+    assert recover(c, me, confirm=CLUSTER_ID[:8]) == {}
+    assert c.open() == me
+    assert json.loads(c.members[me].cluster["config"]) == {"pause": True}
