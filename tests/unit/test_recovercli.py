@@ -175,12 +175,66 @@ def test_of_several_that_are_left_the_one_with_the_newest_data_goes_on(
         assert "run it on b" in err
 
 
-def test_a_witness_that_is_left_has_no_data_to_compare() -> None:
-    look = outlook()
+@pytest.mark.parametrize(("me", "witness"), [("c", "b"), ("b", "c")])
+@pytest.mark.parametrize("position", [(7, 500), None])
+def test_a_witness_that_is_left_has_no_data_to_compare(me: str, witness: str, position: tuple[int, int] | None) -> None:
+    look = outlook(me, position)
     look["given_up"][1]["role"] = "witness"
+    assert look["given_up"][1]["name"] == witness
     found = {"refusal": None, "outlook": look}
-    recovercli.refuse_better(found, {"b": look | {"position": None}})
+    recovercli.refuse_better(found, {witness: outlook(witness, None)})
     assert found["refusal"] is None
+
+
+def test_of_those_who_have_the_same_data_only_the_last_by_name_goes_on() -> None:
+    """Two people at two nodes would make two clusters of one."""
+
+    def refused(me: str, other: str) -> dict[str, Any]:
+        found: dict[str, Any] = {"refusal": None, "outlook": outlook(me)}
+        recovercli.refuse_better(found, {other: outlook(other)})
+        return dict(found["refusal"] or {})
+
+    assert refused("c", "b") == {}
+    no = refused("b", "c")
+    assert (no["code"], no["error"]) == (78, "c has the same data, and of equals the last by name goes on")
+    assert no["hint"] == "run it on c; to do without it stop it first"
+
+
+def test_those_who_say_that_somebody_leads_have_lost_nothing(
+    pgr: Run, data: Path, serve: Callable[..., Node], key: Path  # noqa: F811
+) -> None:  # fmt: skip
+    """This node hears nobody, as nobody reaches its consensus port; `pgr` on it reaches the others."""
+    others = [serve(data, survivor(outlook(n) | {"leader": "a"}), key=read_key(key)) for n in ("a", "b")]
+    a, b = (f"127.0.0.1:{node.port}" for node in others)
+    node = serve(data, survivor(outlook("c", a=a, b=b), key))
+    code, out, err = pgr("recover", "--yes", NAME, "--data", str(data))
+    assert (code, out) == (75, "")
+    assert "the cluster has a leader (a says that a leads): no quorum is lost" in err
+    assert "is its consensus port reached by the others?" in err
+    assert all(body["dry_run"] for body in requests(node))
+
+
+def test_one_of_another_cluster_is_no_survivor_of_this_one(
+    pgr: Run, data: Path, serve: Callable[..., Node], key: Path  # noqa: F811
+) -> None:  # fmt: skip
+    """It would be counted for the quorum that is lost."""
+    look = outlook("a") | {"cluster_id": "ef" * 16, "cluster": "efefefef"}
+    a = serve(data, survivor(look), key=read_key(key))
+    b = serve(data, survivor(outlook("b", (7, 400))), key=read_key(key))
+    node = serve(data, survivor(outlook("c", a=f"127.0.0.1:{a.port}", b=f"127.0.0.1:{b.port}"), key))
+    assert pgr("recover", "--yes", NAME, "--data", str(data))[0] == 78
+    assert requests(node) == [{"dry_run": True}, {"dry_run": True, "survivors": ["b"]}]
+
+
+def test_it_is_looked_again_when_a_person_has_confirmed(
+    pgr: Run, data: Path, serve: Callable[..., Node], monkeypatch: pytest.MonkeyPatch  # noqa: F811
+) -> None:  # fmt: skip
+    answers: list[dict[str, str]] = [{}, {"a": "10.0.0.1:7400"}]
+    monkeypatch.setattr(recovercli, "answering", lambda rows: answers.pop(0))
+    node = serve(data, survivor(outlook()))
+    code, out, err = pgr("recover", "--yes", NAME, "--data", str(data))
+    assert (code, out, "a is not gone" in err) == (78, "", True), "a came back while the person thought"
+    assert all(body["dry_run"] for body in requests(node)), "nothing was done"
 
 
 def test_one_that_is_of_another_cluster_by_now_has_gone_on_already(
@@ -274,6 +328,54 @@ def test_what_answers_is_not_gone_for_a_stopped_node_either(
     monkeypatch.setattr(recovercli, "answering", lambda rows: {"a": "10.0.0.1:7400"})
     code, _, err = pgr("recover", "--yes", NAME, "--data", str(home))
     assert (code, "a is not gone" in err) == (78, True)
+
+
+def test_of_a_stopped_node_too_it_is_looked_again_when_a_person_has_confirmed(
+    pgr: Run, home: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+) -> None:  # fmt: skip
+    answers: list[dict[str, str]] = [{}, {"a": "10.0.0.1:7400"}, {}, {}]
+    monkeypatch.setattr(recovercli, "answering", lambda rows: answers.pop(0))
+    code, out, err = pgr("recover", "--yes", NAME, "--data", str(home))
+    assert (code, out, "a is not gone" in err) == (78, "", True)
+    assert pgr("recover", "--yes", NAME, "--data", str(home))[0] == 0, "nothing was done before"
+
+
+UNKNOWN = "the Postgres of c can't say how far its WAL goes"
+
+
+def seen_of(home: Path) -> tuple[str, bool]:
+    """What is said of a stopped node first, and whether every acknowledged commit is said to be kept."""
+    node = stopped.StoppedNode(home)
+    try:
+        look, no = node.look()
+    finally:
+        node.close()
+    assert no is None
+    return look.sentences[0], look.kept
+
+
+def in_store(home: Path, write: Write) -> None:
+    store = open_store(home / "raft" / "raft.sqlite")
+    store.save(write)
+    store.close()
+
+
+def test_of_a_stopped_copy_without_proof_nothing_is_claimed(home: Path) -> None:
+    """Each of the three acknowledged, so a proven copy here would have all; the control is the last line."""
+    in_store(home, Write(snapshot=Snapshot(33, 8, dump(state(k=3))), hard=HardState(9, "a", 33, 0)))
+    said, kept = seen_of(home)
+    assert (said.startswith(UNKNOWN), kept) == (True, False)
+    in_store(home, Write(record=RECORD._replace(proof=None)))
+    said, kept = seen_of(home)
+    assert ("no acknowledged commit is lost" in said, kept) == (True, True)
+
+
+def test_of_a_stopped_node_whose_data_is_not_in_its_place_nothing_is_claimed(home: Path) -> None:
+    in_store(home, Write(record=RECORD._replace(proof=None)))
+    assert not seen_of(home)[0].startswith(UNKNOWN)
+    shutil.rmtree(home / "pgdata")
+    said, kept = seen_of(home)
+    assert (said.startswith(UNKNOWN), kept) == (True, False)
 
 
 def test_a_node_that_runs_is_not_taken_for_stopped(pgr: Run, home: Path) -> None:  # noqa: F811
