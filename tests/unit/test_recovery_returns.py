@@ -152,6 +152,31 @@ def test_whenever_the_majority_comes_back_one_cluster_goes_on(back_ms: int) -> N
     assert granted(c) == {me}
 
 
+# -- undone ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("moved_away", [True, False])
+def test_a_recovery_that_was_a_mistake_is_undone_without_the_raft_state_of_that_node(*, moved_away: bool) -> None:
+    """Started with it, it goes on as the new cluster, and ends the others: the control."""
+    c, me, old = rebuilt_alone()
+    c.open()
+    c.members[me].up = False
+    for name in old:
+        c.restart(name)
+    c.until(lambda: bool(granted(c)), 20_000)
+    (primary,) = granted(c)
+    open_beside(c, primary)
+    if moved_away:
+        c.join(me)
+        seated = f"2 of {' '.join(sorted((me + '2', *old)))}"
+        c.until(lambda: c.roles(primary) == " ".join(sorted((me, *old))) and c.seats(primary) == seated, 30_000)
+        assert granted(c) == {primary}
+        assert all(m.refused == ("", "") and m.disk.identity.cluster_id == CLUSTER_ID for m in c.members.values())
+    else:
+        c.restart(me)
+        c.until(lambda: not any(c.members[n].up for n in old), 20_000)
+
+
 # -- two at once -------------------------------------------------------------------------------------------------------
 
 
@@ -209,11 +234,11 @@ def test_those_who_were_given_up_are_called_on_in_turn_by_a_leader_that_is_open(
     monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
     c, me, old = rebuilt_alone("a b c d")
-    node, later_ns = c.members[me].node, c.now
+    node, later_ns = c.members[me].node, 0
 
     def called() -> list[str]:
         nonlocal later_ns
-        later_ns += recovery.CALL_EVERY_MS * MS
+        later_ns = max(later_ns, c.now) + recovery.CALL_EVERY_MS * MS  # it has called by itself, just now at the latest
         effects: list[Effect] = recovery.call_on(node, later_ns)
         assert recovery.call_on(node, later_ns) == [], "not so soon"
         for effect in effects:
