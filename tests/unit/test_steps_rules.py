@@ -180,3 +180,36 @@ def test_who_can_give_no_promise_says_why_and_only_one_that_hangs_is_killed(
     assert reason in told[0]["reason"]
     assert bool(buried) is killed
     assert c.local.vowed == 0
+
+
+# -- a copy that has not passed its proof ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("timeline", "attached"), [(2, True), (1, False), (0, False)])
+def test_a_copy_without_proof_follows_with_wal_of_the_history_it_was_given_and_else_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, timeline: int, attached: bool
+) -> None:
+    """A copy of a standby that had gone another way ends on the timeline of that; its LSN alone would let it attach."""
+    if timeline:
+        (tmp_path / f"{timeline:08X}{0:016X}").touch()
+    record = NodeRecord(5, GRANT.ancestry, Position(5, 900))
+    c: Any = SimpleNamespace(
+        local=Local("b", Data.READY, Server.STANDBY), record=record, cluster=ClusterState(grants=(GRANT,)), delay_ms=0,
+        postgres=SimpleNamespace(wal_dir=tmp_path), wal_segment_bytes=1 << 24,
+        log=SimpleNamespace(warning=lambda *_, **__: None),
+    )  # fmt: skip
+    c.change = lambda **facts: setattr(c, "local", replace(c.local, **facts))
+    run, followed = Steps(c), list[Grant]()
+
+    def ends(result: Any) -> Task[Any]:
+        return result
+        yield
+
+    monkeypatch.setattr(c, "save_record", lambda *_, **__: ends(None), raising=False)
+    monkeypatch.setattr(run, "_detach", lambda: ends(None))
+    monkeypatch.setattr(run, "_lsns", lambda: ends((500, 400, "")))
+    monkeypatch.setattr(run, "_position", lambda: run._position_at(500))
+    monkeypatch.setattr(run, "_forget_torn_record", lambda *_: None)
+    monkeypatch.setattr(run, "attach", followed.append)
+    run_blocking(run.follow(Plan(Step.FOLLOW, 5)))
+    assert (followed == [GRANT], c.local.needs_clone) == (attached, 0 if attached else 5)
