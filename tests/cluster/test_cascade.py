@@ -95,7 +95,7 @@ def test_a_standby_streams_from_another_and_is_counted_by_nobody(make_world: Cal
         world.settles(lambda: world.query(third, RECEIVED)[0][0] >= written, f"{third.name} has it")
         assert writer.acked_since(killed_ns + SECOND) == 0, "one copy is not two, whoever streams"
         assert world.query(primary, waiting) == [(True,)]
-        assert "which does not stream" in world.pgr("status").stdout
+        world.settles(lambda: "which does not stream" in world.pgr("status").stdout, "the status says for whom")
         standby.start()
         world.writes_again(writer, now_ns())
         t.wait_streams(standby, third)
