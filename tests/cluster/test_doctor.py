@@ -50,6 +50,7 @@ def errors(body: dict[str, Any]) -> list[str]:
     return [f"{f['check']}: {f['node']}: {f['what']}" for f in body["findings"] if f["severity"] == "error"]
 
 
+@pytest.mark.slow
 def test_a_cluster_with_an_override_and_then_with_a_dead_member(world: World) -> None:
     primary = world.primary()
     assert primary is not None

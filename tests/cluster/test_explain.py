@@ -52,6 +52,7 @@ def _stuck(found: dict[str, Any]) -> bool:
     return found["state"] == "no primary" and bool(missing and found["overruled"])
 
 
+@pytest.mark.slow
 def test_explain_and_dry_runs_from_health_to_the_last_copy(world: World) -> None:
     """All is well; then two of three are lost, in an order that leaves a majority without a read quorum."""
     primary = world.primary()

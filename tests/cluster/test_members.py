@@ -237,6 +237,7 @@ def test_a_learner_reads_and_never_counts(world: World) -> None:
     world.check_no_loss(writer, everywhere=True)
 
 
+@pytest.mark.slow
 def test_a_witness_votes_and_is_never_primary(make_world: Callable[..., World]) -> None:
     """Two nodes with data and a witness: with the primary lost the other one is promoted, by the witness's vote."""
     world = make_world()

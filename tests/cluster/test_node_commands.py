@@ -15,6 +15,7 @@ def started(node: LocalNode, event: str = "postgres.starting") -> int:
     return sum(e["event"] == event for e in node.events())
 
 
+@pytest.mark.slow
 def test_one_node_is_fenced_restarted_let_go_and_copied_anew(world: World) -> None:
     primary = world.primary()
     assert primary is not None

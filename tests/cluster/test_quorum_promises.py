@@ -261,6 +261,7 @@ def _release(held: list[int]) -> None:
             os.kill(pid, signal.SIGCONT)
 
 
+@pytest.mark.slow
 def test_the_first_commits_after_a_promotion_wait_for_a_standby(cut: Cut) -> None:
     world = cut.world
     new, sessions, held = promoted_without_a_standby(cut)

@@ -12,9 +12,17 @@ from tests.model.runs import RUNS, Run
 from tests.model.tables import RUNS_TABLE
 
 CHOSEN = [run for run in RUNS if run.quick or os.environ.get("PGR_TEST_LEVEL") == "all"]
+FOR_CI = ("promises: S shrinks", "core: members: a lost incarnation")
+"""Ten seconds and more."""
 
 
-@pytest.mark.parametrize("run", CHOSEN, ids=lambda run: f"{run.dimension}: {run.bound}")
+@pytest.mark.parametrize(
+    "run",
+    [
+        pytest.param(run, id=f"{run.dimension}: {run.bound}", marks=[pytest.mark.slow] * (run.dimension in FOR_CI))
+        for run in CHOSEN
+    ],
+)
 def test_nothing_goes_wrong(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     outcome = run.explored()
     with capsys.disabled():
