@@ -73,9 +73,11 @@ def put_mark_back(home: Path, pgdata: Path) -> None:
     kept = files.read_optional(home / MARK_KEPT)
     if kept is None:
         return
-    if preflight.has_postgres(pgdata):
+    # A mark of this life that is whole is the newer one: it may say `fresh` by now, or be of a copy made since.
+    if preflight.has_postgres(pgdata) and not is_copy_of(pgdata, json.loads(kept)["incarnation"]):
         files.write_atomically(pgdata / MARK, kept)
     (home / MARK_KEPT).unlink()
+    files.sync_directory(home)
 
 
 def write_mark(pgdata: Path, incarnation: int, nonce: str, rebuilt: int = 0, *, fresh: bool = False) -> None:
@@ -330,12 +332,13 @@ class Rebuild:
             yield from self.steps.stop(plan)
         saved = yield from salvage.save_wal(c, grant.ancestry, grant.node)
         yield from salvage.tell(c, saved)
+        # Before anything says that a rewind has begun: on a full disk none begins.
+        files.write_atomically(c.config.data / MARK_KEPT, (c.config.pgdata / MARK).read_bytes())
         yield from c.save_record(marker="rewind")
         c.change(rebuilding=plan.term)
         began = now_ns()
         c.log.info("rewind.begin", source=grant.node, saved_bytes=saved.bytes_salvaged)
         done = False
-        files.write_atomically(c.config.data / MARK_KEPT, (c.config.pgdata / MARK).read_bytes())
         try:
             result = yield from jobs.rewind(
                 c.binaries, c.upstream(grant, dbname="postgres", application=f"pgr_rewind_{c.local.me}"),
@@ -352,8 +355,8 @@ class Rebuild:
             return
         finally:
             # Failed or cancelled: the marker stays, and the directory is only good for being cloned over.
-            put_mark_back(c.config.data, c.config.pgdata)
             c.change(data=Data.READY if done else Data.BROKEN, diverged=0, rebuilding=0)
+            put_mark_back(c.config.data, c.config.pgdata)
         c.log.info("rewind.end", took_ms=(now_ns() - began) // MS, said=list(result.tail[-2:]))
         self._tell_of_salvage()
         self._remember("rewound", f"was rewound to {grant.node}", {"saved_in": saved.place})
