@@ -1,7 +1,8 @@
 """`python -m tests.model`: every exhaustive run and every mutant, in two processes, the dearest first.
 
 Ends with 1 if the shipped code violates a property, if a mutant survives or dies of something else, or if a search is
-cut short: what is not exhausted is not proven. ``--write`` writes what was found into consensus/DESIGN.md.
+cut short: what is not exhausted is not proven; or if it was not found as the tables of consensus/DESIGN.md say, which
+``--write`` writes anew.
 """
 
 from __future__ import annotations
@@ -36,14 +37,27 @@ def chosen_tasks(*, quick: bool, only: str, missing: bool) -> list[Task]:
     return [task for cost, task in sorted(found, key=lambda pair: -pair[0]) if not missing or cost == float("inf")]
 
 
-def write(results: dict[Task, Result]) -> str:
-    """Says what is still missing in the tables."""
-    text = DESIGN.read_text(encoding="utf-8")
+def with_rows(text: str, results: dict[Task, Result]) -> str:
+    """DESIGN.md with what was found in the place of what it says."""
     found = {t: r.row for t, r in results.items() if r.row}
     runs = {row[:2]: row for task, row in found.items() if task.kind == "run"}
     mutants = {row[:1]: row for task, row in found.items() if task.kind == "mutant"}
     text = tables.rewritten(text, RUNS_TABLE, map(tables.run_key, RUNS), runs)
-    text = tables.rewritten(text, MUTANTS_TABLE, map(tables.mutant_key, EVERY), mutants)
+    return tables.rewritten(text, MUTANTS_TABLE, map(tables.mutant_key, EVERY), mutants)
+
+
+def differing(results: dict[Task, Result]) -> str:
+    """Says what the tables say otherwise, or not at all."""
+    text = DESIGN.read_text(encoding="utf-8")
+    said = {*text.splitlines()}
+    other = [line for line in with_rows(text, results).splitlines() if line not in said]
+    heading = "the tables of consensus/DESIGN.md are not what was found (bin/model --write): "
+    return heading + "\n".join(other) if other else ""
+
+
+def write(results: dict[Task, Result]) -> str:
+    """Says what is still missing in the tables."""
+    text = with_rows(DESIGN.read_text(encoding="utf-8"), results)
     DESIGN.write_text(text, encoding="utf-8")
     known = {*RUNS_TABLE.read(text), *MUTANTS_TABLE.read(text)}
     missing = [key[0] for key in (*map(tables.run_key, RUNS), *map(tables.mutant_key, EVERY)) if key not in known]
@@ -68,6 +82,8 @@ def main(arguments: Sequence[str]) -> int:
             result = results[waiting[done]] = done.result()
             print(result.text, flush=True)
             missing = write(results) if chosen.write else ""
+    if not chosen.write:
+        missing = differing(results)
     failed = [result for result in results.values() if not result.ok]
     runs = sum(task.kind == "run" for task in results)
     busy = sum(result.seconds for result in results.values())
