@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import shutil
 import signal
 import socket
 import ssl
@@ -21,6 +20,7 @@ from fencing.clock import now_ns
 from supervisor import metrics
 from supervisor.localcluster import SECOND, LocalNode, own, wait_for, write_secret
 from tests.cluster.world import START_S, World
+from tests.pypi import installed
 
 pytestmark = pytest.mark.cluster
 
@@ -307,11 +307,9 @@ def test_tls_of_a_whole_node(make_world: Callable[..., World], tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_check_patroni(world: World) -> None:
-    """The Nagios plugin for Patroni, from PyPI; `pip install check_patroni` where `check_patroni` is to be found."""
-    program = shutil.which("check_patroni")
-    if program is None:
-        pytest.skip("check_patroni is not installed: pip install check_patroni")
+def test_check_patroni(world: World, tmp_path: Path) -> None:
+    """The Nagios plugin for Patroni, from PyPI."""
+    program = installed(tmp_path / "env", "check_patroni>=2,<3") / "check_patroni"
     primary = world.primary()
     assert primary is not None
     standby = world.standbys()[0]

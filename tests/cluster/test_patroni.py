@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import venv
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ import yaml  # type: ignore[import-untyped]  # no stubs for the sake of one test
 from supervisor.localcluster import free_ports, release_ports, wait_for, write_secret
 from tests.cluster.world import World, rare
 from tests.pgbare import as_postgres, own_directory, pg_bin, run
+from tests.pypi import installed
 
 pytestmark = [pytest.mark.cluster, rare, pytest.mark.timeout(600)]
 
@@ -50,18 +50,11 @@ class Patroni:
 
     def __init__(self, home: Path) -> None:
         self.home = home
-        self.bin = home / "env" / "bin"
+        self.bin = Path()
         self.ports = free_ports(9)
         rest, raft, postgres = self.ports[:3], self.ports[3:6], self.ports[6:]
         self.members = [Member(f"p{n}", rest[n], raft[n], postgres[n], home / f"p{n}") for n in range(3)]
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
-
-    def install(self) -> None:
-        venv.create(self.home / "env", with_pip=True)
-        words = ["-m", "pip", "--disable-pip-version-check", "install", "-q", VERSION, "psycopg[binary]"]
-        done = subprocess.run([self.bin / "python", *words], capture_output=True, text=True, check=False, timeout=400)
-        if done.returncode:
-            pytest.skip(f"Patroni does not install here: {done.stderr[-400:]}")
 
     def start(self) -> None:
         for member in self.members:
@@ -166,7 +159,7 @@ class Patroni:
 def patroni() -> Iterator[Patroni]:
     found = Patroni(own_directory("pgr-patroni-"))
     try:
-        found.install()
+        found.bin = installed(found.home / "env", VERSION, "psycopg[binary]")
         found.start()
         yield found
     finally:
