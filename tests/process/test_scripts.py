@@ -71,3 +71,17 @@ def test_a_checkout_that_postgres_can_not_read_is_run_from_a_copy(clone: Path) -
     assert done.stdout.startswith("/var/cache/pgr/")
     assert done.stdout.endswith("/checkout --once a b\n")
     assert str(clone) in done.stderr
+
+
+@pytest.mark.parametrize("script", ["pgr", "pgr-supervise"])
+def test_the_commands_make_the_environment_where_there_is_none(clone: Path, script: str) -> None:
+    python = clone / "bin" / "python.sh"
+    text = python.read_text(encoding="utf-8").replace("make_environment base", 'echo "made for $root" >&2; exit 69')
+    python.write_text(text, encoding="utf-8")
+    bare = clone / "python3"
+    bare.write_text('#!/bin/sh\nexec /usr/bin/python3 -I -S "$@"\n', encoding="utf-8")
+    bare.chmod(0o755)
+    env = {"PATH": f"{clone}:/usr/bin:/bin", "HOME": str(clone)}
+    done = subprocess.run([clone / "bin" / script, "--help"], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 69, done.stderr
+    assert done.stderr == f"made for {clone}\n"
