@@ -62,6 +62,18 @@ RESUME_ANSWER_MS = 150
 EXIT_OK, EXIT_MISSING, EXIT_BUG, EXIT_DISK, EXIT_REFUSED = 0, 69, 70, 74, 78
 
 
+def bind_bus(context: zmq.Context[zmq.Socket[bytes]], run_dir: Path) -> zmq.Socket[bytes]:
+    """Where the parent dials in."""
+    path = run_dir / "raft.sock"
+    path.unlink(missing_ok=True)
+    socket = context.socket(zmq.ROUTER)
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.SNDHWM, 1000)
+    socket.setsockopt(zmq.ROUTER_HANDOVER, 1)  # else a dial that is being closed keeps the name for good
+    socket.bind(f"ipc://{path}")
+    return socket
+
+
 @dataclass(frozen=True, slots=True)
 class RaftChild:
     """What the parent tells the Raft child at its start; plain JSON values, because it travels to the launcher."""
@@ -167,7 +179,7 @@ class Host:
         self.scheduling = realtime.raise_priority()
         realtime.quiet_gc()
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
-        self.bus = self._bind_bus()
+        self.bus = bind_bus(self.context, Path(self.child.run_dir))
         self.watchdog = self._dial_watchdog() if child.role != WITNESS else None
         self.transport = Transport(child.name, (str(child.listen[0]), int(child.listen[1])), self._key(), {})
         self.poller = zmq.Poller()
@@ -195,15 +207,6 @@ class Host:
         if self.child.key_file:
             return read_key(Path(self.child.key_file))
         return derived_key(founding_seed(self.child.peers))
-
-    def _bind_bus(self) -> zmq.Socket[bytes]:
-        path = Path(self.child.run_dir) / "raft.sock"
-        path.unlink(missing_ok=True)
-        socket = self.context.socket(zmq.ROUTER)
-        socket.setsockopt(zmq.LINGER, 0)
-        socket.setsockopt(zmq.SNDHWM, 1000)
-        socket.bind(f"ipc://{path}")
-        return socket
 
     def _dial_watchdog(self) -> zmq.Socket[bytes]:
         socket = self.context.socket(zmq.DEALER)

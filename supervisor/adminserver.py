@@ -256,7 +256,7 @@ class AdminServer:
 
     def _advance(self, request_id: str, action: Action, now_ns: int) -> None:
         for event in self.snapshot.history[action.events_seen :]:
-            text = f"{event.kind}: {event.node} {event.reason}"
+            text = f"{event.kind}: {f'{event.node} ' * bool(event.node)}{event.reason}"
             self._send(action.client, progress(request_id, event.kind, text, status.event_json(event)), action.remote)
             action.said_ns = now_ns
         action.events_seen = len(self.snapshot.history)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from fencing.lease import RHO_PERCENT
@@ -242,9 +242,11 @@ def page(case: Case, findings: Iterable[Finding], width: int = WIDTH, colour: bo
     listed = list(findings)
     blocks: list[list[str]] = []
     for severity, style in ((Severity.ERROR, render.RED), (Severity.WARNING, render.YELLOW)):
+        alike: dict[tuple[str, str], list[Finding]] = {}
         for f in listed:
             if f.severity is severity:
-                blocks.append(_told(f, width, style if colour else ""))
+                alike.setdefault((f.check, f.hint), []).append(f)
+        blocks += [_told(group, width, style if colour else "") for group in alike.values()]
     if case.running:
         blocks.append(_grid(case, "control plane: question and answer, ms", lambda link: link.answer_ms))
         blocks.append(_grid(case, "data plane: replication session, ms", lambda link: link.replication_ms))
@@ -267,13 +269,17 @@ def _counts(findings: Iterable[Finding]) -> Mapping[Severity, int]:
     return {s: sum(f.severity is s for f in listed) for s in (Severity.ERROR, Severity.WARNING, Severity.OK)}
 
 
-def _told(f: Finding, width: int, style: str) -> list[str]:
-    who = f"{f.node}: " if f.node else ""
-    mark = f"{MARKS[f.severity]}:"
-    first, *rest = _wrapped(f"{mark} {f.check}: {who}{f.what}", width, 2)
-    if style:
-        first = first.replace(mark, f"{style}{mark}{render.OFF}", 1)
-    return [first, *rest, *_wrapped(f"  why: {f.why}", width, 7), *_wrapped(f"  hint: {f.hint}", width, 8)]
+def _told(alike: Sequence[Finding], width: int, style: str) -> list[str]:
+    """Findings of one check for which the same has to be done: that and the why are said once."""
+    said: dict[str, list[str]] = {}
+    for f in alike:
+        said.setdefault(f.what, []).append(f.node)
+    mark, lines = f"{MARKS[alike[0].severity]}:", []
+    for what, nodes in said.items():
+        who = ", ".join(nodes)
+        first, *rest = _wrapped(f"{mark} {alike[0].check}: {who + ': ' if who else ''}{what}", width, 2)
+        lines += [first.replace(mark, f"{style}{mark}{render.OFF}", 1) if style else first, *rest]
+    return [*lines, *_wrapped(f"  why: {alike[0].why}", width, 7), *_wrapped(f"  hint: {alike[0].hint}", width, 8)]
 
 
 def _grid(case: Case, title: str, number: Callable[[Link], float | None]) -> list[str]:

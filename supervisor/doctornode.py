@@ -260,7 +260,7 @@ def realtime(node: Node) -> Iterator[Said]:
         else:
             hint = (
                 "allow real-time scheduling: LimitRTPRIO=1 (systemd), --ulimit rtprio=1 --cap-add SYS_NICE (docker), "
-                "or start pgr-supervise as root, which then becomes another user"
+                "or start pgr-supervise as root (which then becomes another user) with CAP_SYS_RESOURCE"
             )
             what = f"{process}: {scheduling}, not SCHED_RR: on a busy machine it may be late, and so may the fence"
             yield warn(node.name, what, hint)

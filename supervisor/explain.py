@@ -13,12 +13,11 @@ from typing import Any
 from consensus.cluster import ClusterState, Grant
 from consensus.forecast import Forecast, Report, forecast, last_known, plain, reports_of
 from consensus.promotion import Obstacle
+from supervisor.reigns import ending
 from supervisor.status import HistoryEvent, Snapshot
 
 OPEN, OPENING, NO_PRIMARY, NO_LEADER, FOUNDING = "open", "opening", "no primary", "no leader", "founding"
 TOLD_LATELY_MS = 2_000
-ASKED = ("switchover", "failover")
-ENDED = (*ASKED, "failed", "vetoed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,22 +182,19 @@ def _reign(grant: Grant, cluster: ClusterState, history: tuple[HistoryEvent, ...
     granted = next((e for e in events if e.kind == "promoted"), None)
     return Reign(
         grant.node, grant.term, grant.timeline, grant.opened, opened or (granted.at if granted else ""),
-        granted.reason if granted is not None else "", tuple(_before(grant, cluster, history)), grant.failed,
+        granted.reason if granted is not None else "", _before(grant, cluster, history), grant.failed,
     )  # fmt: skip
 
 
-def _before(grant: Grant, cluster: ClusterState, history: tuple[HistoryEvent, ...]) -> list[str]:
+def _before(grant: Grant, cluster: ClusterState, history: tuple[HistoryEvent, ...]) -> tuple[str, ...]:
     """What ended the reign before, as far as the log has it: a switchover that was asked for, a failure, or nothing."""
     earlier = [g for g in cluster.grants if g.term < grant.term]
     if not earlier:
-        return ["it created the cluster"] if grant.node == cluster.founder else []
+        return ("it created the cluster",) if grant.node == cluster.founder else ()
     last = earlier[-1]
     at = next((i for i, e in enumerate(history) if e.kind == "promoted" and e.term == grant.term), len(history))
     begun = next((i for i, e in enumerate(history) if e.kind == "promoted" and e.term == last.term), -1)
-    lines = [f"{e.kind}: {e.node} {e.reason} ({e.at})" for e in history[begun + 1 : at] if e.kind in ENDED]
-    if not lines:
-        lines = [f"{last.node}, primary of term {last.term}, was lost: nothing in the log says that it ended"]
-    return lines
+    return ending(history[begun + 1 : at], last.node, last.term, dated=True)
 
 
 def _trouble(seen: Snapshot) -> list[str]:

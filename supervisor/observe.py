@@ -276,6 +276,8 @@ def _member(
     if role == "primary" and primary is not None and primary.name != member.name:
         # What it last said of itself is overtaken by the log: a table never shows two primaries.
         role, reason, fresh = "replica", f"was the primary before {primary.name}; not heard of since", False
+    elif reason and not fresh:
+        reason = f"not heard of; its last words: {reason}"
     return Member(
         name=member.name,
         incarnation=f"{member.incarnation & 0xFFFFFFFF:08x}",

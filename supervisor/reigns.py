@@ -23,8 +23,8 @@ from consensus.cluster import ClusterState
 from fencing.lease import MS
 from supervisor.status import HistoryEvent
 
-ENDS = ("switchover", "failover", "closed", "failed", "vetoed", "fenced", "recovered")
-"""Kinds of events that say why a primary ended, or why another one came."""
+ASKED, OVER = ("switchover", "failover", "fenced"), ("closed", "failed", "recovered")
+"""Kinds of events: what a person asked for, and what says that a primary is one no more."""
 
 
 def gap_ms(
@@ -87,18 +87,28 @@ def reigns(events: Sequence[HistoryEvent]) -> list[Reign]:
         saved = [e for e in mine if e.kind == "salvaged"]
         found.append(Reign(
             (opened or grant).at, grant.node, grant.term, grant.timeline, opened is not None, grant.reason,
-            _before(events[since:i], events[begun[n - 1]] if n else None),
+            ending(events[since:i], events[since - 1].node, events[since - 1].term) if n else (),
             next((e.gap_ms for e in mine if e.gap_ms is not None), None),
             tuple(f"{e.node} {e.reason}" for e in saved), sum(e.bytes_salvaged for e in saved),
         ))  # fmt: skip
     return found
 
 
-def _before(events: Sequence[HistoryEvent], last: HistoryEvent | None) -> tuple[str, ...]:
-    lines = [f"{e.kind}: {e.node} {e.reason}".replace(":  ", ": ") for e in events if e.kind in ENDS]
-    if lines or last is None:
-        return tuple(lines)
-    return (f"{last.node}, primary of term {last.term}, was lost: nothing in the log says that it ended",)
+def ending(events: Sequence[HistoryEvent], last: str, term: int, *, dated: bool = False) -> tuple[str, ...]:
+    """What ended the reign of ``last`` in ``term``, and what failed meanwhile. ``events``: from its grant to the next.
+
+    What was asked for may be long over and have come to nothing, so alone it does not say why another one came.
+    """
+    ours = [e for e in events if e.kind in (*ASKED, *OVER) and (e.kind != "fenced" or e.node == last)]
+    over = any(e.kind in OVER and (e.term == term or e.kind == "recovered") for e in ours)
+    lost = f"{last}, primary of term {term}, was lost: nothing in the log says that it ended"
+    told = [_line(e, dated=dated) for e in ours] + [lost] * (not over)
+    return (*told, *(_line(e, dated=dated) for e in events if e.kind == "vetoed"))
+
+
+def _line(event: HistoryEvent, *, dated: bool) -> str:
+    words = (f"{event.kind}:", event.node, event.reason, f"({event.at})" if dated else "")
+    return " ".join(word for word in words if word)
 
 
 def page(events: Sequence[HistoryEvent]) -> str:

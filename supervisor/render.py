@@ -106,13 +106,14 @@ def status(snapshot: Snapshot, left_ms: int, colour: bool = False) -> str:
     hardware = snapshot.scheduling.get("hardware watchdog", "off")
     reasons += [f"{snapshot.node}: hardware watchdog {hardware}"] * hardware.startswith("/")
     mark, off = (YELLOW, OFF) if colour else ("", "")
+    own = f"{snapshot.node}: {snapshot.explanation}"
     blocks = [
         [_headline(snapshot)],
         lines if rows else ["no members known yet"],
         reasons,
         operating.lines(snapshot),
         [f"{mark}warning:{off} {text}" for text in snapshot.warnings],
-        [snapshot.explanation] * bool(snapshot.explanation),
+        [own] * bool(snapshot.explanation and own not in reasons),
     ]
     return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
 
@@ -146,7 +147,7 @@ def explanation(body: Mapping[str, Any]) -> str:
         blocks[0].insert(1, f"since {reign['since']}: {reign['name']} {reign['why']}")
         blocks[0][2:2] = [f"before: {line}" for line in reign["before"]]
         blocks[0][2:2] = [f"it ended: {reign['ended']}"] * bool(reign["ended"])
-    blocks.append([body["explanation"]] * bool(body["explanation"]))
+    blocks.append([f"{body['node']}: {body['explanation']}"] * bool(body["explanation"]))
     if election is not None:
         blocks.append(_election(election, body["assumed_lost"]))
     if overruled is not None and overruled["winners"]:

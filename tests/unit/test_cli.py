@@ -154,7 +154,7 @@ c: c has not been heard of for 3 s
 
 warning: one more failure stops all writes
 
-a is primary of term 7
+a: a is primary of term 7
 """
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fencing.lease import PROFILES, Timings
-from supervisor import doctor, doctorlinks, doctornode
+from supervisor import doctor, doctorlinks, doctornode, render
 from supervisor.doctorfacts import (
     Case,
     Database,
@@ -447,6 +447,16 @@ def test_what_is_well_of_several_nodes_alike_is_told_once() -> None:
     assert re.search(r"^control plane +a +reaches b in 1\.5 ms, c in 1\.5 ms$", page, re.M)
     assert len(page.splitlines()) < 60
     assert page.endswith(f"0 errors, 0 warnings, {len(doctor.examine(three()))} ok\n")
+
+
+def test_what_has_the_same_remedy_is_told_together() -> None:
+    late = {"raft": "normal", "watchdog": "nice -5", "hardware watchdog": "off"}
+    case = three(b=node("b", scheduling=late), c=node("c", scheduling=late))
+    page = doctor.page(case, doctor.examine(case), 120, colour=True)
+    assert "b, c: raft: normal, not SCHED_RR" in page
+    assert "b, c: watchdog: nice -5, not SCHED_RR" in page
+    assert page.count(f"{render.YELLOW}warning:{render.OFF} real time: ") == 2
+    assert (page.count("why: a fence that comes late"), page.count("hint: allow real-time")) == (1, 1)
 
 
 def test_the_json_has_the_findings_and_both_matrices() -> None:

@@ -38,6 +38,7 @@ EVENTS = (
 MOVED = (
     *EVENTS,
     HistoryEvent("t3", "switchover", 5, "b", "was asked for by ann@db1", "{}"),
+    HistoryEvent("t3", "closed", 5, "a", "stopped its Postgres cleanly for a switchover", "{}"),
     HistoryEvent("t4", "sync group", 5, "b", "something else", "{}"),
     HistoryEvent("t5", "promoted", 6, "b", "holds epoch 5 up to C8, 3 of 2 needed promises", "{}"),
 )
@@ -83,7 +84,7 @@ since t2: a holds epoch 0 up to 64, 2 of 2 needed promises
 before: it created the cluster
 (a leads: what the others last said, it has from themselves)
 
-fine
+a: fine
 
 if a were lost now b or c would win an election: b holds epoch 5 up to 3E8, 2 of 2 needed promises; \
 c holds epoch 5 up to 3E8, 2 of 2 needed promises
@@ -100,7 +101,8 @@ nothing is lost that is known of, and no acknowledged commit
 def test_why_this_one_is_primary_is_what_the_log_says() -> None:
     asked = ask(agreed(grants=(GRANT, NEXT), history=MOVED), me="c", leader="b", term=6)
     assert asked.reign is not None
-    assert asked.reign.before == ("switchover: b was asked for by ann@db1 (t3)",)
+    closed = "closed: a stopped its Postgres cleanly for a switchover (t3)"
+    assert asked.reign.before == ("switchover: b was asked for by ann@db1 (t3)", closed)
     assert asked.reign.since == "t5", "it has no line about its opening"
     assert asked.source == "as the leader b told c, 0.1 s ago"
     lost = ask(agreed(grants=(GRANT, NEXT), history=(*EVENTS, MOVED[-1])), me="c", leader="b", term=6)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import zmq
 
+from consensus.process import bind_bus
 from fencing import wire
 from fencing.clock import now_ns
 from fencing.lease import MS
@@ -25,9 +26,7 @@ class Peer:
 
     def __init__(self, path: Path) -> None:
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
-        self.socket = self.context.socket(zmq.ROUTER)
-        self.socket.setsockopt(zmq.LINGER, 0)
-        self.socket.bind(f"ipc://{path}")
+        self.socket = bind_bus(self.context, path.parent)
 
     def receive(self) -> wire.Frame:
         assert self.socket.poll(PATIENCE_MS), "nothing came"
@@ -205,6 +204,18 @@ def test_what_was_queued_for_the_dead_does_not_reach_the_next(link: Link, peer: 
     finally:
         following.die()
     assert heard == ["deadman.query"] if redialed else heard.count("deadman.disarm") >= 1
+
+
+def test_a_dial_that_is_still_being_closed_does_not_keep_the_name(
+    link: Link, peer: Peer, logged: tuple[Log, Callable[[], str]]
+) -> None:
+    """libzmq closes in the background; meanwhile the old dial may even connect anew."""
+    with zmq.Context(io_threads=1) as context:
+        again = Link(context, link.path, logged[0])
+        again.tell("deadman.query", {})
+        name = peer.receive().name
+        again.socket.close(0)
+    assert name == "deadman.query"
 
 
 def test_nobody_reads_and_the_parent_does_not_wait(link: Link, logged: tuple[Log, Callable[[], str]]) -> None:

@@ -249,6 +249,8 @@ def test_a_vote_and_a_seat_are_waited_for(asked: Asked) -> None:
     aimed = agreed(*members, history=(event,))
     asked.log(aimed)
     assert asked.said() == [("member", "member: c is to be a voter")]
+    asked.log(replace(aimed, history=(event, HistoryEvent("t", "restart", 5, "", "of a, b was asked for", "{}"))))
+    assert asked.said() == [("restart", "restart: of a, b was asked for")], "of the cluster, not of a node"
     voter = replace(aimed, members=(listed("a"), listed("b"), listed("c"), listed("w", WITNESS)))
     asked.log(voter)
     bigger = sync_group([seat_of(listed(name)) for name in "abc"], "quorum")

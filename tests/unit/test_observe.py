@@ -210,10 +210,11 @@ def test_before_anything_is_known() -> None:
     ("age_ms", "state"), [(0, "streaming"), (STALE_AFTER_MS - 1, "streaming"), (STALE_AFTER_MS, "unreachable")]
 )
 def test_what_is_stale_counts_as_unreachable(age_ms: int, state: str) -> None:
-    row = picture(members={"a": told("a"), "b": told("b", age_ms), "c": told("c")}).member("b")
+    row = picture(members={"a": told("a"), "b": told("b", age_ms, reason="standby"), "c": told("c")}).member("b")
     assert row is not None
     assert (row.state, row.connected, row.age_ms) == (state, state == "streaming", age_ms)
     assert row.lsn == 1000, "the last known is better than nothing, and its age is told"
+    assert row.reason == "standby" if row.connected else "not heard of; its last words: standby"
 
 
 def test_the_last_primary_is_not_shown_as_one_when_the_log_names_another() -> None:

@@ -245,7 +245,7 @@ restarting: b now; done: c; left: a
 warning: paused: no automatic failover, restart or copy until `pgr resume`
 warning: one more failure stops all writes
 
-a is primary of term 7
+a: a is primary of term 7
 """
 
 

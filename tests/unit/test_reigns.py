@@ -79,6 +79,7 @@ EVENTS = (
     event(11, "gap", 5, "b", "takes writes: none were possible for 640 ms", gap_ms=640),
     event(12, "salvaged", 5, "a", "saved 8192 bytes of WAL; read them with: pg_waldump x", bytes_salvaged=8192),
     event(20, "switchover", 5, "c", "was asked for by eve@host"),
+    event(20, "closed", 5, "b", "stopped its Postgres cleanly for a switchover"),
     event(21, "vetoed", 6, "c", "its pre_promote hook said no: ended with 1"),
     event(22, "promoted", 7, "b", "holds epoch 5 up to 3000148, 3 of 2 needed promises"),
     event(30, "failed", 7, "b", "Postgres was killed"),
@@ -93,7 +94,8 @@ def test_who_why_after_what_and_what_was_saved() -> None:
     assert (second.node, second.before, second.gap_ms, second.bytes_salvaged) == ("b", (lost,), 640, 8192)
     assert second.at.endswith(":11.000Z"), "when it was open"
     assert third.before == (
-        "switchover: c was asked for by eve@host", "vetoed: c its pre_promote hook said no: ended with 1",
+        "switchover: c was asked for by eve@host", "closed: b stopped its Postgres cleanly for a switchover",
+        "vetoed: c its pre_promote hook said no: ended with 1",
     )  # fmt: skip
     assert (third.opened, third.at[-7:]) == (False, "22.000Z")
 
@@ -110,6 +112,7 @@ PAGE = """\
 2026-11-22T20:00:22.000Z  b  term 7  timeline 6  never open
   why: holds epoch 5 up to 3000148, 3 of 2 needed promises
   before: switchover: c was asked for by eve@host
+  before: closed: b stopped its Postgres cleanly for a switchover
   before: vetoed: c its pre_promote hook said no: ended with 1
 """
 
@@ -118,6 +121,19 @@ def test_the_page() -> None:
     assert page(EVENTS) == PAGE
     assert max(map(len, PAGE.splitlines())) <= 80
     assert page(()) == "nobody has been primary yet\n"
+
+
+def test_what_came_to_nothing_before_does_not_hide_that_the_primary_was_lost() -> None:
+    told = [
+        *EVENTS[:3], event(4, "fenced", 3, "c", "is fenced"), event(5, "unfenced", 3, "c", "is fenced no more"),
+        event(6, "switchover", 3, "b", "was asked for"), event(9, "vetoed", 4, "c", "said no"), *EVENTS[4:6],
+    ]  # fmt: skip
+    lost = "a, primary of term 3, was lost: nothing in the log says that it ended"
+    assert reigns(told)[-1].before == ("switchover: b was asked for", lost, "vetoed: c said no")
+    told[3] = event(4, "fenced", 3, "a", "is fenced")
+    assert reigns(told)[-1].before[:1] == ("fenced: a is fenced",)
+    told[5] = event(8, "failed", 3, "a", "Postgres was killed")
+    assert reigns(told)[-1].before == ("fenced: a is fenced", "failed: a Postgres was killed", "vetoed: c said no")
 
 
 def test_a_cluster_that_was_rebuilt_says_so_before_its_first_primary() -> None:

@@ -135,3 +135,11 @@ def test_a_hardware_watchdog_is_shown_where_there_is_one(state: str, shown: bool
     page = render.status(snapshot(scheduling={"hardware watchdog": state}), 0)
     assert ("a: hardware watchdog /dev/watchdog, 1 s, armed" in page) is shown
     assert ("hardware" in page) is shown
+
+
+def test_what_the_node_says_of_itself_is_not_said_twice() -> None:
+    b = replace(snapshot().members[1], reason="standby of the primary")
+    page = render.status(snapshot(node="b", members=(b,), explanation="standby of the primary"), 0)
+    assert page.count("standby of the primary") == 1
+    assert "\nb: standby of the primary\n" in page
+    assert "\na: waits for a majority\n" in render.status(snapshot(explanation="waits for a majority"), 0)
