@@ -21,7 +21,7 @@ Value = bool | int | str | list[str] | None
 
 PARAMETERS = "postgres.parameters."
 SLOTS = "slots."
-HBA = "postgres.hba"
+HBA, SALVAGE_KEEP = "postgres.hba", "salvage_keep"
 PRE_PROMOTE, ON_ROLE_CHANGE, ON_EVENT = "hooks.pre_promote", "hooks.on_role_change", "hooks.on_event"
 _TIMINGS = (
     "a lease that changes while nodes use the old one breaks the inequality of the leases; changing timings while the "
@@ -98,6 +98,11 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(f"{ON_ROLE_CHANGE}_timeout", "int", 30, "it is killed after this", unit="s", low=1, high=3600),
     Setting(ON_EVENT, "command", None, "run by each node for each of its events, with JSON on standard input"),
     Setting(f"{ON_EVENT}_timeout", "int", 10, "it is killed after this", unit="s", low=1, high=3600),
+    Setting(
+        SALVAGE_KEEP, "int", 10,
+        "each node keeps so many pieces of WAL that a rewind would have dropped (`salvage/`); the oldest goes when one "
+        "more is complete", low=1, high=10_000,
+    ),
     Setting(HBA, "lines", [], "client rules of pg_hba.conf; pgr puts its own before them", needs="reload"),
     *(
         Setting(name, "int", None, sentence, needs="new lease", unit="ms", fixed=_TIMINGS)

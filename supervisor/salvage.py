@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from consensus import clusterwide
 from consensus.positions import Ancestry
 from fencing.clock import now_ns
 from fencing.lease import MS
@@ -23,9 +24,6 @@ from supervisor import files, jobs, timelines
 from supervisor.context import Context
 from supervisor.tasks import Task, Wait
 
-KEEP = 10
-"""So many are kept (`salvage_keep`); of the older ones the oldest goes when one more is complete. Data directories that
-were moved aside are not counted and never removed."""
 WAL, PART = "-wal", ".part"
 MANIFEST = "salvage.json"
 TELL_MS = 5_000
@@ -127,9 +125,10 @@ def describe(node: str, at: str, primary: str, place: Path, parts: tuple[Piece, 
 
 
 def too_many(names: Sequence[str], keep: int) -> list[str]:
-    """The oldest of the complete ones beyond ``keep``: names begin with the time."""
+    """The oldest of the complete ones beyond ``keep`` (at least 1): names begin with the time. Data directories that
+    were moved aside are not counted and never removed."""
     complete = sorted(name for name in names if name.endswith(WAL))
-    return complete[: max(0, len(complete) - max(1, keep))]
+    return complete[: max(0, len(complete) - keep)]
 
 
 # -- on this node ------------------------------------------------------------------------------------------------------
@@ -167,8 +166,9 @@ def save_wal(c: Context, ancestry: Ancestry, primary: str) -> Task[Salvage]:
     part.rename(target)
     files.sync_directory(target.parent)
     c.log.info("salvage.saved", place=str(target), bytes=found.bytes_salvaged, command=found.command)
-    for name in too_many(os.listdir(target.parent), KEEP):
-        c.log.warning("salvage.removed", expected=True, place=str(target.parent / name), kept=KEEP)
+    keep = int(c.cluster.setting(clusterwide.SALVAGE_KEEP))
+    for name in too_many(os.listdir(target.parent), keep):
+        c.log.warning("salvage.removed", expected=True, place=str(target.parent / name), kept=keep)
         yield from jobs.run_job(["rm", "-rf", str(target.parent / name)], c.children)
     return found
 

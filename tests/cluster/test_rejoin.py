@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from fencing.clock import now_ns
-from supervisor.localcluster import LocalNode
+from supervisor.localcluster import LocalNode, own
 from supervisor.timelines import parse_lsn as lsn_int
 from tests.cluster.world import World, postgres_pids
 from tests.pgbare import pg_bin
@@ -64,6 +64,11 @@ def test_a_standby_whose_wal_is_gone_is_copied_again(world: World) -> None:
 def test_a_primary_with_wal_of_its_own_is_rewound_and_that_wal_is_kept(world: World) -> None:
     primary = world.primary()
     assert primary is not None
+    assert world.pgr("config", "set", "salvage_keep=0").returncode == 64
+    assert world.pgr("config", "set", "salvage_keep=2").returncode == 0
+    for day in (1, 2, 3):
+        (primary.data / "salvage" / f"2001010{day}T000000000Z-wal").mkdir(parents=True)
+    own(primary.data / "salvage")
     with world.writing() as writer:
         standbys = world.standbys()
         # Their Raft children live, so the primary keeps its lease however long this takes on a busy machine.
@@ -79,7 +84,8 @@ def test_a_primary_with_wal_of_its_own_is_rewound_and_that_wal_is_kept(world: Wo
         primary.start()
         world.settles(lambda: "rewind.end" in kinds(world, primary.name), "it is rewound")
         world.wait_streaming(primary)
-    assert any(p.name.endswith("-wal") for p in (primary.data / "salvage").iterdir())
+    older, newest = sorted(p.name for p in (primary.data / "salvage").iterdir() if p.name.endswith("-wal"))
+    assert (older, newest > older) == ("20010103T000000000Z-wal", True), "two are kept"
     history = world.asked_status()["history"]
     (saved,) = [e for e in history if e["kind"] == "salvaged"]
     told = saved["details"]

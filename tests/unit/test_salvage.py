@@ -21,7 +21,7 @@ from consensus.record import EpochStart, NodeRecord
 from fencing.lease import MS
 from supervisor import jobs, salvage
 from supervisor.context import Context
-from supervisor.salvage import KEEP, Piece, command, describe, fork, pieces, to_keep, too_many
+from supervisor.salvage import Piece, command, describe, fork, pieces, to_keep, too_many
 from supervisor.tasks import Task
 
 ZERO, ONE, THREE = EpochStart(0, 0, 1), EpochStart(1, 100, 2), EpochStart(3, 200, 4)
@@ -125,7 +125,6 @@ def test_the_oldest_beyond_the_bound_go_and_never_the_last_one() -> None:
     names = ["3-wal", "1-wal", "2-wal", "0-pgdata-replaced", "0-wal.part"]
     assert too_many(names, 2) == ["1-wal"]
     assert too_many(names, 3) == []
-    assert too_many(names, 0) == ["1-wal", "2-wal"]
 
 
 # -- on a disk ---------------------------------------------------------------------------------------------------------
@@ -215,14 +214,16 @@ def test_what_an_attempt_left_unfinished_is_made_anew(here: Here, monkeypatch: p
     assert here.removed[0].endswith("-wal.part")
 
 
-def test_only_so_many_are_kept(here: Here) -> None:
+@pytest.mark.parametrize(("config", "count", "removed"), [({}, 10, 1), ({}, 9, 0), ({"salvage_keep": 3}, 6, 4)])
+def test_only_so_many_are_kept(here: Here, config: dict[str, Any], count: int, removed: int) -> None:
+    here.c.cluster = replace(ClusterState(), config=canonical(config))
     kept = here.c.config.salvage_dir
     kept.mkdir()
-    for number in range(KEEP):
+    for number in range(count):
         (kept / f"2000010{number}T000000Z-wal").mkdir()
     (kept / "20000101T000000Z-pgdata-replaced").mkdir()
     saved = here.save()
-    assert here.removed == ["20000100T000000Z-wal"]
+    assert here.removed == [f"2000010{number}T000000Z-wal" for number in range(removed)]
     assert Path(saved.place).exists()
     assert (kept / "20000101T000000Z-pgdata-replaced").exists()
 
