@@ -69,7 +69,6 @@ def bind_bus(context: zmq.Context[zmq.Socket[bytes]], run_dir: Path) -> zmq.Sock
     socket = context.socket(zmq.ROUTER)
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.SNDHWM, 1000)
-    socket.setsockopt(zmq.ROUTER_HANDOVER, 1)  # else a dial that is being closed keeps the name for good
     socket.bind(f"ipc://{path}")
     return socket
 

@@ -147,7 +147,7 @@ class Daemon:
             datadir.end_leftover(config, postgres, self.log)
         return Context(
             config, self.log, privileges.current().name, self.binaries, self.children,
-            Link(self.zmq, config.raft_socket, self.log), Link(self.zmq, config.watchdog_socket, self.log), postgres,
+            Link(config.raft_socket, self.log), Link(config.watchdog_socket, self.log), postgres,
             PROFILES[config.profile], View(), Local(config.name),
         )  # fmt: skip
 
@@ -586,8 +586,8 @@ class Daemon:
         self.offspring.stop_all(STOP_CHILDREN_MS)
         if self.http is not None:
             self.http.close()
-        self.c.raft.socket.close(0)
-        self.c.watchdog.socket.close(0)
+        self.c.raft.close()
+        self.c.watchdog.close()
         self.zmq.destroy(linger=200)
         self.log.info("node.stopped", exit_code=self.exit_code)
 
