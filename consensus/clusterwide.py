@@ -21,7 +21,11 @@ Value = bool | int | str | list[str] | None
 
 PARAMETERS = "postgres.parameters."
 SLOTS = "slots."
-HBA, SALVAGE_KEEP = "postgres.hba", "salvage_keep"
+HBA, IDENT, SALVAGE_KEEP = "postgres.hba", "postgres.ident", "salvage_keep"
+RULES = (HBA, IDENT)
+"""Whole files of Postgres, line by line; a primary is asked whether it takes them."""
+OUR_MAPS = ("pgr", "pgr_owner")
+EXAMPLES = {HBA: "host all all 10.0.0.0/8 scram-sha-256", IDENT: "admins alice postgres"}
 PRE_PROMOTE, ON_ROLE_CHANGE, ON_EVENT = "hooks.pre_promote", "hooks.on_role_change", "hooks.on_event"
 _TIMINGS = (
     "a lease that changes while nodes use the old one breaks the inequality of the leases; changing timings while the "
@@ -104,6 +108,10 @@ SETTINGS: tuple[Setting, ...] = (
         "more is complete", low=1, high=10_000,
     ),
     Setting(HBA, "lines", [], "client rules of pg_hba.conf; pgr puts its own before them", needs="reload"),
+    Setting(
+        IDENT, "lines", [], "lines of pg_ident.conf, `MAP SYSTEM-USER ROLE`, for `map=MAP` in a client rule",
+        needs="reload",
+    ),
     *(
         Setting(name, "int", None, sentence, needs="new lease", unit="ms", fixed=_TIMINGS)
         for name, sentence in (
@@ -170,7 +178,7 @@ def check(name: str, value: object) -> Value:
                 raise BadSetting(f"{name} can't be {value!r}", f"one of: {', '.join(setting.choices)}")
             return str(value)
         case "lines":
-            return _lines(name, value)
+            return lines(name, value)
         case "command":
             return _command(name, value)
         case "slot":
@@ -218,19 +226,24 @@ a frame with the rest of the state (fencing/wire.py: 1 MiB)."""
 HBA_TYPES = ("local", "host", "hostssl", "hostnossl", "hostgssenc", "hostnogssenc")
 
 
-def _lines(name: str, value: object) -> list[str]:
+def lines(name: str, value: object) -> list[str]:
+    """The rules of ``name``, one of `RULES`. Raises BadSetting."""
     if isinstance(value, str):
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):
             value = [value]  # one rule
+    example = EXAMPLES[name]
     if not isinstance(value, list) or not all(isinstance(line, str) and line.isprintable() for line in value):
-        raise BadSetting(f"{name} is a list of lines", f"""for example {name}='["host all all 10.0.0.0/8 md5"]'""")
+        raise BadSetting(f"{name} is a list of lines", f"for example {name}='[\"{example}\"]'")
     for line in value:
         words = line.split()
-        if not words or words[0] not in HBA_TYPES or len(words) < (4 if words[0] == "local" else 5):
-            hint = 'for example "host all all 10.0.0.0/8 scram-sha-256"'
-            raise BadSetting(f"{line!r} is not a line of pg_hba.conf", hint)
+        if name == HBA and (not words or words[0] not in HBA_TYPES or len(words) < (4 if words[0] == "local" else 5)):
+            raise BadSetting(f"{line!r} is not a line of pg_hba.conf", f'for example "{example}"')
+        if name == IDENT and (len(words) < 3 or words[0].startswith(("include", "#", "@"))):
+            raise BadSetting(f"{line!r} is not a line of pg_ident.conf", f'for example "{example}"')
+        if name == IDENT and words[0].strip('"') in OUR_MAPS:
+            raise BadSetting(f"{line!r}: pgr's own map has this name", "give the map another name", 78)
     return value
 
 
@@ -327,12 +340,13 @@ def slots(config: str) -> dict[str, list[str]]:
 
 
 def founded(commit: str, settings: Mapping[str, Any]) -> dict[str, Value]:
-    """What a charter sets. ``settings``: its `parameters` and `hba`."""
+    """What a charter sets. ``settings``: its `parameters`, `hba` and `ident`."""
     found: dict[str, Value] = {f"{PARAMETERS}{n}": v for n, v in settings.get("parameters", {}).items()}
     if commit != TABLE["commit"].default:
         found["commit"] = commit
-    if settings.get("hba"):
-        found[HBA] = list(settings["hba"])
+    for name in RULES:
+        if lines := settings.get(name.removeprefix("postgres.")):
+            found[name] = list(lines)
     return found
 
 

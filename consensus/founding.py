@@ -39,8 +39,8 @@ class Greeting:
     lost: bool = False
     """It has data of a cluster but no Raft state: it never founds, it asks to be let in again."""
     brings: str = "{}"
-    """JSON {parameters: {name: value}, hba: [line]} that come with the data it wants to bring in: they fill in what the
-    founding settings do not say."""
+    """JSON {parameters: {name: value}, hba: [line], ident: [line]} that come with the data it wants to bring in: they
+    fill in what the founding settings do not say."""
 
     def dump(self) -> str:
         return canonical({"kind": "greeting", **{n: getattr(self, n) for n in Greeting.__slots__}})
@@ -80,7 +80,7 @@ def parse_greeting(body: Mapping[str, Any]) -> Greeting:
 
 def _brings(text: Any) -> str:
     found = json.loads(text)
-    names, rules = found.get("parameters", {}), found.get("hba", [])
+    names, rules = found.get("parameters", {}), [*found.get("hba", []), *found.get("ident", [])]
     if not all(isinstance(word, str) for word in (*names, *names.values(), *rules)):
         raise ValueError("malformed greeting: what it brings")
     return str(text)
@@ -183,6 +183,7 @@ def _settings(given: str, founder: Greeting | None) -> dict[str, Any]:
     if founder is not None:
         found: Mapping[str, Any] = json.loads(founder.brings)
         settings["parameters"] = dict(found.get("parameters", {})) | settings.get("parameters", {})
-        settings["hba"] = settings.get("hba") or list(found.get("hba", []))
+        for name in ("hba", "ident"):
+            settings[name] = settings.get(name) or list(found.get(name, []))
         settings["adopts"] = founder.adopts
     return settings

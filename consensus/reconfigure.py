@@ -16,10 +16,12 @@ from consensus.changes import Proposal
 from consensus.cluster import ClusterState, canonical
 from consensus.clusterwide import (
     HBA,
+    IDENT,
     ON_EVENT,
     ON_ROLE_CHANGE,
     PARAMETERS,
     PRE_PROMOTE,
+    RULES,
     SLOTS,
     TABLE,
     BadSetting,
@@ -58,7 +60,7 @@ def ask(node: Node, asked: Asked, now_ns: int) -> Answer | None:
     found = _considered(node, asked)
     if not isinstance(found, Considered):
         return found
-    postgres = {n: new for n, (_, new) in found.changes.items() if n.startswith(PARAMETERS) or n == HBA}
+    postgres = {n: new for n, (_, new) in found.changes.items() if n.startswith(PARAMETERS) or n in RULES}
     if not postgres:
         return _propose(node, asked, found, [], now_ns)
     if node.granted() is None:
@@ -67,8 +69,9 @@ def ask(node: Node, asked: Asked, now_ns: int) -> Answer | None:
     node.unchecked[token] = asked
     while len(node.unchecked) > UNCHECKED_MAX:
         node.unchecked.pop(next(iter(node.unchecked)))
-    parameters = {n.removeprefix(PARAMETERS): v for n, v in postgres.items() if n != HBA}
-    node.tell("config.check", {"parameters": parameters, "hba": postgres.get(HBA)}, token)
+    parameters = {n.removeprefix(PARAMETERS): v for n, v in postgres.items() if n not in RULES}
+    rules = {"hba": postgres.get(HBA), "ident": postgres.get(IDENT)}
+    node.tell("config.check", {"parameters": parameters} | rules, token)
     return None
 
 

@@ -48,8 +48,11 @@ def _what_comes_along(c: Context, control: ControlData, until_ns: int) -> str:
     """Raises RefusedError (78), MissingError (69)."""
     pgdata, founding = c.config.pgdata, c.config.founding
     _refuse_unfit(pgdata, control)
-    rules = list(founding.hba) or _client_rules(c, until_ns)
-    return adopting.brings(rules, control.wal_level, founding.parameters)
+    hba = list(founding.hba) or _rules(c, clusterwide.HBA, until_ns)
+    ident = list(founding.ident)
+    if not ident and adopting.uses_maps(hba):
+        ident = _rules(c, clusterwide.IDENT, until_ns)
+    return adopting.brings(hba, ident, control.wal_level, founding.parameters)
 
 
 def _refuse_unfit(pgdata: Path, control: ControlData) -> None:
@@ -73,9 +76,10 @@ def _check_mode(pgdata: Path) -> None:
         )
 
 
-def _client_rules(c: Context, until_ns: int) -> list[str]:
-    """Of the pg_hba.conf that its configuration names; none: there is no such file."""
-    path = Path(_configured(c, "hba_file", until_ns))
+def _rules(c: Context, setting: str, until_ns: int) -> list[str]:
+    """Of the pg_hba.conf or pg_ident.conf that its configuration names; none: there is no such file."""
+    key, example = setting.removeprefix("postgres."), clusterwide.EXAMPLES[setting]
+    path = Path(_configured(c, f"{key}_file", until_ns))
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
@@ -83,15 +87,15 @@ def _client_rules(c: Context, until_ns: int) -> list[str]:
     except OSError as error:
         raise MissingError(
             f"the client rules in {path} can't be read: {error.strerror}",
-            "let this user read it, or give [postgres] hba",
+            f"let this user read it, or give [postgres] {key}",
         ) from error
     try:
-        return adopting.client_rules(text)
+        return adopting.rules_in(text, setting)
     except adopting.BadRules as error:
         raise RefusedError(
             f"the client rules in {path} can't be taken over: {error}",
             f"say in {c.config.data}/pgr.toml who may log in, as in: [postgres] "
-            'hba = ["host all all 10.0.0.0/8 scram-sha-256"]; pgr then leaves that file alone',
+            f'{key} = ["{example}"]; pgr then leaves that file alone',
         ) from error
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from consensus.clusterwide import HBA, BadSetting, check
+from consensus.clusterwide import BadSetting, check
 from supervisor.settings import OWN_ROLE, REPLICATION_ROLE, ROLE, unquote
 
 SIGNALS = ("standby.signal", "recovery.signal")
@@ -55,9 +55,9 @@ class BadRules(Exception):
     """Rules that cannot be the cluster's: which, and why."""
 
 
-def client_rules(text: str) -> list[str]:
-    """The rules of a pg_hba.conf as `postgres.hba` has them: one line each, no comments. Raises BadRules for what
-    needs a second file (that no other node has), or what is no rule."""
+def rules_in(text: str, setting: str) -> list[str]:
+    """The rules of a pg_hba.conf or pg_ident.conf as ``setting`` (`postgres.hba`, `postgres.ident`) has them: one line
+    each, no comments. Raises BadRules for what needs a second file (that no other node has), or what is no rule."""
     if len(text.encode(errors="replace")) > RULES_BYTES_MAX:
         raise BadRules(f"it has more than {RULES_BYTES_MAX} bytes")
     found: list[str] = []
@@ -68,15 +68,17 @@ def client_rules(text: str) -> list[str]:
         words = rule.split()
         if words[0].startswith("include") or any(part.startswith("@") for word in words for part in word.split(",")):
             raise BadRules(f"{rule!r} names another file")
-        names_map = next((word for word in words if word.replace('"', "").startswith("map=")), "")
-        if names_map:
-            raise BadRules(f"{rule!r} uses the user name map {names_map}, and pgr writes pg_ident.conf itself")
         try:
-            check(HBA, [rule])
+            check(setting, [rule])
         except BadSetting as error:
             raise BadRules(error.reason) from None
         found.append(rule)
     return found
+
+
+def uses_maps(hba: Iterable[str]) -> bool:
+    """Does any of these rules need a pg_ident.conf?"""
+    return any(word.replace('"', "").startswith("map=") for rule in hba for word in rule.split())
 
 
 def _without_comment(line: str) -> str:
@@ -90,11 +92,11 @@ def _without_comment(line: str) -> str:
     return line
 
 
-def brings(rules: Iterable[str], wal_level: str, parameters: Mapping[str, str]) -> str:
+def brings(hba: Iterable[str], ident: Iterable[str], wal_level: str, parameters: Mapping[str, str]) -> str:
     """JSON for `founding.Greeting`. ``parameters``: those of the founding. Logical slots, which Postgres refuses to
     start with if there is less, must not keep it from starting."""
     level = {"wal_level": "logical"} if wal_level == "logical" else {}
-    return json.dumps({"hba": list(rules), "parameters": level | dict(parameters)})
+    return json.dumps({"hba": list(hba), "ident": list(ident), "parameters": level | dict(parameters)})
 
 
 # -- what a look into it says ----------------------------------------------------------------------------------------

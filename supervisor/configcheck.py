@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from consensus import clusterwide
 from consensus.clusterwide import BadSetting
 from fencing.clock import now_ns
 from fencing.lease import MS
@@ -26,7 +27,8 @@ NO_SUCH_FILE = "58P01"
 def check(c: Context, token: str, body: Mapping[str, Any]) -> Task[None]:
     """Answers `config.check` with `node.checked`, whatever happens."""
     try:
-        notes = yield from _check(c, body["parameters"], body["hba"])
+        rules = {name: body.get(name.removeprefix("postgres.")) for name in clusterwide.RULES}
+        notes = yield from _check(c, body["parameters"], rules)
         told: dict[str, Any] = {"ok": True, "notes": notes}
     except BadSetting as bad:
         told = {"ok": False, "code": bad.code, "error": bad.reason, "hint": bad.hint}
@@ -40,7 +42,9 @@ def done(outcome: Outcome[None]) -> None:
     outcome.unwrap()
 
 
-def _check(c: Context, wanted: Mapping[str, str | None], hba: list[str] | None) -> Task[list[str]]:
+def _check(
+    c: Context, wanted: Mapping[str, str | None], rules: Mapping[str, list[str] | None]
+) -> Task[list[str]]:
     session = yield from sql.connect(c.own_conninfo(), now_ns() + QUERY_MS * MS)
     try:
         rows = yield from session.query(_ROWS, until_ns=now_ns() + QUERY_MS * MS)
@@ -59,8 +63,9 @@ def _check(c: Context, wanted: Mapping[str, str | None], hba: list[str] | None) 
             if value is not None:
                 yield from _try(session, row, value)
             notes.append(parameters.note(row))
-        if hba is not None:
-            yield from _rules(c, session, hba)
+        for name, lines in rules.items():
+            if lines is not None:
+                yield from _rules(c, session, name, lines)
         return notes
     finally:
         session.close()
@@ -93,26 +98,28 @@ def _try(session: sql.Session, row: Known, value: str) -> Task[None]:
                 raise BadSetting(why, "install the library on every node first") from error
 
 
-def _rules(c: Context, session: sql.Session, rules: list[str]) -> Task[None]:
+def _rules(c: Context, session: sql.Session, name: str, rules: list[str]) -> Task[None]:
     """Postgres reads the file for this view only; what is in force changes with a reload, and this process alone asks
     for one. The old text is back before this returns."""
-    path = c.postgres.hba_file
-    before = files.read_optional(path)
     superuser = c.founding().get("superuser", "postgres")
-    tried = settings.hba(rules, c.os_user, superuser).encode(errors="surrogateescape")
+    if name == clusterwide.HBA:
+        path, text = c.postgres.hba_file, settings.hba(rules, c.os_user, superuser)
+        query = "SELECT line_number::text, error FROM pg_hba_file_rules WHERE error IS NOT NULL"
+    else:
+        path, text = c.postgres.ident_file, settings.ident(c.os_user, superuser, rules)
+        query = "SELECT line_number::text, error FROM pg_ident_file_mappings WHERE error IS NOT NULL"
+    before, tried = files.read_optional(path), text.encode(errors="surrogateescape")
     if before is None:
-        raise StepFailed("there is no pg_hba.conf")
+        raise StepFailed(f"there is no {path}")
     files.write_atomically(path, tried)
     try:
-        rows = yield from session.query(
-            "SELECT line_number::text, error FROM pg_hba_file_rules WHERE error IS NOT NULL",
-            until_ns=now_ns() + QUERY_MS * MS,
-        )
+        rows = yield from session.query(query, until_ns=now_ns() + QUERY_MS * MS)
         if files.read_optional(path) != tried:
-            raise StepFailed("pg_hba.conf was written meanwhile")
+            raise StepFailed(f"{path} was written meanwhile")
     finally:
         if files.read_optional(path) == tried:
             files.write_atomically(path, before)
     if rows:
-        line = tried.decode(errors="replace").splitlines()[int(rows[0][0] or 1) - 1]
-        raise BadSetting(f"postgres.hba: {line!r}: {rows[0][1]}", "see the chapter on pg_hba.conf in Postgres's manual")
+        line = text.splitlines()[int(rows[0][0] or 1) - 1]
+        hint = f"see the chapter on {path.name} in Postgres's manual"
+        raise BadSetting(f"{name}: {line!r}: {rows[0][1]}", hint)

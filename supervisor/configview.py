@@ -21,9 +21,9 @@ def document(config: str) -> dict[str, Any]:
     """What `GET /config` adds to commit, profile and timings; every setting that can be set, defaults included."""
     values = {s.name: clusterwide.value_of(config, s.name) for s in SETTINGS if not s.fixed}
     del values["commit"]
-    hba = values.pop(clusterwide.HBA)
+    rules = {name.removeprefix("postgres."): values.pop(name) for name in clusterwide.RULES}
     hooks = {n.removeprefix(HOOKS): values.pop(n) for n in list(values) if n.startswith(HOOKS)}
-    postgres = {"parameters": clusterwide.parameters(config), "hba": hba}
+    postgres = {"parameters": clusterwide.parameters(config)} | rules
     return values | {"hooks": hooks, "slots": _slots(config), "postgres": postgres}
 
 
@@ -93,7 +93,7 @@ def toml(found: list[dict[str, Any]]) -> str:
     head += ["[slots]", '# permanent slots: NAME = "physical", or ["logical", DATABASE, PLUGIN]']
     head += [_line(row, str(row["name"]).removeprefix(SLOTS)) for row in found if row["name"].startswith(SLOTS)]
     head += ["", "[postgres]"]
-    head += [_line(row, "hba") for row in found if row["name"] == clusterwide.HBA]
+    head += [_line(row, str(row["name"]).partition(".")[2]) for row in found if row["name"] in clusterwide.RULES]
     head += ["", "[postgres.parameters]"]
     for row in found:
         if row["name"].startswith(PARAMETERS):

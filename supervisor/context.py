@@ -236,7 +236,8 @@ class Context:
         return settings.hba(rules, self.os_user, self.founding().get("superuser", "postgres"))
 
     def ident(self) -> str:
-        return settings.ident(self.os_user, self.founding().get("superuser", "postgres"))
+        lines = self.cluster.setting(clusterwide.IDENT)
+        return settings.ident(self.os_user, self.founding().get("superuser", "postgres"), lines)
 
     def idle_names(self) -> str:
         """synchronous_standby_names of a server that is not primary: never empty, as the group may grow while it runs

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from consensus.clusterwide import CHARS_MAX
+from consensus.clusterwide import CHARS_MAX, HBA, IDENT, BadSetting
+from consensus.clusterwide import lines as rules_of
 from supervisor.errors import UsageError
 from supervisor.options import Facts, make_path
 
@@ -22,6 +23,7 @@ class Founding:
     """Read once, when the cluster is created; later `pgr config`."""
 
     hba: tuple[str, ...] = ()
+    ident: tuple[str, ...] = ()
     parameters: Mapping[str, str] = field(default_factory=dict)
     initdb: tuple[str, ...] = ()
     init_sql: Path | None = None
@@ -62,15 +64,17 @@ def load_founding(section: Mapping[str, Any], env: Mapping[str, str], file_path:
         except ValueError as exc:
             raise UsageError(f"POSTGRES_INITDB_ARGS: {exc}", "close the quotes") from None
     _initdb_arguments(initdb)
-    hba = _hba(_strings(section.get("hba", []), "hba", where), where)
+    hba = _rules(section, HBA, where)
+    ident = _rules(section, IDENT, where)
     parameters = _parameters(section.get("parameters", {}), where)
-    if len(json.dumps([hba, parameters])) > SETTINGS_CHARS_MAX:
+    if len(json.dumps([hba, ident, parameters])) > SETTINGS_CHARS_MAX:
         raise UsageError(
-            f"hba and parameters in {where} take more than {SETTINGS_CHARS_MAX} characters",
+            f"hba, ident and parameters in {where} take more than {SETTINGS_CHARS_MAX} characters",
             "found the cluster with fewer lines; `pgr config set` takes twice as many later",
         )
     return Founding(
         hba=hba,
+        ident=ident,
         parameters=parameters,
         initdb=initdb,
         init_sql=make_path(init_sql, base, "init_sql")
@@ -99,18 +103,13 @@ def _strings(value: object, key: str, where: str) -> tuple[str, ...]:
     raise UsageError(f"{key} in {where} must be a list of strings, one line each", f'write {key} = ["...", "..."]')
 
 
-_HBA_TYPES: Final = ("local", "host", "hostssl", "hostnossl", "hostgssenc", "hostnogssenc")
-
-
-def _hba(lines: tuple[str, ...], where: str) -> tuple[str, ...]:
-    for line in lines:
-        words = line.split()
-        if not words or words[0] not in _HBA_TYPES or len(words) < (4 if words[0] == "local" else 5):
-            raise UsageError(
-                f"hba in {where}: {line!r} is not a line of pg_hba.conf",
-                'for example "host all all 10.0.0.0/8 scram-sha-256"',
-            )
-    return lines
+def _rules(section: Mapping[str, Any], setting: str, where: str) -> tuple[str, ...]:
+    key = setting.removeprefix("postgres.")
+    given = _strings(section.get(key, []), key, where)
+    try:
+        return tuple(rules_of(setting, list(given)))
+    except BadSetting as bad:
+        raise UsageError(f"{key} in {where}: {bad.reason}", bad.hint) from None
 
 
 _OURS: Final = {

@@ -178,11 +178,12 @@ def _write_rules(programs: binaries.Binaries, pgdata: Path, children: ChildTable
     user = privileges.current().name
     rules = settings.hba(cluster.setting(clusterwide.HBA), user, superuser).partition("# ---\n")[2]
     _replace(path, rules)
-    if "map=pgr_owner" in rules:
-        own = next(line for line in settings.ident(user, superuser).splitlines() if line.startswith("pgr_owner "))
-        ident = (files.read_optional(pgdata / "pg_ident.conf") or b"").decode(errors="replace")
-        if own not in ident.splitlines():
-            _replace(pgdata / "pg_ident.conf", f"{ident.rstrip()}\n{own}\n".lstrip())
+    maps = settings.ident(user, superuser, cluster.setting(clusterwide.IDENT)).splitlines()
+    needed = [line for line in maps if not line.startswith(("#", "pgr ", "pgr_owner "))]
+    needed += [line for line in maps if line.startswith("pgr_owner ")] * ("map=pgr_owner" in rules)
+    ident = (files.read_optional(pgdata / "pg_ident.conf") or b"").decode(errors="replace")
+    if more := [line for line in needed if line not in ident.splitlines()]:
+        _replace(pgdata / "pg_ident.conf", "\n".join([*filter(None, [ident.rstrip()]), *more, ""]))
     return f"the client rules of the cluster are in {path}; what was there is beside it ({BEFORE})"
 
 

@@ -23,7 +23,8 @@ def raft_arguments(
     identifier of one that is to be brought in, ``brings``: what comes with it,
     ``unfit``: why it cannot be."""
     founding = config.founding
-    settings = {"parameters": dict(founding.parameters), "hba": list(founding.hba), "superuser": founding.superuser}
+    rules = {"hba": list(founding.hba), "ident": list(founding.ident)}
+    settings = {"parameters": dict(founding.parameters), "superuser": founding.superuser} | rules
     return {
         "raft_dir": str(config.raft_dir), "run_dir": str(config.run), "name": config.name,
         "listen": list(config.listen), "raft_address": str(config.advertise),

@@ -77,7 +77,7 @@ OPTIONS: Final = (
 )
 KEYS: Final = tuple(option.key for option in OPTIONS)
 BY_KEY: Final = {option.key: option for option in OPTIONS}
-_POSTGRES_KEYS: Final = ("hba", "parameters", "initdb", "init_sql", "superuser_password_file")
+_POSTGRES_KEYS: Final = ("hba", "ident", "parameters", "initdb", "init_sql", "superuser_password_file")
 _OTHER_ENV: Final = ("PGR_DEBUG", "PGR_SUPERUSER_PASSWORD_FILE")
 _IGNORED_IMAGE_ENV: Final = (
     "POSTGRES_HOST_AUTH_METHOD",

@@ -287,10 +287,11 @@ def hba(user_rules: Sequence[str] = (), os_user: str = "postgres", superuser: st
     )
 
 
-def ident(os_user: str, superuser: str = "postgres") -> str:
-    """pg_ident.conf: which system user may be which role."""
+def ident(os_user: str, superuser: str = "postgres", lines: Sequence[str] = ()) -> str:
+    """pg_ident.conf: which system user may be which role. ``lines``: `postgres.ident`."""
     user = _hba_word(os_user)
-    return f"# Written by pgr.\npgr {user} {ROLE}\npgr_owner {user} {_hba_word(superuser)}\n"
+    own = f"# Written by pgr.\npgr {user} {ROLE}\npgr_owner {user} {_hba_word(superuser)}\n"
+    return own + "".join(f"{line}\n" for line in lines)
 
 
 def _hba_word(word: str) -> str:

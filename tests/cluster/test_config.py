@@ -93,6 +93,8 @@ def test_settings_reach_every_node(world: World, tmp_path: Path) -> None:
     assert "there are 3" in refused(world, 78, "set", "sync_acks=3")
     assert "can't be changed" in refused(world, 78, "set", "lease_ms=500")
     assert "authentication method" in refused(world, 64, "set", "postgres.hba=host all all all magic")
+    assert "own map has this name" in refused(world, 78, "set", "postgres.ident=pgr nobody pgr")
+    assert "invalid regular expression" in refused(world, 64, "set", "postgres.ident=m /( postgres")
     assert json.loads(world.pgr("config", "set", "--dry-run", "--json", "strict=true").stdout)["index"] == index
 
     # Rules for clients; pgr's own stay before them.
@@ -100,6 +102,9 @@ def test_settings_reach_every_node(world: World, tmp_path: Path) -> None:
     config(world, "set", f"postgres.hba={json.dumps([rule, 'local all all peer'])}")
     rules = "SELECT count(*)::text FROM pg_hba_file_rules WHERE auth_method = 'peer' AND 'all' = ANY (user_name)"
     everywhere(world, rules, "1")
+    config(world, "set", "postgres.ident=admins alice postgres")
+    maps = "SELECT string_agg(map_name || ' ' || sys_name, ', ') FROM pg_ident_file_mappings WHERE map_name !~ '^pgr'"
+    everywhere(world, maps, "admins alice")
 
     # A setting that takes a restart.
     config(world, "set", "postgres.parameters.max_connections=130")

@@ -10,13 +10,14 @@ from supervisor.adopting import (
     RULES_BYTES_MAX,
     BadRules,
     brings,
-    client_rules,
     found,
     look_sql,
     overruled,
     refusal,
     report,
+    rules_in,
     strangers_refused,
+    uses_maps,
 )
 from supervisor.jobs import roles_sql
 from supervisor.settings import OWN_ROLE, NodeSettings, owned_settings
@@ -63,12 +64,12 @@ host\tall  "a # b"  127.0.0.1/32 \\
 
 
 def test_rules_are_taken_over_as_one_line_each() -> None:
-    assert client_rules(HBA) == [
+    assert rules_in(HBA, "postgres.hba") == [
         "local all postgres peer",
         'host all "a # b" 127.0.0.1/32 scram-sha-256',
         "hostssl all all 10.0.0.0/8 cert clientcert=verify-full",
     ]
-    assert client_rules("# nothing\n") == []
+    assert rules_in("# nothing\n", "postgres.hba") == []
 
 
 @pytest.mark.parametrize(
@@ -78,8 +79,6 @@ def test_rules_are_taken_over_as_one_line_each() -> None:
         ("include more.conf", "names another file"),
         ("host @databases all all scram-sha-256", "names another file"),
         ("host all bob,@admins all scram-sha-256", "names another file"),
-        ("local all all peer map=omap", "user name map map=omap"),
-        ('local all all peer "map=omap"', "user name map"),
         ("host all", "is not a line of pg_hba.conf"),
         ("tcp all all all trust", "is not a line of pg_hba.conf"),
         ("# " + "x" * RULES_BYTES_MAX, "more than"),
@@ -87,14 +86,27 @@ def test_rules_are_taken_over_as_one_line_each() -> None:
 )
 def test_rules_that_no_other_node_could_have_are_named(rule: str, why: str) -> None:
     with pytest.raises(BadRules, match=why):
-        client_rules(f"local all all peer\n{rule}\n")
+        rules_in(f"local all all peer\n{rule}\n", "postgres.hba")
+
+
+def test_maps_are_taken_over_where_a_rule_needs_them() -> None:
+    assert not uses_maps(rules_in(HBA, "postgres.hba"))
+    assert uses_maps(["local all all peer", 'local all all peer "map=omap"'])
+    text = "# MAP SYSTEM ROLE\nomap  alice\tpostgres # the boss\nomap /^(.*)@x.org$ \\1\n"
+    assert rules_in(text, "postgres.ident") == ["omap alice postgres", "omap /^(.*)@x.org$ \\1"]
+    for line, why in (("include more", "names another file"), ("omap @staff x", "names another file"),
+                      ("omap alice", "no line|not a line of pg_ident.conf"), ("pgr x y", "own map")):  # fmt: skip
+        with pytest.raises(BadRules, match=why):
+            rules_in(f"{line}\n", "postgres.ident")
 
 
 def test_logical_slots_need_their_wal_level_and_a_person_has_the_last_word() -> None:
-    assert json.loads(brings([], "replica", {"work_mem": "1MB"})) == {"hba": [], "parameters": {"work_mem": "1MB"}}
-    assert json.loads(brings([], "logical", {}))["parameters"] == {"wal_level": "logical"}
-    assert json.loads(brings(["x"], "logical", {"wal_level": "replica"})) == {
-        "hba": ["x"], "parameters": {"wal_level": "replica"},
+    assert json.loads(brings([], [], "replica", {"work_mem": "1MB"})) == {
+        "hba": [], "ident": [], "parameters": {"work_mem": "1MB"},
+    }  # fmt: skip
+    assert json.loads(brings([], [], "logical", {}))["parameters"] == {"wal_level": "logical"}
+    assert json.loads(brings(["x"], ["y"], "logical", {"wal_level": "replica"})) == {
+        "hba": ["x"], "ident": ["y"], "parameters": {"wal_level": "replica"},
     }  # fmt: skip
 
 

@@ -51,6 +51,8 @@ def test_brackets_without_end_are_no_list(name: str) -> None:
         ("postgres.hba", "host all all all md5", ["host all all all md5"]),
         ("postgres.hba", '["host all all all md5"]', ["host all all all md5"]),
         ("postgres.hba", [], []),
+        ("postgres.ident", "admins alice postgres", ["admins alice postgres"]),
+        ("postgres.ident", ['m /^(.*)@x[.]org$ \\1'], ['m /^(.*)@x[.]org$ \\1']),
         ("postgres.parameters.work_mem", "8MB", "8MB"),
         ("postgres.parameters.max_connections", 200, "200"),
         ("postgres.parameters.random_page_cost", 1.5, "1.5"),
@@ -90,6 +92,11 @@ def test_values_as_json_and_as_people_write_them(name: str, given: Any, value: A
         ("postgres.hba", ["a\nb"], "postgres.hba is a list of lines", "host all all"),
         ("postgres.hba", "hosts all all all md5", "'hosts all all all md5' is not a line of pg_hba.conf", "host all"),
         ("postgres.hba", ["host all all md5"], "is not a line of pg_hba.conf", "host all"),
+        ("postgres.ident", 7, "postgres.ident is a list of lines", "admins alice"),
+        ("postgres.ident", ["m alice"], "'m alice' is not a line of pg_ident.conf", "admins alice"),
+        ("postgres.ident", "include_dir a b", "is not a line of pg_ident.conf", "admins alice"),
+        ("postgres.ident", ["pgr nobody pgr"], "pgr's own map has this name", "another name"),
+        ("postgres.ident", ['"pgr_owner" bob postgres'], "pgr's own map has this name", "another name"),
         ("postgres.hba", [""], "'' is not a line of pg_hba.conf", "host all"),
         ("lease_ms", 500, "lease_ms can't be changed: a lease that changes", "found the cluster with another"),
     ],
@@ -99,7 +106,7 @@ def test_refusals_say_why_and_what_to_do(name: str, given: Any, reason: str, hin
         check(name, given)
     assert reason in refused.value.reason
     assert hint in refused.value.hint
-    assert refused.value.code == (78 if name == "lease_ms" else 64)
+    assert refused.value.code == (78 if name == "lease_ms" or "own map" in reason else 64)
 
 
 def test_every_row_explains_itself_and_its_default_is_one_of_its_values() -> None:
@@ -121,8 +128,9 @@ def test_what_is_absent_has_its_default() -> None:
 def test_what_a_charter_sets() -> None:
     assert founded("quorum", {"parameters": {}, "hba": []}) == {}
     assert founded("quorum", {}) == {}
-    assert founded("async", {"parameters": {"jit": "off"}, "hba": ["local all all peer"]}) == {
+    assert founded("async", {"parameters": {"jit": "off"}, "hba": ["local all all peer"], "ident": ["m a b"]}) == {
         "commit": "async", "postgres.parameters.jit": "off", "postgres.hba": ["local all all peer"],
+        "postgres.ident": ["m a b"],
     }  # fmt: skip
 
 

@@ -233,6 +233,7 @@ def test_founding_from_the_file() -> None:
         file="""
         [postgres]
         hba = ["host all all 10.0.0.0/8 scram-sha-256"]
+        ident = ["admins alice postgres"]
         initdb = ["--locale=C"]
         init_sql = "sql"
         superuser_password_file = "pw"
@@ -246,6 +247,7 @@ def test_founding_from_the_file() -> None:
     )
     f = c.founding
     assert f.hba == ("host all all 10.0.0.0/8 scram-sha-256",)
+    assert f.ident == ("admins alice postgres",)
     assert f.initdb == ("--locale=C",)
     assert (f.init_sql, f.password_file) == (Path("/etc/pgr/sql"), Path("/etc/pgr/pw"))
     assert f.parameters == {
@@ -262,6 +264,8 @@ def test_founding_from_the_file() -> None:
     ("text", "words"),
     [
         ('hba = ["all all"]', "not a line of pg_hba.conf"),
+        ('ident = ["alice"]', "not a line of pg_ident.conf"),
+        ('ident = ["pgr alice postgres"]', "own map"),
         ('hba = "host all all all trust"', "list of strings"),
         ('initdb = ["-D", "x"]', "decided by pgr"),
         ('initdb = ["--username=me"]', "decided by pgr"),
@@ -280,7 +284,7 @@ def test_more_rules_than_a_state_can_carry_are_refused_before_there_is_a_cluster
     rules = ["host all all 10.0.0.1/32 scram-sha-256"] * 700
     found = refused(file=f"[postgres]\nhba = {json.dumps(rules)}")
     assert (found.message, "pgr config set" in found.hint) == (
-        "hba and parameters in [postgres] in /etc/pgr/node.toml take more than 25000 characters", True
+        "hba, ident and parameters in [postgres] in /etc/pgr/node.toml take more than 25000 characters", True
     )  # fmt: skip
 
 

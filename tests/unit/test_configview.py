@@ -108,7 +108,8 @@ def test_get_config_has_every_setting_defaults_included() -> None:
     found = json.loads(answer(picture(cluster=cluster()), "/config", "", NOW).body)
     assert (found["commit"], found["sync_acks"], found["strict"], found["lease_ms"]) == ("quorum", 1, False, 700)
     assert found["maximum_lag_on_failover"] == 1 << 20
-    assert found["postgres"] == {"parameters": {"work_mem": "8MB", "x.y": 'a"b'}, "hba": ["local all all peer"]}
+    parameters = {"work_mem": "8MB", "x.y": 'a"b'}
+    assert found["postgres"] == {"parameters": parameters, "hba": ["local all all peer"], "ident": []}
 
 
 ALONE = SyncGroup((Seat("a", 0x1122334455667788),), 1)

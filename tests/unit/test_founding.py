@@ -63,14 +63,15 @@ def test_whoever_brings_data_is_the_founder_and_only_one_may() -> None:
 
 
 def test_what_comes_with_adopted_data_fills_in_what_the_founding_does_not_say() -> None:
-    brings = '{"hba":["local all all peer"],"parameters":{"wal_level":"logical","work_mem":"1MB"}}'
+    brings = '{"hba":["local all all peer"],"ident":["m a b"],"parameters":{"wal_level":"logical","work_mem":"1MB"}}'
     others = heard(replace(greeting("b", "77"), brings=brings), greeting("c"))
     charter = consider(greeting("a"), others, OPTIONS)
     assert isinstance(charter, Charter)
     brought = {"hba": ["local all all peer"], "parameters": {"wal_level": "logical", "work_mem": "1MB"}}
-    assert json.loads(charter.text)["settings"] == brought | {"adopts": "77"}
+    assert json.loads(charter.text)["settings"] == brought | {"ident": ["m a b"], "adopts": "77"}
     assert json.loads(found(charter.text, "0f").config) == {
         "postgres.hba": ["local all all peer"],
+        "postgres.ident": ["m a b"],
         "postgres.parameters.wal_level": "logical",
         "postgres.parameters.work_mem": "1MB",
     }
@@ -79,7 +80,7 @@ def test_what_comes_with_adopted_data_fills_in_what_the_founding_does_not_say() 
     assert isinstance(charter, Charter)
     assert json.loads(charter.text)["settings"] == {
         "hba": ["local all all trust"], "parameters": {"wal_level": "logical", "work_mem": "2MB"},
-        "adopts": "77",
+        "ident": ["m a b"], "adopts": "77",
     }  # fmt: skip
     # What an empty node says of itself changes nothing.
     charter = consider(greeting("a"), heard(replace(greeting("b"), brings=brings), greeting("c")), OPTIONS)

@@ -194,7 +194,7 @@ def test_parameters_and_rules_are_shown_to_the_primarys_postgres() -> None:
     cluster = opened("a", "b", "c")
     token = asked(cluster, "b", **{WORK_MEM: "8MB", "postgres.hba": ["local all all peer"], "strict": False})
     body = cluster.members["a"].checks[-1][1]
-    assert body == {"parameters": {"work_mem": "8MB"}, "hba": ["local all all peer"]}
+    assert body == {"parameters": {"work_mem": "8MB"}, "hba": ["local all all peer"], "ident": None}
     cluster.run(100)
     assert (config(cluster, "a"), cluster.members["b"].answers) == ({}, [])
     say(cluster, token, notes=["work_mem: reload"])
@@ -230,7 +230,7 @@ def test_unset_parameters_are_shown_too() -> None:
     say(cluster, asked(cluster, "a", **{WORK_MEM: "8MB"}))
     cluster.until(lambda: WORK_MEM in config(cluster, "a"))
     cluster.tell("a", "admin.request", {"name": "config.set", "body": {"set": {}, "unset": [WORK_MEM]}}, "q")
-    assert cluster.members["a"].checks[-1][1] == {"parameters": {"work_mem": None}, "hba": None}
+    assert cluster.members["a"].checks[-1][1] == {"parameters": {"work_mem": None}, "hba": None, "ident": None}
 
 
 def test_without_a_primary_nobody_can_be_asked() -> None:

@@ -169,4 +169,5 @@ def test_rules_of_pgr_come_before_the_users() -> None:
     assert all(line.endswith("reject") for line in replication[1:])
     assert lines.index("host all pgr_replication all reject") < lines.index("host all all all trust")
     assert "trust" not in hba((), "postgres")
+    assert ident("x", lines=["m a b", "m c d"]).endswith('pgr_owner "x" "postgres"\nm a b\nm c d\n')
     assert ident("al ice") == '# Written by pgr.\npgr "al ice" pgr\npgr_owner "al ice" "postgres"\n'

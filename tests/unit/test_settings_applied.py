@@ -232,19 +232,19 @@ class Files(Session):
 
 
 @pytest.mark.parametrize("error", [True, False])
-def test_rules_are_there_for_a_look_only(tmp_path: Any, error: bool) -> None:
-    path = tmp_path / "pg_hba.conf"
+@pytest.mark.parametrize(("name", "own"), [("hba", "pgr_replication"), ("ident", "pgr_owner")])
+def test_rules_are_there_for_a_look_only(tmp_path: Any, name: str, own: str, error: bool) -> None:
+    path = tmp_path / f"pg_{name}.conf"
     path.write_text("before")
     session = Files(path, error)
-    c = SimpleNamespace(
-        postgres=SimpleNamespace(hba_file=path), os_user="postgres", founding=lambda: {"superuser": "boss"}
-    )
-    task = configcheck._rules(cast(Context, c), cast(Any, session), ["host all all all magic"])
+    postgres = SimpleNamespace(**{f"{name}_file": path})
+    c = SimpleNamespace(postgres=postgres, os_user="postgres", founding=lambda: {"superuser": "boss"})
+    task = configcheck._rules(cast(Context, c), cast(Any, session), f"postgres.{name}", ["host all all all magic"])
     if error:
         with pytest.raises(BadSetting, match="'host all all all magic': invalid method"):
             run_blocking(task, now_ns() + 5_000 * MS)
     else:
         run_blocking(task, now_ns() + 5_000 * MS)
     assert "host all all all magic" in session.seen
-    assert session.seen.index("pgr_replication") < session.seen.index("magic"), "pgr's own come first"
+    assert session.seen.index(own) < session.seen.index("magic"), "pgr's own come first"
     assert path.read_text() == "before"
