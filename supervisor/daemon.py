@@ -43,6 +43,7 @@ from supervisor.sql import SqlFailure
 from supervisor.sqlsurface import Surface
 from supervisor.starts import Start
 from supervisor.steps import Steps
+from supervisor.systemd import Service
 from supervisor.tasks import NEVER, Handle, Outcome, Runner, Task, TaskTimeout, sleep
 
 SNAPSHOT_EVERY_MS = 1_000
@@ -120,6 +121,7 @@ class Daemon:
         self.https = httpgate.make(config, self.current, self.admin, log)
         self.http = self.https.server if self.https is not None else None
         self.files = filewatch.Files(config, log)
+        self.service = Service(log)
         self.exit_code: int | None = None
         self.failure: PgrError | None = None
         """Why the node cannot go on, for a person."""
@@ -531,8 +533,8 @@ class Daemon:
     # -- what others see -----------------------------------------------------------------------------------------
 
     def _publish(self) -> None:
-        now = now_ns()
-        c = self.c
+        c, now = self.c, now_ns()
+        self.service.turn(self.sentence, stopping=c.local.stopping)
         # A leader that is not primary says what it waits for; the others show that as the reason why there is none.
         waits = c.view.sentence if c.view.role == "leader" and not c.view.granted else ""
         c.facts = replace(c.facts, progress=c.cloning or waits, https=c.config.http_tls_cert is not None)

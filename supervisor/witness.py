@@ -33,6 +33,7 @@ from supervisor.healthserver import Current
 from supervisor.init import Signals, reap
 from supervisor.reread import reread
 from supervisor.roles import Local, Situation, View, plan
+from supervisor.systemd import Service
 
 OBSERVE_EVERY_MS = 1_000
 """As a parent does: the node takes a silent one for a hung one."""
@@ -87,6 +88,7 @@ class Witness(Host):
         view = View(incarnation=self.identity.incarnation)
         self.c = Seen(config, log, Bus(), view, Local(config.name, witness=True))
         self.signals = Signals()
+        self.service = Service(log)
         self.admin = AdminServer(self.context, self.c)
         self.current = Current(self.admin.snapshot)
         self.https = httpgate.make(config, self.current, self.admin, log)
@@ -198,6 +200,7 @@ class Witness(Host):
     def _publish(self, situation: Situation) -> None:
         c, now = self.c, situation.now_ns
         wanted, sentence = plan(situation)
+        self.service.turn(self.founding_sentence or sentence, stopping=self.stopping)
         leads = c.view.role == "leader"
         facts = observe.Facts(progress=c.view.sentence if leads else "", https=c.config.http_tls_cert is not None)
         seen = observe.observation(c.view, c.local, facts, wanted.step, sentence, self.version)
