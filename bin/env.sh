@@ -75,7 +75,7 @@ cache_dir() { # the place for this checkout below /var/cache/pgr (root), or the 
     elif [ -w "$root" ]; then
         echo "$root"
     else
-        echo "${XDG_CACHE_HOME:-$HOME/.cache}/pgr/$(printf '%s' "$root" | cksum | cut -d' ' -f1)"
+        echo "${XDG_CACHE_HOME:-${HOME:-/nonexistent}/.cache}/pgr/$(printf '%s' "$root" | cksum | cut -d' ' -f1)"
     fi
 }
 

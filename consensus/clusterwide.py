@@ -226,6 +226,16 @@ a frame with the rest of the state (fencing/wire.py: 1 MiB)."""
 HBA_TYPES = ("local", "host", "hostssl", "hostnossl", "hostgssenc", "hostnogssenc")
 
 
+_MAP, _WHO = r"(?!include)[A-Za-z0-9_]+", r"(?:(?:[A-Za-z0-9_]|\\1)[A-Za-z0-9_.@$+=-]*|/[^ ,\"#]+)"
+"""Of pg_ident.conf what nobody can read in two ways: no quotes, commas, comments, files, continued lines. One line that
+Postgres does not take puts all maps out of force, pgr's own too; only a regular expression (`/...`) can be such."""
+
+
+def has_expression(line: str) -> bool:
+    """Has this line of pg_ident.conf something that only Postgres can judge?"""
+    return any(word.startswith("/") for word in line.split())
+
+
 def lines(name: str, value: object) -> list[str]:
     """The rules of ``name``, one of `RULES`. Raises BadSetting."""
     if isinstance(value, str):
@@ -240,9 +250,9 @@ def lines(name: str, value: object) -> list[str]:
         words = line.split()
         if name == HBA and (not words or words[0] not in HBA_TYPES or len(words) < (4 if words[0] == "local" else 5)):
             raise BadSetting(f"{line!r} is not a line of pg_hba.conf", f'for example "{example}"')
-        if name == IDENT and (len(words) < 3 or words[0].startswith(("include", "#", "@"))):
-            raise BadSetting(f"{line!r} is not a line of pg_ident.conf", f'for example "{example}"')
-        if name == IDENT and words[0].strip('"') in OUR_MAPS:
+        if name == IDENT and not re.fullmatch(rf"{_MAP} +{_WHO} +{_WHO}(?<!\\)", line):
+            raise BadSetting(f"{line!r} is not a line of pg_ident.conf as pgr takes it", f'for example "{example}"')
+        if name == IDENT and words[0] in OUR_MAPS:
             raise BadSetting(f"{line!r}: pgr's own map has this name", "give the map another name", 78)
     return value
 

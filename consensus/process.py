@@ -178,7 +178,7 @@ class Host:
         self.scheduling = realtime.raise_priority()
         realtime.quiet_gc()
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
-        self.bus = bind_bus(self.context, Path(self.child.run_dir))
+        self.bus = self._bind_bus()
         self.watchdog = self._dial_watchdog() if child.role != WITNESS else None
         self.transport = Transport(child.name, (str(child.listen[0]), int(child.listen[1])), self._key(), {})
         self.poller = zmq.Poller()
@@ -206,6 +206,9 @@ class Host:
         if self.child.key_file:
             return read_key(Path(self.child.key_file))
         return derived_key(founding_seed(self.child.peers))
+
+    def _bind_bus(self) -> zmq.Socket[bytes]:
+        return bind_bus(self.context, Path(self.child.run_dir))
 
     def _dial_watchdog(self) -> zmq.Socket[bytes]:
         socket = self.context.socket(zmq.DEALER)

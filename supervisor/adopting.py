@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from consensus.clusterwide import BadSetting, check
+from consensus.clusterwide import IDENT, BadSetting, check, has_expression
 from supervisor.settings import OWN_ROLE, REPLICATION_ROLE, ROLE, unquote
 
 SIGNALS = ("standby.signal", "recovery.signal")
@@ -61,7 +61,7 @@ def rules_in(text: str, setting: str) -> list[str]:
     if len(text.encode(errors="replace")) > RULES_BYTES_MAX:
         raise BadRules(f"it has more than {RULES_BYTES_MAX} bytes")
     found: list[str] = []
-    for line in text.replace("\\\n", " ").splitlines():
+    for line in text.replace("\\\n", " ").split("\n"):  # as Postgres does: no other character ends a line
         rule = re.sub(r"\s+", " ", _without_comment(line)).strip()
         if not rule:
             continue
@@ -72,6 +72,8 @@ def rules_in(text: str, setting: str) -> list[str]:
             check(setting, [rule])
         except BadSetting as error:
             raise BadRules(error.reason) from None
+        if setting == IDENT and has_expression(rule):
+            raise BadRules(f"{rule!r} has a regular expression, which only a primary's Postgres can check")
         found.append(rule)
     return found
 

@@ -120,6 +120,7 @@ def _rules(c: Context, session: sql.Session, name: str, rules: list[str]) -> Tas
         if files.read_optional(path) == tried:
             files.write_atomically(path, before)
     if rows:
-        line = text.splitlines()[int(rows[0][0] or 1) - 1]
+        at, told = int(rows[0][0] or 1) - 1, text.splitlines()
+        line = told[at] if at < len(told) else "a file that it names"
         hint = f"see the chapter on {path.name} in Postgres's manual"
         raise BadSetting(f"{name}: {line!r}: {rows[0][1]}", hint)

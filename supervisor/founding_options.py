@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from consensus.clusterwide import CHARS_MAX, HBA, IDENT, BadSetting
+from consensus.clusterwide import CHARS_MAX, IDENT, BadSetting, has_expression
 from consensus.clusterwide import lines as rules_of
 from supervisor.errors import UsageError
 from supervisor.options import Facts, make_path
@@ -64,8 +64,8 @@ def load_founding(section: Mapping[str, Any], env: Mapping[str, str], file_path:
         except ValueError as exc:
             raise UsageError(f"POSTGRES_INITDB_ARGS: {exc}", "close the quotes") from None
     _initdb_arguments(initdb)
-    hba = _rules(section, HBA, where)
-    ident = _rules(section, IDENT, where)
+    hba = _hba(_strings(section.get("hba", []), "hba", where), where)
+    ident = _ident(_strings(section.get("ident", []), "ident", where), where)
     parameters = _parameters(section.get("parameters", {}), where)
     if len(json.dumps([hba, ident, parameters])) > SETTINGS_CHARS_MAX:
         raise UsageError(
@@ -103,13 +103,33 @@ def _strings(value: object, key: str, where: str) -> tuple[str, ...]:
     raise UsageError(f"{key} in {where} must be a list of strings, one line each", f'write {key} = ["...", "..."]')
 
 
-def _rules(section: Mapping[str, Any], setting: str, where: str) -> tuple[str, ...]:
-    key = setting.removeprefix("postgres.")
-    given = _strings(section.get(key, []), key, where)
-    try:
-        return tuple(rules_of(setting, list(given)))
-    except BadSetting as bad:
-        raise UsageError(f"{key} in {where}: {bad.reason}", bad.hint) from None
+_HBA_TYPES: Final = ("local", "host", "hostssl", "hostnossl", "hostgssenc", "hostnogssenc")
+
+
+def _hba(lines: tuple[str, ...], where: str) -> tuple[str, ...]:
+    for line in lines:
+        words = line.split()
+        if not words or words[0] not in _HBA_TYPES or len(words) < (4 if words[0] == "local" else 5):
+            raise UsageError(
+                f"hba in {where}: {line!r} is not a line of pg_hba.conf",
+                'for example "host all all 10.0.0.0/8 scram-sha-256"',
+            )
+    return lines
+
+
+def _ident(lines: tuple[str, ...], where: str) -> tuple[str, ...]:
+    """None that only a running Postgres can judge: pgr itself logs in by this file."""
+    for line in lines:
+        try:
+            rules_of(IDENT, [line])
+        except BadSetting as bad:
+            raise UsageError(f"ident in {where}: {bad.reason}", bad.hint) from None
+        if has_expression(line):
+            raise UsageError(
+                f"ident in {where}: {line!r} has a regular expression, which is checked by a primary's Postgres",
+                "found the cluster without it; then `pgr config set postgres.ident=...`",
+            )
+    return lines
 
 
 _OURS: Final = {

@@ -178,13 +178,17 @@ def _write_rules(programs: binaries.Binaries, pgdata: Path, children: ChildTable
     user = privileges.current().name
     rules = settings.hba(cluster.setting(clusterwide.HBA), user, superuser).partition("# ---\n")[2]
     _replace(path, rules)
-    maps = settings.ident(user, superuser, cluster.setting(clusterwide.IDENT)).splitlines()
-    needed = [line for line in maps if not line.startswith(("#", "pgr ", "pgr_owner "))]
-    needed += [line for line in maps if line.startswith("pgr_owner ")] * ("map=pgr_owner" in rules)
-    ident = (files.read_optional(pgdata / "pg_ident.conf") or b"").decode(errors="replace")
-    if more := [line for line in needed if line not in ident.splitlines()]:
-        _replace(pgdata / "pg_ident.conf", "\n".join([*filter(None, [ident.rstrip()]), *more, ""]))
-    return f"the client rules of the cluster are in {path}; what was there is beside it ({BEFORE})"
+    told = f"the client rules of the cluster are in {path}; what was there is beside it ({BEFORE})"
+    own = next(line for line in settings.ident(user, superuser).splitlines() if line.startswith("pgr_owner "))
+    maps = [*cluster.setting(clusterwide.IDENT), *[own] * ("map=pgr_owner" in rules)]
+    named = _run(children, jobs.run_job([programs.path("postgres"), "-C", "ident_file", *place], children))
+    path = Path(named.output.strip())
+    if path.parent != pgdata:
+        more = f"; {path}, which postgresql.conf names, needs these user name maps: {maps}"
+        return told + more * bool(maps)
+    # Whole: a map that the cluster has taken away must not be in force again.
+    _replace(path, "".join(f"{line}\n" for line in maps))
+    return told
 
 
 def _replace(path: Path, text: str) -> None:

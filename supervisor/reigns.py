@@ -87,7 +87,7 @@ def reigns(events: Sequence[HistoryEvent]) -> list[Reign]:
         saved = [e for e in mine if e.kind == "salvaged"]
         found.append(Reign(
             (opened or grant).at, grant.node, grant.term, grant.timeline, opened is not None, grant.reason,
-            ending(events[since:i], events[since - 1].node, events[since - 1].term) if n else (),
+            ending(events[since:i], events[since - 1].node, events[since - 1].term) if n else _first(events[:i]),
             next((e.gap_ms for e in mine if e.gap_ms is not None), None),
             tuple(f"{e.node} {e.reason}" for e in saved), sum(e.bytes_salvaged for e in saved),
         ))  # fmt: skip
@@ -104,6 +104,11 @@ def ending(events: Sequence[HistoryEvent], last: str, term: int, *, dated: bool 
     lost = f"{last}, primary of term {term}, was lost: nothing in the log says that it ended"
     told = [_line(e, dated=dated) for e in ours] + [lost] * (not over)
     return (*told, *(_line(e, dated=dated) for e in events if e.kind == "vetoed"))
+
+
+def _first(events: Sequence[HistoryEvent]) -> tuple[str, ...]:
+    """Before the first grant that is remembered: older ones may be forgotten, so nobody is said to be lost."""
+    return tuple(_line(e, dated=False) for e in events if e.kind in (*ASKED, *OVER, "vetoed"))
 
 
 def _line(event: HistoryEvent, *, dated: bool) -> str:

@@ -125,7 +125,7 @@ def describe(node: str, at: str, primary: str, place: Path, parts: tuple[Piece, 
 
 
 def too_many(names: Sequence[str], keep: int) -> list[str]:
-    """The oldest of the complete ones beyond ``keep`` (at least 1): names begin with the time. Data directories that
+    """The oldest of the complete ones beyond ``keep``: names begin with the time. Data directories that
     were moved aside are not counted and never removed."""
     complete = sorted(name for name in names if name.endswith(WAL))
     return complete[: max(0, len(complete) - keep)]
@@ -167,7 +167,8 @@ def save_wal(c: Context, ancestry: Ancestry, primary: str) -> Task[Salvage]:
     files.sync_directory(target.parent)
     c.log.info("salvage.saved", place=str(target), bytes=found.bytes_salvaged, command=found.command)
     keep = int(c.cluster.setting(clusterwide.SALVAGE_KEEP))
-    for name in too_many(os.listdir(target.parent), keep):
+    # Not this one, whatever its name says: a clock may have stepped back, and the rewind is still to come.
+    for name in too_many([n for n in os.listdir(target.parent) if n != target.name], keep - 1):
         c.log.warning("salvage.removed", expected=True, place=str(target.parent / name), kept=keep)
         yield from jobs.run_job(["rm", "-rf", str(target.parent / name)], c.children)
     return found

@@ -27,15 +27,17 @@ class Service:
         now = {"READY": "1", "STATUS": " ".join(sentence.split())[:CHARACTERS_MAX]}
         now |= {"STOPPING": "1"} if stopping else {}
         news = [f"{name}={value}" for name, value in now.items() if self.told.get(name) != value]
-        if news:
+        if news and self._sent("\n".join(news)):
             self.told = now
-            self._send("\n".join(news))
 
-    def _send(self, text: str) -> None:
+    def _sent(self, text: str) -> bool:
+        """False: not now; it is told with the next turn."""
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as out:
                 out.setblocking(False)
                 address = self.address.encode(errors="surrogateescape")
                 out.sendto(text.encode(errors="replace"), b"\0" + address[1:] if address[:1] == b"@" else address)
-        except OSError as error:  # the service works without; systemd waits for READY and says so
+        except OSError as error:
             self.log.once_per("systemd", 10).warning("systemd.not_told", error=str(error), socket=self.address)
+            return False
+        return True

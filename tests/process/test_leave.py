@@ -97,7 +97,7 @@ def test_rules_go_where_postgres_looks_and_nothing_is_overwritten_without_a_copy
     leave._write_rules(programs, pgdata, CHILDREN, cluster)
     assert (pgdata / "pg_hba.conf").read_text(encoding="utf-8") == "local all all peer\n"
     assert (pgdata / f"pg_hba.conf{leave.BEFORE}").read_bytes() == before
-    assert (pgdata / "pg_ident.conf").read_text(encoding="utf-8").splitlines()[-1:] == ["m a b"]
+    assert (pgdata / "pg_ident.conf").read_text(encoding="utf-8").splitlines() == ["m a b"], "what was there is no more"
     # None of the people's: those that pgr had, with the map that they name.
     leave._write_rules(programs, pgdata, CHILDREN, ClusterState("0f"))
     assert "map=pgr_owner" in (pgdata / "pg_hba.conf").read_text(encoding="utf-8")

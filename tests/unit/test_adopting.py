@@ -92,10 +92,11 @@ def test_rules_that_no_other_node_could_have_are_named(rule: str, why: str) -> N
 def test_maps_are_taken_over_where_a_rule_needs_them() -> None:
     assert not uses_maps(rules_in(HBA, "postgres.hba"))
     assert uses_maps(["local all all peer", 'local all all peer "map=omap"'])
-    text = "# MAP SYSTEM ROLE\nomap  alice\tpostgres # the boss\nomap /^(.*)@x.org$ \\1\n"
-    assert rules_in(text, "postgres.ident") == ["omap alice postgres", "omap /^(.*)@x.org$ \\1"]
+    text = "# MAP SYSTEM ROLE\nomap  alice\tpostgres # the boss\n# a\x0cm mallory postgres\nomap a.b@x.org b\n"
+    assert rules_in(text, "postgres.ident") == ["omap alice postgres", "omap a.b@x.org b"]
     for line, why in (("include more", "names another file"), ("omap @staff x", "names another file"),
-                      ("omap alice", "no line|not a line of pg_ident.conf"), ("pgr x y", "own map")):  # fmt: skip
+                      ("omap alice", "not a line of pg_ident.conf"), ("pgr x y", "own map"),
+                      ("m /( postgres", "regular expression"), ("m a,b c", "not a line")):  # fmt: skip
         with pytest.raises(BadRules, match=why):
             rules_in(f"{line}\n", "postgres.ident")
 

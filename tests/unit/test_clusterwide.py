@@ -96,7 +96,12 @@ def test_values_as_json_and_as_people_write_them(name: str, given: Any, value: A
         ("postgres.ident", ["m alice"], "'m alice' is not a line of pg_ident.conf", "admins alice"),
         ("postgres.ident", "include_dir a b", "is not a line of pg_ident.conf", "admins alice"),
         ("postgres.ident", ["pgr nobody pgr"], "pgr's own map has this name", "another name"),
-        ("postgres.ident", ['"pgr_owner" bob postgres'], "pgr's own map has this name", "another name"),
+        *(
+            ("postgres.ident", [line], "is not a line of pg_ident.conf as pgr takes it", "admins alice")
+            for line in ('"pgr_owner" bob postgres', ",pgr a pgr", 'p"g"r a pgr', 'p""gr a pgr', '"include" /f #',
+                         ",include /f #", "m @/file x", "m a b # c", "m a b\\", "m a /b\\", "m a b c", "m a,b c",
+                         "m a", "m a #", "include a b")
+        ),
         ("postgres.hba", [""], "'' is not a line of pg_hba.conf", "host all"),
         ("lease_ms", 500, "lease_ms can't be changed: a lease that changes", "found the cluster with another"),
     ],

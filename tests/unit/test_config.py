@@ -266,6 +266,7 @@ def test_founding_from_the_file() -> None:
         ('hba = ["all all"]', "not a line of pg_hba.conf"),
         ('ident = ["alice"]', "not a line of pg_ident.conf"),
         ('ident = ["pgr alice postgres"]', "own map"),
+        ('ident = ["m /( postgres"]', "regular expression"),
         ('hba = "host all all all trust"', "list of strings"),
         ('initdb = ["-D", "x"]', "decided by pgr"),
         ('initdb = ["--username=me"]', "decided by pgr"),

@@ -143,3 +143,4 @@ def test_a_cluster_that_was_rebuilt_says_so_before_its_first_primary() -> None:
         HistoryEvent("t4", "promoted", 10, 40, "c", "y"), HistoryEvent("t5", "opened", 10, 40, "c", "is open"),
     ]  # fmt: skip
     assert reigns(told)[-1].before == ("recovered: c has rebuilt the cluster",)
+    assert reigns(told[2:])[0].before == ("recovered: c has rebuilt the cluster",), "what was before it is forgotten"

@@ -228,6 +228,16 @@ def test_only_so_many_are_kept(here: Here, config: dict[str, Any], count: int, r
     assert (kept / "20000101T000000Z-pgdata-replaced").exists()
 
 
+def test_the_newest_stays_though_the_clock_has_stepped_back(here: Here) -> None:
+    here.c.cluster = replace(ClusterState(), config=canonical({"salvage_keep": 1}))
+    kept = here.c.config.salvage_dir
+    kept.mkdir()
+    (kept / "29990101T000000Z-wal").mkdir()
+    saved = here.save()
+    assert here.removed == ["29990101T000000Z-wal"]
+    assert Path(saved.place).exists()
+
+
 def test_the_history_is_told_until_it_has_the_line(here: Here) -> None:
     saved = here.save()
     task = salvage.tell(here.context, saved)

@@ -45,6 +45,27 @@ def test_ready_once_the_status_when_it_changes_and_the_stop(systemd: socket.sock
     ]
 
 
+def filled(other: socket.socket, address: str | bytes) -> int:
+    """So many fit into its queue."""
+    for sent in range(10_000):
+        try:
+            other.sendto(b"x", address)
+        except BlockingIOError:
+            return sent
+    raise AssertionError("it has no end")
+
+
+def test_what_could_not_be_told_is_told_later(systemd: socket.socket, logged: Logged) -> None:
+    service = Service(logged[0])
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        other.setblocking(False)
+        sent = filled(other, systemd.getsockname())
+    service.turn("early", stopping=False)
+    assert [systemd.recv(1000) for _ in range(sent)] == [b"x"] * sent
+    service.turn("late", stopping=False)
+    assert systemd.recv(1000) == b"READY=1\nSTATUS=late"
+
+
 def test_whoever_was_not_started_by_systemd_tells_nobody(logged: Logged, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     service = Service(logged[0])
