@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from supervisor.localcluster import LocalNode, own
-from tests.cluster.world import World
+from tests.cluster.world import World, rare
 
 pytestmark = [
     pytest.mark.cluster,
@@ -89,7 +89,7 @@ def test_a_copy_brings_its_tablespaces_and_the_old_ones_are_kept(spaced: World) 
     assert world.query(primary, "SELECT count(*) FROM far") == [(1000,)]
 
 
-@pytest.mark.slow
+@rare
 def test_files_of_somebody_else_are_left_alone_and_named(spaced: World) -> None:
     """As on one machine for two nodes: what is there may be the data of a Postgres that runs."""
     world = spaced

@@ -337,7 +337,9 @@ def test_the_raft_child_is_told_of_an_empty_node(found: Found) -> None:
     assert (told["postgres_address"], told["http_address"]) == ("127.0.0.1:5432", "127.0.0.1:8008")
     assert (told["raft_dir"], told["run_dir"]) == (str(found.home / "raft"), str(found.home / "run"))
     assert (told["key_file"], told["profile"], told["commit"]) == ("", "default", "quorum")
-    assert json.loads(told["settings"]) == {"hba": [], "parameters": {}, "superuser": "postgres"}
+    assert json.loads(told["settings"]) == {
+        "hba": [], "ident": [], "parameters": {}, "superuser": "postgres",
+    }  # fmt: skip
 
 
 def test_http_off_is_an_empty_address(home: Path) -> None:
@@ -493,7 +495,7 @@ def test_a_node_that_starts_ends_them_first(found: Found, monkeypatch: pytest.Mo
         made = daemon._context()
         assert job.wait(30) == -signal.SIGKILL
         for link in (made.raft, made.watchdog):
-            link.socket.close(0)
+            link.close()
     finally:
         daemon.zmq.destroy(linger=0)
         job.kill()
