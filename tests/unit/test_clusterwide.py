@@ -15,6 +15,7 @@ from consensus.clusterwide import (
     changed,
     check,
     founded,
+    has_expression,
     merged,
     parameters,
     sentence,
@@ -112,6 +113,12 @@ def test_refusals_say_why_and_what_to_do(name: str, given: Any, reason: str, hin
     assert reason in refused.value.reason
     assert hint in refused.value.hint
     assert refused.value.code == (78 if name == "lease_ms" or "own map" in reason else 64)
+
+
+def test_what_only_postgres_can_judge_of_a_map() -> None:
+    assert has_expression(r"m /^(.*)@x[.]org$ \1")
+    assert has_expression("m alice /^app")
+    assert not has_expression("m a/b postgres")
 
 
 def test_every_row_explains_itself_and_its_default_is_one_of_its_values() -> None:
