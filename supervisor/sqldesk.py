@@ -93,7 +93,9 @@ class Desk:
         """What SQL shows from now on: at once if ``key`` is another, else within a second. Never blocks."""
         before, self.told = self.told, Told(documents, key, taken_ns)
         if self._thread is not None and self._thread.is_alive():
-            if before is None or before.key != key:
+            # After a pause of the whole process the thread may just have written what was old already.
+            paused = before is not None and taken_ns - before.taken_ns > 2 * WRITE_EVERY_MS * MS
+            if before is None or before.key != key or paused:
                 self.ring()
         elif taken_ns >= self._again_ns:
             self._again_ns = taken_ns + RETRY_MS * MS
@@ -196,7 +198,8 @@ class Work:
 
     def _write(self, told: Told) -> None:
         now = now_ns()
-        if told.key == self.written_key and now - self.written_ns < WRITE_EVERY_MS * MS:
+        newer = told.taken_ns - self.written_taken_ns >= WRITE_EVERY_MS * MS
+        if told.key == self.written_key and now - self.written_ns < WRITE_EVERY_MS * MS and not newer:
             return
         self.written_ns = now
         if told.taken_ns == self.written_taken_ns:

@@ -181,6 +181,7 @@ def test_a_supervisor_that_hangs_is_told_and_nothing_is_asked_of_it(shared_world
     finally:
         node.send(signal.SIGCONT)
     world.wait_whole()
+    with_roles(world)
     assert asked_for(world) == before
 
 

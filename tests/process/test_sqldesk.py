@@ -53,19 +53,19 @@ class Room:
         self.desks: list[Desk] = []
         self.source = object()
 
-    def start(self) -> Desk:
+    def start(self, taken_ns: int = 0) -> Desk:
         log = Log("json", "a", "", fd=self.log_fd)
         self.desks.append(Desk(self.place, "a", self.home / "admin.sock", log))
-        self.publish()
+        self.publish(taken_ns=taken_ns)
         self.until((self.place / STATUS).exists, "the status is written")
         return self.desks[-1]
 
-    def publish(self, key: object = 1, **status: Any) -> None:
+    def publish(self, key: object = 1, taken_ns: int = 0, **status: Any) -> None:
         shown = (
             Document(CONFIG, lambda: {"settings": []}, self.source),
             Document(STATUS, lambda: {"node": "a"} | status),
         )
-        self.desks[-1].publish(shown, key, now_ns())
+        self.desks[-1].publish(shown, key, taken_ns or now_ns())
 
     def close(self) -> None:
         for desk in self.desks:
@@ -309,6 +309,18 @@ def test_the_status_is_written_once_a_second_or_at_once_if_it_matters(room: Room
     room.publish(key="yet another", n=3)
     room.until(lambda: room.status().get("n") == 3, "at once")
     assert (room.place / CONFIG).stat().st_ino != config
+
+
+def test_after_a_pause_of_the_process_what_is_new_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread may have come first, and have written what the loop had told before the pause."""
+    monkeypatch.setattr(sqldesk, "WRITE_EVERY_MS", 60_000)
+    room = Room()
+    try:
+        room.start(taken_ns=now_ns() - 200_000 * MS)
+        room.publish(n=1)
+        room.until(lambda: room.status().get("n") == 1, "it is written")
+    finally:
+        room.close()
 
 
 def test_what_matters_does_not_wait_for_the_next_second(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
