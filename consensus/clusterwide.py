@@ -355,8 +355,8 @@ def founded(commit: str, settings: Mapping[str, Any]) -> dict[str, Value]:
     if commit != TABLE["commit"].default:
         found["commit"] = commit
     for name in RULES:
-        if lines := settings.get(name.removeprefix("postgres.")):
-            found[name] = list(lines)
+        if given := settings.get(name.removeprefix("postgres.")):
+            found[name] = list(given)
     return found
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from consensus.clusterwide import CHARS_MAX, IDENT, BadSetting, has_expression
+from consensus.clusterwide import CHARS_MAX, HBA_TYPES, IDENT, BadSetting, has_expression
 from consensus.clusterwide import lines as rules_of
 from supervisor.errors import UsageError
 from supervisor.options import Facts, make_path
@@ -103,13 +103,10 @@ def _strings(value: object, key: str, where: str) -> tuple[str, ...]:
     raise UsageError(f"{key} in {where} must be a list of strings, one line each", f'write {key} = ["...", "..."]')
 
 
-_HBA_TYPES: Final = ("local", "host", "hostssl", "hostnossl", "hostgssenc", "hostnogssenc")
-
-
 def _hba(lines: tuple[str, ...], where: str) -> tuple[str, ...]:
     for line in lines:
         words = line.split()
-        if not words or words[0] not in _HBA_TYPES or len(words) < (4 if words[0] == "local" else 5):
+        if not words or words[0] not in HBA_TYPES or len(words) < (4 if words[0] == "local" else 5):
             raise UsageError(
                 f"hba in {where}: {line!r} is not a line of pg_hba.conf",
                 'for example "host all all 10.0.0.0/8 scram-sha-256"',
