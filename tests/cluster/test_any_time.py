@@ -90,8 +90,7 @@ def test_the_source_of_a_copy_is_ended(make_world: Callable[..., World], way: st
     world = make_world()
     world.start()
     world.wait_whole()
-    primary = world.primary()
-    assert primary is not None
+    primary = world.wait_writable()
     run(world, primary, "CREATE TABLE big AS SELECT repeat('x', 1000) AS x FROM generate_series(1, 100000)")
     with world.writing() as writer:
         newcomer = world.add("d", at=world.standbys()[0])
@@ -108,8 +107,7 @@ def test_the_source_of_a_copy_is_ended(make_world: Callable[..., World], way: st
 @pytest.mark.parametrize("event", ["rewind.begin", "rewind.end"])
 def test_a_deposed_primary_is_ended_while_it_is_rewound(world: World, event: str, way: str) -> None:
     """Between the two its PGDATA is neither what it was nor what it is to be: a mark on disk says so."""
-    primary = world.primary()
-    assert primary is not None
+    primary = world.wait_writable()
     with world.writing() as writer:
         for standby in world.standbys():
             standby.kill_all()
@@ -145,8 +143,7 @@ def hold_rewind(world: World, node: LocalNode) -> None:
 
 @WAYS
 def test_what_a_rewind_has_left_half_done_is_never_started(world: World, way: str) -> None:
-    primary = world.primary()
-    assert primary is not None
+    primary = world.wait_writable()
     with world.writing() as writer:
         for standby in world.standbys():
             standby.kill_all()
@@ -172,8 +169,7 @@ def test_what_a_rewind_has_left_half_done_is_never_started(world: World, way: st
 @WAYS
 @pytest.mark.parametrize("event", ["postgres.promoting", "postgres.promoted", "epoch.proven"])
 def test_the_next_primary_is_ended_while_it_is_promoted(world: World, event: str, way: str) -> None:
-    primary, standbys = world.primary(), world.standbys()
-    assert primary is not None
+    primary, standbys = world.wait_writable(), world.standbys()
     before = {node.name: seen(world, node, event) for node in standbys}
 
     def who() -> list[LocalNode]:
@@ -193,8 +189,7 @@ def test_the_next_primary_is_ended_while_it_is_promoted(world: World, event: str
 @WAYS
 @pytest.mark.parametrize("who", ["from", "to"])
 def test_a_node_is_ended_during_a_switchover(world: World, who: str, way: str) -> None:
-    primary, (target, third) = world.primary(), world.standbys()
-    assert primary is not None
+    primary, (target, third) = world.wait_writable(), world.standbys()
     before = seen(world, target, "postgres.promoting")
     stops = seen(world, primary, "plan")
     with world.writing() as writer:

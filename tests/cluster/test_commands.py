@@ -15,8 +15,7 @@ pytestmark = pytest.mark.cluster
 
 def test_without_a_read_quorum_there_is_no_primary_until_loss_is_accepted(world: World) -> None:
     """Two lost, the third may lack acknowledged commits: it refuses, says why, and is overruled only in words."""
-    primary = world.primary()
-    assert primary is not None
+    primary = world.wait_writable()
     last, other = world.standbys()
     other.kill_all()
     primary.kill_all()
@@ -54,8 +53,7 @@ def test_asynchronous_commit_fails_over_too(make_world: Callable[..., World]) ->
     world = make_world(commit="async")
     world.start()
     world.wait_writable(standbys=2)
-    primary = world.primary()
-    assert primary is not None
+    primary = world.wait_writable()
     assert world.query(primary, "SHOW synchronous_standby_names") == [("",)]
     for node in world.standbys():
         world.wait_replayed(node)  # else their copies may be without the end that proves them

@@ -53,8 +53,7 @@ def pending(world: World, name: str) -> str:
 
 @pytest.mark.slow
 def test_settings_reach_every_node(world: World, tmp_path: Path) -> None:
-    primary = world.primary()
-    assert primary is not None
+    primary = world.wait_writable()
     a, (b, left_behind) = primary, world.standbys()
 
     for command in commands("".join(fenced(section("Settings")))):
@@ -176,8 +175,7 @@ def two_and_a_witness(make_world: Callable[..., World]) -> World:
 @pytest.mark.slow
 def test_not_strict_goes_on_alone_and_says_so_everywhere(make_world: Callable[..., World]) -> None:
     world = two_and_a_witness(make_world)
-    primary, witness = world.primary(), world["c"]
-    assert primary is not None
+    primary, witness = world.wait_writable(), world["c"]
     other = next(node for node in world.standbys() if node is not witness)
     with world.writing() as writer:
         killed_ns, _ = other.kill_all()

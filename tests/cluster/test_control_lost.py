@@ -17,8 +17,7 @@ pytestmark = pytest.mark.cluster
 
 def test_sessions_of_the_supervisor_are_cut_and_the_primary_is_lost(world: World) -> None:
     """Whoever ends pgr's own sessions (an administrator, a timeout) must not take the failover away."""
-    primary = world.primary()
-    assert primary is not None
+    primary = world.wait_writable()
     with world.writing() as writer:
         for node in world.nodes:
             cut = world.query(node, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'pgr'")
@@ -34,8 +33,7 @@ def test_sessions_of_the_supervisor_are_cut_and_the_primary_is_lost(world: World
 def test_a_frozen_parent_of_the_primary_does_not_keep_it_writable(world: World, also: str) -> None:
     """Invariant 3: a hang of any one of the three processes, or of the parent and one child. Nobody but the parent can
     demote in an orderly way, so its Raft child makes way, the lease ends, and the watchdog acts, or else that child."""
-    primary = world.primary()
-    assert primary is not None
+    primary = world.wait_writable()
     with world.writing() as writer:
         gone = Gone(postgres_pids(primary))
         frozen_ns = now_ns()
@@ -60,8 +58,7 @@ def test_a_frozen_parent_of_the_primary_does_not_keep_it_writable(world: World, 
 @pytest.mark.timeout(300)
 def test_a_primary_whose_postmaster_hangs_makes_way(world: World) -> None:
     """Sessions that are open go on, the lease is renewed, all processes live: but nobody can connect any more."""
-    primary = world.primary()
-    assert primary is not None
+    primary = world.wait_writable()
     with world.writing() as writer:
         postmaster = primary.pid_of("postmaster")
         os.kill(postmaster, signal.SIGSTOP)
@@ -75,8 +72,7 @@ def test_a_primary_whose_postmaster_hangs_makes_way(world: World) -> None:
 
 def test_a_frozen_watchdog_is_replaced_and_costs_no_write(world: World) -> None:
     """Else nobody would be left to act when the parent hangs as well."""
-    primary = world.primary()
-    assert primary is not None
+    primary = world.wait_writable()
     before = primary.pid_of("watchdog")
     with world.writing() as writer:
         os.kill(before, signal.SIGSTOP)

@@ -52,8 +52,7 @@ def errors(body: dict[str, Any]) -> list[str]:
 
 @pytest.mark.slow
 def test_a_cluster_with_an_override_and_then_with_a_dead_member(world: World) -> None:
-    primary = world.primary()
-    assert primary is not None
+    primary = world.wait_writable()
     change(world, primary, "ALTER ROLE postgres SET synchronous_commit = off")
     world.settles(lambda: "role postgres: off" in str(world.status()), "the node has seen it")
     code, body = doctor(world)
@@ -89,8 +88,7 @@ def test_a_cluster_with_an_override_and_then_with_a_dead_member(world: World) ->
 @pytest.mark.slow
 def test_a_member_that_hangs_and_a_postgres_that_is_kept_down(world: World) -> None:
     """The same port answers, and nobody behind it does."""
-    primary = world.primary()
-    assert primary is not None
+    primary = world.wait_writable()
     other, hung = world.standbys()
     hung.send(signal.SIGSTOP)
     code, body = doctor(world, node=other)
@@ -113,8 +111,7 @@ def test_a_member_that_hangs_and_a_postgres_that_is_kept_down(world: World) -> N
 @pytest.mark.slow
 def test_rules_and_roles_that_people_have_changed(world: World) -> None:
     """A rule that trusts everybody; a role that may not do what a rewind needs."""
-    primary = world.primary()
-    assert primary is not None
+    primary = world.wait_writable()
     rules = json.dumps(["local all postgres peer map=pgr_owner", "host all all all trust"])
     done = world.pgr("config", "set", f"postgres.hba={rules}", node=primary)
     assert done.returncode == 0, done.stderr

@@ -55,8 +55,7 @@ def _stuck(found: dict[str, Any]) -> bool:
 @pytest.mark.slow
 def test_explain_and_dry_runs_from_health_to_the_last_copy(world: World) -> None:
     """All is well; then two of three are lost, in an order that leaves a majority without a read quorum."""
-    primary = world.primary()
-    assert primary is not None
+    primary = world.wait_writable()
     last, other = world.standbys()
     both = sorted((last.name, other.name))
     for node in world.nodes:

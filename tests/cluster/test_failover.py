@@ -20,8 +20,7 @@ KILLS = {"quick": 2, "ci": 4, "all": 10}[os.environ.get("PGR_TEST_LEVEL", "quick
 def test_the_primary_is_lost_and_comes_back(world: World) -> None:
     with world.writing() as writer:
         for _ in range(KILLS):
-            primary = world.primary()
-            assert primary is not None
+            primary = world.wait_writable()
             killed_ns, _ = primary.kill_all()
             world.writes_again(writer, killed_ns)
             assert writer.gap(killed_ns).seconds < 15, "a primary within a bound, even on a busy machine"
@@ -54,8 +53,7 @@ def test_all_three_are_lost_at_once_and_nothing_is_missing(world: World) -> None
 
 @pytest.mark.parametrize("child", ["raft", "watchdog"])
 def test_a_killed_child_of_the_primary_costs_no_write(world: World, child: str) -> None:
-    primary = world.primary()
-    assert primary is not None
+    primary = world.wait_writable()
     postmaster = primary.pid_of("postmaster")
     with world.writing() as writer:
         for _ in range(3):
@@ -72,8 +70,7 @@ def test_a_killed_child_of_the_primary_costs_no_write(world: World, child: str) 
 
 
 def test_a_frozen_raft_child_has_no_postgres_before_another_accepts_a_write(world: World) -> None:
-    primary = world.primary()
-    assert primary is not None
+    primary = world.wait_writable()
     seen = primary.status()
     assert seen is not None
     with world.writing() as writer:
@@ -101,8 +98,7 @@ def test_a_frozen_raft_child_has_no_postgres_before_another_accepts_a_write(worl
 
 
 def test_a_killed_parent_leaves_no_postgres(world: World) -> None:
-    primary = world.primary()
-    assert primary is not None
+    primary = world.wait_writable()
     seen = primary.status()
     assert seen is not None
     with world.writing() as writer:
@@ -122,8 +118,7 @@ def test_a_killed_parent_leaves_no_postgres(world: World) -> None:
 
 
 def test_a_killed_postmaster_is_noticed_at_once(world: World) -> None:
-    primary = world.primary()
-    assert primary is not None
+    primary = world.wait_writable()
     with world.writing() as writer:
         gone = Gone(postgres_pids(primary))
         killed_ns = now_ns()

@@ -78,8 +78,7 @@ def test_another_takes_over_and_nothing_is_started_beside_what_is_left(
         took_s = (now_ns() - killed_ns) / 1e9
         print(f"another is primary, the first not fenced: after {took_s:.2f} s, load {os.getloadavg()[0]:.1f}")
         # Not the client above: its connection is open as long as its backend is there.
-        new = world.primary()
-        assert new is not None
+        new = world.wait_writable()
         with psycopg.connect(world.node_uri(new), autocommit=True) as session:
             session.execute("CREATE TABLE meanwhile (a int)")
         stuck = working_in(pgdata)

@@ -105,8 +105,7 @@ def reached(world: World, port: int) -> LocalNode | None:
 
 @pytest.mark.timeout(300)
 def test_it_follows_a_failover(world: World, proxy: Proxy) -> None:
-    first = world.primary()
-    assert first is not None
+    first = world.wait_writable()
     for section in ("primary", "batman"):
         world.settles(lambda section=section: proxy.up(section) == [first.name], f"{section} knows it")  # type: ignore[misc]  # bound now
     standbys = sorted(node.name for node in world.standbys())

@@ -212,8 +212,7 @@ def dribble(held: list[socket.socket], word: bytes) -> None:
 
 @pytest.mark.slow
 def test_slow_clients_keep_no_check_out_and_cost_no_write(world: World) -> None:
-    primary = world.primary()
-    assert primary is not None
+    primary = world.wait_writable()
     worst_s = 0.0
     with world.writing() as writer:
         began = len(writer.failures)
@@ -310,8 +309,7 @@ def test_tls_of_a_whole_node(make_world: Callable[..., World], tmp_path: Path) -
 def test_check_patroni(world: World, tmp_path: Path) -> None:
     """The Nagios plugin for Patroni, from PyPI."""
     program = installed(tmp_path / "env", "check_patroni>=2,<3") / "check_patroni"
-    primary = world.primary()
-    assert primary is not None
+    primary = world.wait_writable()
     standby = world.standbys()[0]
 
     def check(node: LocalNode, *words: str) -> tuple[int, str]:

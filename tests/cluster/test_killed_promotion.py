@@ -147,8 +147,7 @@ def test_of_three_another_gets_its_turn(make_world: Callable[..., World], moment
         hold.teach(world, node)
     world.start()
     world.wait_writable(standbys=2)
-    primary, standbys = world.primary(), world.standbys()
-    assert primary is not None
+    primary, standbys = world.wait_writable(), world.standbys()
     with world.writing() as writer:
         with hold:
             killed_ns, _ = primary.kill_all()
@@ -167,8 +166,7 @@ def test_control_a_file_nobody_wrote_to_taken_for_wal_leaves_no_primary(make_wor
         hold.teach(world, node, ALL_FILES_COUNT)
     world.start()
     world.wait_writable(standbys=2)
-    primary, standbys = world.primary(), world.standbys()
-    assert primary is not None
+    primary, standbys = world.wait_writable(), world.standbys()
     with hold:
         primary.kill_all()
         hold.kill_whoever_is_there(standbys)

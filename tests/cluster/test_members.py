@@ -60,8 +60,7 @@ def test_a_fourth_node_joins_and_leaves_under_load(calm: World) -> None:
         assert "is no member any more" in said
         assert node.wait(30) == 0, "an end as asked for"
         world.wait_members("a b c", "2 of a b c")
-        primary = world.primary()
-        assert primary is not None
+        primary = world.wait_writable()
         world.settles(lambda: not world.query(primary, SLOT.format("d")), "its slot holds no WAL")
         code, stderr = world.run_node(node)
         assert code == 78, stderr
@@ -74,8 +73,7 @@ def test_a_fourth_node_joins_and_leaves_under_load(calm: World) -> None:
 def test_who_is_needed_for_every_commit_is_not_removed_while_the_other_does_not_stream(world: World) -> None:
     """It is up, and its Postgres flushes nothing (frozen here; being copied anew, or in a long recovery): without the
     one that is to go every commit would wait."""
-    (one, two), primary = world.standbys(), world.primary()
-    assert primary is not None
+    (one, two), primary = world.standbys(), world.wait_writable()
     with world.writing() as writer:
         frozen = postgres_pids(one)
         for pid in frozen:
@@ -116,8 +114,7 @@ def test_three_to_five_to_three_with_a_killed_primary_at_each_step(world: World)
         lose_the_primary()
         for name in "ab":
             world.wait_members(*{"a": ("a b c d e", "3 of a b c d e"), "b": ("b c d e", "3 of b c d e")}[name])
-            primary = world.primary()
-            assert primary is not None
+            primary = world.wait_writable()
             if primary.name == name:
                 assert world.pgr("switchover", node=primary).returncode == 0
                 world.wait_whole()
@@ -187,8 +184,7 @@ def incarnation_in(status: dict[str, object], name: str) -> str:
 
 @pytest.mark.slow
 def test_what_the_cluster_can_not_do_without_is_not_removed(world: World) -> None:
-    primary = world.primary()
-    assert primary is not None
+    primary = world.wait_writable()
     dead, left = world.standbys()
     assert "is the primary" in refused(world, 75, "remove", primary.name, node=left)
     assert "no member is named x" in refused(world, 64, "remove", "x")
@@ -294,8 +290,7 @@ def test_a_member_moves_to_other_ports(calm: World) -> None:
     """Also all of them at once, with nobody left where the log says."""
     world = calm
     node, away = world.standbys()
-    primary = world.primary()
-    assert primary is not None
+    primary = world.wait_writable()
     with world.writing() as writer:
         assert node.stop(60) == 0
         move(node)

@@ -17,8 +17,7 @@ def started(node: LocalNode, event: str = "postgres.starting") -> int:
 
 @pytest.mark.slow
 def test_one_node_is_fenced_restarted_let_go_and_copied_anew(world: World) -> None:
-    primary = world.primary()
-    assert primary is not None
+    primary = world.wait_writable()
     standby, other = world.standbys()
     with world.writing() as writer:
         # -- a standby, over a restart
@@ -67,8 +66,7 @@ def test_one_node_is_fenced_restarted_let_go_and_copied_anew(world: World) -> No
 
 @pytest.mark.slow
 def test_all_may_be_fenced_by_force_only_and_explain_tells_the_way_back(world: World) -> None:
-    primary = world.primary()
-    assert primary is not None
+    primary = world.wait_writable()
     for standby in world.standbys():
         assert world.pgr("fence", standby.name, "--force").returncode == 0
     refused = world.pgr("fence", primary.name)

@@ -25,8 +25,7 @@ def explains(world: World, node: LocalNode, text: str) -> None:
 
 
 def test_in_pause_a_lost_primary_is_not_replaced_until_somebody_says_so(world: World) -> None:
-    primary = world.primary()
-    assert primary is not None
+    primary = world.wait_writable()
     b, c = world.standbys()
     done = world.pgr("pause", "--wait", node=c)
     assert (done.returncode, done.stdout) == (0, "paused\n"), done.stderr
@@ -57,8 +56,7 @@ def test_in_pause_postgres_that_a_person_stops_stays_down_and_a_lost_lease_moves
     world = make_world()
     world.start()
     world.wait_writable(standbys=2)
-    primary = world.primary()
-    assert primary is not None
+    primary = world.wait_writable()
     standby, other = world.standbys()
     assert world.pgr("pause", "--wait").returncode == 0
     # -- a standby that is stopped by hand

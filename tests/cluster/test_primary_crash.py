@@ -64,8 +64,7 @@ def timelines(world: World) -> list[int]:
 
 def restarted_in_place(world: World, writer: Writer) -> LocalNode:
     """The primary, once it has come back from a crash and clients write there again."""
-    primary = world.primary()
-    assert primary is not None
+    primary = world.wait_writable()
     before = timelines(world)
     killed_ns = crash(primary)
     world.writes_again(writer, killed_ns)
@@ -90,8 +89,7 @@ def test_a_crashed_primary_is_started_again_in_place(world: World) -> None:
 def test_a_lost_backend_takes_the_same_way(world: World) -> None:
     """As after an out-of-memory kill: Postgres ends itself (`restart_after_crash = off`), what it left is killed."""
     wants(world, on_primary_crash="restart")
-    primary = world.primary()
-    assert primary is not None
+    primary = world.wait_writable()
     with world.writing() as writer, psycopg.connect(world.node_uri(primary), autocommit=True) as session:
         killed_ns = now_ns()
         os.kill(session.info.backend_pid, signal.SIGKILL)
@@ -165,8 +163,7 @@ def test_one_that_does_not_come_up_in_time_hands_over(make_world: Callable[..., 
 @rare
 def test_one_that_cannot_start_hands_over_before_its_time_is_up(world: World) -> None:
     wants(world, on_primary_crash="restart", primary_start_timeout="10min")
-    primary = world.primary()
-    assert primary is not None
+    primary = world.wait_writable()
     conf = primary.data / "pgdata" / "postgresql.conf"
     before = conf.read_text(encoding="utf-8")
     with world.writing() as writer:

@@ -61,8 +61,7 @@ def kinds(world: World, node: LocalNode) -> list[tuple[str, str]]:
 
 
 def test_one_of_three_is_left(world: World) -> None:
-    primary = world.primary()
-    assert primary is not None
+    primary = world.wait_writable()
     survivor, other = world.standbys()
     with world.writing() as writer:
         pass
@@ -120,8 +119,7 @@ def test_one_of_three_is_left(world: World) -> None:
 def test_a_stopped_one_is_left_and_the_others_come_back_first(world: World) -> None:
     """The control is in it: nobody tells the old majority while the new cluster is down, and it goes on as what it was.
     It can't be kept from that, only from going on beside the new one."""
-    primary = world.primary()
-    assert primary is not None
+    primary = world.wait_writable()
     survivor, other = world.standbys()
     before = cluster_of(survivor)
     for node in world.nodes:

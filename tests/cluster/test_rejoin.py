@@ -35,8 +35,7 @@ def kinds(world: World, name: str) -> list[str]:
 
 @pytest.mark.timeout(300)
 def test_a_standby_whose_wal_is_gone_is_copied_again(world: World) -> None:
-    primary, standby = world.primary(), world.standbys()[0]
-    assert primary is not None
+    primary, standby = world.wait_writable(), world.standbys()[0]
     clones = kinds(world, standby.name).count("clone.end")
     with world.writing() as writer:
         standby.kill_all()
@@ -62,8 +61,7 @@ def test_a_standby_whose_wal_is_gone_is_copied_again(world: World) -> None:
 
 
 def test_a_primary_with_wal_of_its_own_is_rewound_and_that_wal_is_kept(world: World) -> None:
-    primary = world.primary()
-    assert primary is not None
+    primary = world.wait_writable()
     assert world.pgr("config", "set", "salvage_keep=0").returncode == 64
     assert world.pgr("config", "set", "salvage_keep=2").returncode == 0
     for day in (1, 2, 3):
@@ -119,8 +117,7 @@ LEFT = {
 
 @pytest.mark.slow
 def test_what_other_tools_leave_behind_misleads_no_start(world: World) -> None:
-    primary, standby = world.primary(), world.standbys()[0]
-    assert primary is not None
+    primary, standby = world.wait_writable(), world.standbys()[0]
     with world.writing() as writer:
         for node in (standby, primary):
             node.kill_all()

@@ -94,8 +94,7 @@ def copies(node: LocalNode) -> list[str]:
 
 
 def test_a_copy_is_made_of_a_standby_and_if_it_fails_of_the_primary(world: World) -> None:
-    primary = world.primary()
-    assert primary is not None
+    primary = world.wait_writable()
     made, source = world.standbys()
     before = len(copies(made))
     with world.writing() as writer:

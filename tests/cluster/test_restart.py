@@ -32,8 +32,7 @@ def happened(world: World, since: int, kind: str) -> list[tuple[str, str]]:
 
 
 def test_a_raised_setting_takes_a_rolling_restart_and_nothing_is_lost(world: World) -> None:
-    primary, since = world.primary(), len(world.asked_status()["history"])
-    assert primary is not None
+    primary, since = world.wait_writable(), len(world.asked_status()["history"])
     before = {node.name: node.pid_of("postmaster") for node in world.nodes}
     with world.writing() as writer:
         assert world.pgr("config", "set", RAISED).returncode == 0
@@ -54,8 +53,7 @@ def test_a_raised_setting_takes_a_rolling_restart_and_nothing_is_lost(world: Wor
         assert max_connections(world) == {"120"}
         world.settles(lambda: not any(m["pending_restart"] for m in world.asked_status()["members"]), "nothing waits")
         assert world.pgr("restart", "--pending").stdout == "nothing waits for a restart\n"
-        moved = world.primary()
-        assert moved is not None
+        moved = world.wait_writable()
         assert moved is not primary, "by switchover"
     assert all(node.pid_of("postmaster") != before[node.name] for node in world.nodes)
     assert happened(world, since, "failed") == []
@@ -63,8 +61,7 @@ def test_a_raised_setting_takes_a_rolling_restart_and_nothing_is_lost(world: Wor
 
 
 def test_the_primary_alone_is_restarted_in_place_and_stays_what_it_is(world: World) -> None:
-    primary, since = world.primary(), len(world.asked_status()["history"])
-    assert primary is not None
+    primary, since = world.wait_writable(), len(world.asked_status()["history"])
     standby, _ = world.standbys()
     with world.writing() as writer:
         for _ in range(3):
@@ -94,8 +91,7 @@ def test_one_node_alone_is_restarted_too(make_world: Callable[..., World]) -> No
 
 
 def test_a_standby_that_does_not_start_ends_the_restart_with_what_to_do(world: World) -> None:
-    primary = world.primary()
-    assert primary is not None
+    primary = world.wait_writable()
     first, second = sorted(world.standbys(), key=lambda node: node.name)
     pids = {node: node.pid_of("postmaster") for node in (primary, second)}
     bad = first.data / "pgdata" / "postgresql.conf"
@@ -115,8 +111,7 @@ def test_a_standby_that_does_not_start_ends_the_restart_with_what_to_do(world: W
 
 
 def test_what_is_scheduled_survives_a_change_of_leader_and_is_done_once(world: World) -> None:
-    primary, since = world.primary(), len(world.asked_status()["history"])
-    assert primary is not None
+    primary, since = world.wait_writable(), len(world.asked_status()["history"])
     target, third = world.standbys()
     assert world.pgr("switchover", "--to", primary.name, "--at", "+1h").returncode == 64, "it is the primary already"
     done = world.pgr("restart", third.name, "--at", "+9s", node=target)

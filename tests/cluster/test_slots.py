@@ -39,7 +39,7 @@ def test_a_failover_slot_outlives_its_primary_and_comes_back_with_it(make_world:
     with world.writing(pause_s=0.02) as writer:
 
         def copied(nodes: list[LocalNode]) -> bool:
-            world.query(writer_of(world), READ)  # a slot that moves on is what a copy can catch up with
+            world.query(world.wait_writable(), READ)  # a slot that moves on is what a copy can catch up with
             return all(is_copied(world, node) for node in nodes)
 
         standbys = world.standbys()
@@ -152,7 +152,3 @@ def execute(world: World, node: LocalNode, statement: str) -> None:
         connection.execute(statement.encode())
 
 
-def writer_of(world: World) -> LocalNode:
-    primary = world.primary()
-    assert primary is not None
-    return primary

@@ -58,8 +58,7 @@ def everywhere(world: World, query: str, expected: list[tuple[Any, ...]], databa
 
 def with_roles(world: World) -> LocalNode:
     """Two roles of users, and the functions on every node."""
-    primary = world.primary()
-    assert primary is not None
+    primary = world.wait_writable()
     everywhere_there(world)
     for role, group in (("boss", "pgr_admin"), ("watcher", "pgr_monitor")):
         if world.query(primary, f"SELECT to_regrole('{role}') IS NULL") == [(True,)]:
@@ -148,8 +147,7 @@ def test_the_primary_is_asked_to_go_and_is_lost(shared_world: World) -> None:
     # And after the loss of a primary.
     third.kill_all()
     world.settles(lambda: world.primary() in (first, second), "another primary")
-    primary = world.primary()
-    assert primary is not None
+    primary = world.wait_writable()
     third.start()
     primary_is(world, primary.name)
     world.wait_whole()

@@ -15,8 +15,7 @@ pytestmark = pytest.mark.cluster
 
 def test_three_empty_nodes_become_a_cluster(shared_world: World) -> None:
     world = shared_world
-    primary = world.primary()
-    assert primary is not None
+    primary = world.wait_writable()
     with world.writing() as writer:
         world.settles(lambda: len(writer.acked) > 50, "fifty rows")
     world.check_no_loss(writer, everywhere=True)
@@ -31,8 +30,7 @@ def test_three_empty_nodes_become_a_cluster(shared_world: World) -> None:
 
 def test_every_node_tells_the_same_story(shared_world: World) -> None:
     world = shared_world
-    primary = world.primary()
-    assert primary is not None
+    primary = world.wait_writable()
     for node in world.nodes:
         seen = world.asked_status(node)
         assert seen["node"] == node.name

@@ -16,8 +16,7 @@ def test_switchover_to_each_node_in_turn(shared_world: World) -> None:
     world = shared_world
     with world.writing() as writer:
         for target in ("b", "c", "a"):
-            before = world.primary()
-            assert before is not None
+            before = world.wait_writable()
             to = target if target != before.name else next(node.name for node in world.nodes if node is not before)
             asked_ns = now_ns()
             done = world.pgr("switchover", "--to", to, "--json", node=world.standbys()[0])
@@ -36,8 +35,7 @@ def test_switchover_to_each_node_in_turn(shared_world: World) -> None:
 
 def test_switchover_to_nobody_is_refused(shared_world: World) -> None:
     world = shared_world
-    primary = world.primary()
-    assert primary is not None
+    primary = world.wait_writable()
     for to in ("nobody", primary.name):
         done = world.pgr("switchover", "--to", to)
         assert done.returncode in (64, 78)
@@ -46,8 +44,7 @@ def test_switchover_to_nobody_is_refused(shared_world: World) -> None:
 
 
 def test_a_primary_that_is_stopped_hands_over_first(world: World) -> None:
-    primary = world.primary()
-    assert primary is not None
+    primary = world.wait_writable()
     with world.writing() as writer:
         asked_ns = now_ns()
         assert primary.stop(60) == 0

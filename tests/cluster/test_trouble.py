@@ -48,8 +48,7 @@ def noise(rng: random.Random) -> bytes:
 def test_noise_on_the_consensus_ports_costs_no_write(shared_world: World) -> None:
     world = shared_world
     rng = random.Random(11)
-    primary = world.primary()
-    assert primary is not None
+    primary = world.wait_writable()
     before = {node.name: node.pid_of("raft") for node in world.nodes}
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     with contextlib.ExitStack() as left_open, world.writing() as writer:
@@ -139,8 +138,7 @@ def until_it_writes(world: World, victim: LocalNode) -> None:
 @pytest.mark.parametrize("role", [pytest.param("standby", marks=pytest.mark.slow), "primary"])
 def test_a_full_raft_disk_stops_that_node_and_nothing_else(small_disks: World, role: str) -> None:
     world = small_disks
-    primary = world.primary()
-    assert primary is not None
+    primary = world.wait_writable()
     victim = primary if role == "primary" else world.standbys()[0]
     with world.writing() as writer:
         ballast = fill(victim)

@@ -113,7 +113,8 @@ class World(LocalCluster):
         self.settles(reached, f"members {roles}, sync group {group}", lambda: str(self.status()), seconds)
 
     def standbys(self) -> list[LocalNode]:
-        primary = self.primary()
+        """All others than the primary, which is waited for: on a loaded machine nobody may be for a moment."""
+        primary = self.wait_writable()
         return [node for node in self.nodes if node is not primary]
 
     def asked_status(self, node: LocalNode | None = None) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from tests.cluster.test_quorum_promises import mutate
 from tests.net.mutants import FORGETS
 from tests.net.network import between
 from tests.net.sampler import shared_timelines
-from tests.net.test_partition import primary_of
 from tests.net.world import NetWorld, Workload
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(500)]
@@ -40,7 +39,7 @@ def writes_after(load: Workload, node: LocalNode, timeline: int) -> bool:
 def answers_and_dies(world: NetWorld, load: Workload, moment: str) -> tuple[LocalNode, LocalNode, LocalNode]:
     """(deposed primary, its successor, who has helped it to that). The helper was cut off its power in that moment,
     and the two others are alone."""
-    old, timeline = primary_of(world), world.timeline(load)
+    old, timeline = world.wait_writable(), world.timeline(load)
     seen = old.status()
     assert seen is not None
     pair, term = world.others(old), seen.term

@@ -15,7 +15,6 @@ from supervisor.localcluster import SECOND, LocalNode
 from tests.cluster.test_quorum_promises import mutate
 from tests.net.mutants import NOBODY_HANDS_OVER, WHO_LEADS_IS_PROMOTED
 from tests.net.network import CONSENSUS, POSTGRES, between
-from tests.net.test_partition import primary_of
 from tests.net.world import NetWorld, Workload
 
 pytestmark = pytest.mark.cluster
@@ -32,7 +31,7 @@ def knows(node: LocalNode) -> bool:
 
 def parted(world: NetWorld, load: Workload) -> tuple[LocalNode, LocalNode]:
     """(more log and less WAL; more WAL and less log); the primary is off, and both are alone for now."""
-    old = primary_of(world)
+    old = world.wait_writable()
     more_log, more_wal = world.others(old)
     rest = [old.name, more_log.name]
     cut = world.cut(between([more_log.name], [old.name, more_wal.name], POSTGRES))
@@ -61,7 +60,7 @@ def test_one_has_more_of_the_log_and_the_other_more_wal(net: NetWorld, begins: s
     """``begins``: who is there first, and campaigns as long as nobody answers."""
     world = net
     with world.working() as load:
-        old, timeline = primary_of(world), world.timeline(load)
+        old, timeline = world.wait_writable(), world.timeline(load)
         more_log, more_wal = parted(world, load)
         before = promotions(world, more_log)
         late = more_wal if begins == "more log" else more_log

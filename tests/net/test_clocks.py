@@ -16,7 +16,7 @@ from fencing.lease import MS
 from supervisor.localcluster import SECOND, LocalNode
 from tests.net import clocks
 from tests.net.clocks import Clocks
-from tests.net.test_partition import ends_within_the_lease, primary_of
+from tests.net.test_partition import ends_within_the_lease
 from tests.net.world import NetWorld, Workload, send
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
@@ -76,14 +76,14 @@ def works_on(world: NetWorld, load: Workload) -> None:
 
 def stays(world: NetWorld, load: Workload, primary: LocalNode, timeline: int) -> None:
     assert not [failure for writer in load.writers for failure in writer.failures], "not one failed write"
-    assert (primary_of(world), world.timeline(load)) == (primary, timeline), "nor another primary"
+    assert (world.wait_writable(), world.timeline(load)) == (primary, timeline), "nor another primary"
     assert not any(fenced_for_jumps(world, node) for node in world.nodes)
 
 
 def test_jumps_of_the_standbys_cost_no_write(make_clocked: Clocked) -> None:
     """By an hour, forwards, backwards, to and fro; the kernel tells of each."""
     world, times = make_clocked()
-    primary = primary_of(world)
+    primary = world.wait_writable()
     left, right = world.others(primary)
     with world.working() as load:
         timeline = world.timeline(load)
@@ -98,7 +98,7 @@ def test_jumps_of_the_standbys_cost_no_write(make_clocked: Clocked) -> None:
 
 def test_a_small_step_of_the_primary_costs_no_write(make_clocked: Clocked) -> None:
     world, times = make_clocked()
-    primary = primary_of(world)
+    primary = world.wait_writable()
     with world.working() as load:
         timeline = world.timeline(load)
         for offset_s in (SMALL_S, 0, -SMALL_S):
@@ -112,7 +112,7 @@ def test_nothing_but_the_watchdog_looks_at_a_clock_that_jumps(make_clocked: Cloc
     """The primary's goes to and fro by an hour and nobody is told: no lease, no election and no time limit goes by it
     but those of Postgres, which connects anew."""
     world, times = make_clocked()
-    primary = primary_of(world)
+    primary = world.wait_writable()
     with world.working() as load:
         timeline = world.timeline(load)
         for offset_s in (HOUR_S, -HOUR_S, 0):
@@ -127,7 +127,7 @@ def test_a_primary_whose_clock_jumps_is_fenced_first(make_clocked: Clocked) -> N
     world, times = make_clocked()
     with world.working() as load:
         for offset_s in (HOUR_S, -HOUR_S, 300):
-            old, timeline = primary_of(world), world.timeline(load)
+            old, timeline = world.wait_writable(), world.timeline(load)
             before = fenced_for_jumps(world, old)
             jump = times.jump(old, offset_s)
             world.moves_on(load, timeline)
@@ -147,7 +147,7 @@ def test_a_primary_whose_clock_jumps_is_fenced_first(make_clocked: Clocked) -> N
 def paused_and_resumed(world: NetWorld, times: Clocks, load: Workload) -> tuple[LocalNode, int, int]:
     """The primary stood still until another one wrote, and its CLOCK_BOOTTIME with it: by that its lease goes on, and
     nobody reaches it to say otherwise. The node, its timeline and the instant it went on."""
-    old, timeline = primary_of(world), world.timeline(load)
+    old, timeline = world.wait_writable(), world.timeline(load)
     pids = old.pids()  # looked up before: it is a matter of milliseconds
     world.isolate(old)
     for pid in pids:
@@ -205,7 +205,7 @@ def test_nodes_whose_clocks_differ_by_days(make_net: Callable[..., NetWorld]) ->
     world.begin()
     with world.working() as load:
         for _ in world.nodes:
-            old, timeline = primary_of(world), world.timeline(load)
+            old, timeline = world.wait_writable(), world.timeline(load)
             cut = world.isolate(old)
             world.moves_on(load, timeline)
             world.heal()

@@ -18,7 +18,6 @@ from tests.cluster.world import postgres_pids
 from tests.conftest import FAILED
 from tests.net import disks
 from tests.net.disks import Disk, Disks, slow, traced
-from tests.net.test_partition import primary_of
 from tests.net.world import NetWorld, Workload
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
@@ -42,7 +41,7 @@ def disked(make_net: Callable[..., NetWorld], request: pytest.FixtureRequest) ->
 
 
 def chosen(world: NetWorld, role: str) -> LocalNode:
-    return primary_of(world) if role == "primary" else world.standbys()[0]
+    return world.wait_writable() if role == "primary" else world.standbys()[0]
 
 
 def writes_until_refused(world: NetWorld, node: LocalNode, statement: str) -> str:
@@ -91,7 +90,7 @@ def with_a_small_pg_wal(world: NetWorld, made: Disks) -> tuple[LocalNode, Disk]:
     """The primary."""
     node = world.begin()
     disk = made.wal(node)
-    if primary_of(world) is not node:
+    if world.wait_writable() is not node:
         assert world.pgr("switchover", "--to", node.name).returncode == 0
         world.settles(lambda: world.primary() is node, "it is primary again", world.describe)
         world.wait_whole()
@@ -135,7 +134,7 @@ def test_a_full_pgdata(disked: Disked, role: str) -> None:
     world.begin()
     for node in world.nodes:
         made.wal_elsewhere(node)
-    primary, node = primary_of(world), chosen(world, role)
+    primary, node = world.wait_writable(), chosen(world, role)
     with world.working() as load:
         timeline = world.timeline(load)
         with psycopg.connect(world.node_uri(primary), autocommit=True) as session:
@@ -152,7 +151,7 @@ def test_a_full_pgdata(disked: Disked, role: str) -> None:
         comes_back(world, load, node, made_of[node.name])
         if role == "standby":
             assert not any(writer.failures for writer in load.writers), "not one failed write"
-        assert (primary_of(world), world.timeline(load)) == (primary, timeline)
+        assert (world.wait_writable(), world.timeline(load)) == (primary, timeline)
     world.check(load)
 
 
@@ -170,7 +169,7 @@ def test_one_disk_for_everything_is_full(disked: Disked, role: str) -> None:
             world.moves_on(load, timeline)
             world.settles(lambda: world.primary() not in (None, node), "another one is open", world.describe)
         else:
-            with psycopg.connect(world.node_uri(primary_of(world)), autocommit=True) as session:
+            with psycopg.connect(world.node_uri(world.wait_writable()), autocommit=True) as session:
                 for _ in range(60):
                     session.execute(MEGABYTE.encode())
             world.settles(lambda: not world.streams(node), "it cannot go on")
@@ -190,7 +189,7 @@ def raft_of(node: LocalNode) -> list[int]:
 @pytest.mark.parametrize("pids_of", [raft_of, postgres_pids], ids=["Raft log", "WAL"])
 def test_slow_disks_cost_no_write(net: NetWorld, pids_of: Callable[[LocalNode], list[int]]) -> None:
     """On every node, as of a disk that turns: writes take longer, and nobody loses its place."""
-    world, primary = net, primary_of(net)
+    world, primary = net, net.wait_writable()
     with world.working() as load:
         timeline = world.timeline(load)
         pids = [pid for node in world.nodes for pid in pids_of(node)]
@@ -201,7 +200,7 @@ def test_slow_disks_cost_no_write(net: NetWorld, pids_of: Callable[[LocalNode], 
             while_full(world, load)
         world.goes_on(load, now_ns())
         assert not any(writer.failures for writer in load.writers), "not one failed write"
-        assert (primary_of(world), world.timeline(load)) == (primary, timeline)
+        assert (world.wait_writable(), world.timeline(load)) == (primary, timeline)
     world.check(load)
 
 
@@ -209,7 +208,7 @@ def test_slow_disks_cost_no_write(net: NetWorld, pids_of: Callable[[LocalNode], 
 @pytest.mark.parametrize("pids_of", [raft_of, postgres_pids], ids=["Raft log", "WAL"])
 def test_a_disk_slower_than_a_lease_loses_nothing(net: NetWorld, pids_of: Callable[[LocalNode], list[int]]) -> None:
     """1.5 s for each fsync on the primary: it may keep its place or lose it."""
-    world, primary = net, primary_of(net)
+    world, primary = net, net.wait_writable()
     with world.working() as load:
         pids = pids_of(primary)
         with slow(pids, 1500):

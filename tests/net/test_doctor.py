@@ -12,7 +12,6 @@ from supervisor.localcluster import LocalNode
 from tests.net import clocks
 from tests.net.clocks import Clocks
 from tests.net.network import Link, between, both
-from tests.net.test_partition import primary_of
 from tests.net.world import NetWorld
 
 pytestmark = pytest.mark.cluster
@@ -41,7 +40,7 @@ def wrong(body: dict[str, Any]) -> dict[str, list[str]]:
 
 def test_two_members_that_do_not_reach_each_other(net: NetWorld) -> None:
     """A bridge: the primary sees both, and nothing stops. Off loopback the binaries of the package are warned about."""
-    world, primary = net, primary_of(net)
+    world, primary = net, net.wait_writable()
     left, right = world.others(primary)
     code, body = doctor(world, primary)
     assert (code, wrong(body)) == (0, {}), body
@@ -61,7 +60,7 @@ def test_two_members_that_do_not_reach_each_other(net: NetWorld) -> None:
 
 def test_a_member_that_is_cut_off_and_one_whose_postgres_is(net: NetWorld) -> None:
     """Of the first everybody says that nobody reaches it; of the other that its Postgres is not reached."""
-    world, primary = net, primary_of(net)
+    world, primary = net, net.wait_writable()
     left, right = world.others(primary)
     world.isolate(right, client=True)
     code, body = doctor(world, primary)
@@ -74,7 +73,7 @@ def test_a_member_that_is_cut_off_and_one_whose_postgres_is(net: NetWorld) -> No
     world.heal()
     world.wait_whole()
 
-    primary = primary_of(world)
+    primary = world.wait_writable()
     left, right = world.others(primary)
     world.cut(between([left.name, primary.name], [right.name], right.pg_port))  # the same port everywhere
     code, body = doctor(world, primary)
@@ -87,7 +86,7 @@ def test_a_member_that_is_cut_off_and_one_whose_postgres_is(net: NetWorld) -> No
 
 
 def test_one_direction_is_enough(net: NetWorld) -> None:
-    world, primary = net, primary_of(net)
+    world, primary = net, net.wait_writable()
     left, right = world.others(primary)
     world.cut([Link(left.name, right.name, right.listen_port)])
     code, body = doctor(world, primary)

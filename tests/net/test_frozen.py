@@ -12,7 +12,6 @@ import pytest
 from fencing.clock import now_ns
 from supervisor.localcluster import SECOND, LocalNode
 from tests.net.sampler import Sample, doubles
-from tests.net.test_partition import primary_of
 from tests.net.world import NetWorld, Workload
 
 pytestmark = pytest.mark.cluster
@@ -27,7 +26,7 @@ def on(load: Workload, node: LocalNode, timeline: int, since_ns: int, *, quorum:
 @pytest.mark.quick
 def test_a_frozen_primary_that_thaws_without_its_control_plane_acknowledges_nothing(net: NetWorld) -> None:
     """Its Postgres alone goes on, in sessions from before, and does accept writes: only no commit gets through."""
-    world, old = net, primary_of(net)
+    world, old = net, net.wait_writable()
     with world.working() as load:
         timeline = world.timeline(load)
         world.freeze(old)
@@ -46,7 +45,7 @@ def test_a_frozen_primary_that_thaws_without_its_control_plane_acknowledges_noth
 
 
 def test_a_frozen_primary_that_thaws_whole_is_fenced_and_comes_back(net: NetWorld) -> None:
-    world, old = net, primary_of(net)
+    world, old = net, net.wait_writable()
     with world.working() as load:
         timeline = world.timeline(load)
         world.freeze(old)
@@ -59,7 +58,7 @@ def test_a_frozen_primary_that_thaws_whole_is_fenced_and_comes_back(net: NetWorl
 
 
 def test_a_frozen_control_plane_with_a_running_postgres_loses_nothing(net: NetWorld) -> None:
-    world, old = net, primary_of(net)
+    world, old = net, net.wait_writable()
     with world.working(writers=4) as load:
         timeline = world.timeline(load)
         world.freeze_control(old)

@@ -6,7 +6,6 @@ import pytest
 
 from fencing.clock import now_ns
 from supervisor.localcluster import SECOND
-from tests.net.test_partition import primary_of
 from tests.net.world import NetWorld
 
 pytestmark = pytest.mark.cluster
@@ -14,7 +13,7 @@ pytestmark = pytest.mark.cluster
 
 def test_a_slow_link_costs_no_write(net: NetWorld) -> None:
     """100 to 140 ms there and back, where a heartbeat is sent every 100 ms."""
-    world, old = net, primary_of(net)
+    world, old = net, net.wait_writable()
     with world.working() as load:
         timeline = world.timeline(load)
         world.network.delay(old.name, 50, jitter_ms=20)

@@ -21,12 +21,6 @@ from tests.net.world import NetWorld, Workload
 pytestmark = pytest.mark.cluster
 
 
-def primary_of(world: NetWorld) -> LocalNode:
-    primary = world.primary()
-    assert primary is not None
-    return primary
-
-
 def ends_within_the_lease(world: NetWorld, load: Workload, old: LocalNode, timeline: int, cut: Instant) -> None:
     """The last write that ``old`` accepted under its old grant was sent at most L + F after the cut."""
     last = load.sampler.last(old.name, timeline)
@@ -39,7 +33,7 @@ def ends_within_the_lease(world: NetWorld, load: Workload, old: LocalNode, timel
 @pytest.mark.quick
 def test_an_isolated_primary_accepts_nothing_after_its_lease(net: NetWorld) -> None:
     """Sessions on it stay open, and clients still reach it: only the fence stops them."""
-    world, old = net, primary_of(net)
+    world, old = net, net.wait_writable()
     with world.working() as load:
         timeline = world.timeline(load)
         cut = world.isolate(old)
@@ -92,7 +86,7 @@ def test_control_without_a_fence_and_without_quorum_commit_acknowledged_rows_are
 
 @pytest.mark.parametrize("way", ["it is not heard", "it hears nothing"])
 def test_a_one_way_cut_of_the_primary(net: NetWorld, way: str) -> None:
-    world, old = net, primary_of(net)
+    world, old = net, net.wait_writable()
     with world.working() as load:
         timeline = world.timeline(load)
         others = [node.name for node in world.others(old)]
@@ -109,7 +103,7 @@ def test_a_one_way_cut_of_the_primary(net: NetWorld, way: str) -> None:
 @pytest.mark.quick
 def test_a_primary_without_control_plane_whose_standbys_still_reach_it(net: NetWorld) -> None:
     """Also interleaving 3: they promise while its WAL still comes, and could go on acknowledging."""
-    world, old = net, primary_of(net)
+    world, old = net, net.wait_writable()
     with world.working(writers=4) as load:
         timeline = world.timeline(load)
         cut = world.isolate(old, port=CONSENSUS)
@@ -123,7 +117,7 @@ def test_a_primary_without_control_plane_whose_standbys_still_reach_it(net: NetW
 
 def test_a_data_plane_that_is_cut_holds_every_commit_until_it_is_back(net: NetWorld) -> None:
     """Nothing is wrong with the votes; nobody has what the primary writes, so nobody is told that it is safe."""
-    world, old = net, primary_of(net)
+    world, old = net, net.wait_writable()
     with world.working() as load:
         timeline = world.timeline(load)
         cut = world.isolate(old, port=POSTGRES)
@@ -138,7 +132,7 @@ def test_a_data_plane_that_is_cut_holds_every_commit_until_it_is_back(net: NetWo
 
 def test_a_bridge_node_that_sees_both_halves_keeps_the_primary_where_it_is(net: NetWorld) -> None:
     """The two ends do not see each other; one is primary, and with the bridge node it has a majority."""
-    world, old = net, primary_of(net)
+    world, old = net, net.wait_writable()
     end, bridge = world.others(old)
     with world.working() as load:
         timeline = world.timeline(load)
@@ -154,7 +148,7 @@ def test_a_bridge_node_that_sees_both_halves_keeps_the_primary_where_it_is(net: 
 
 
 def test_a_flapping_link_of_the_primary_loses_nothing(net: NetWorld) -> None:
-    world, old = net, primary_of(net)
+    world, old = net, net.wait_writable()
     with world.working() as load:
         for down_ms, up_ms in ((300, 300), (700, 200), (1200, 400), (500, 100)) * 2:
             cut = world.isolate(old)
@@ -180,7 +174,7 @@ def test_a_lossy_network_loses_nothing(net: NetWorld) -> None:
 
 
 def test_nobody_writes_while_all_three_are_apart(net: NetWorld) -> None:
-    world, old = net, primary_of(net)
+    world, old = net, net.wait_writable()
     with world.working() as load:
         timeline = world.timeline(load)
         a, b, c = (node.name for node in world.nodes)

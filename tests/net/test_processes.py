@@ -14,7 +14,6 @@ from supervisor.localcluster import SECOND, LocalNode
 from tests.cluster.test_quorum_promises import mutate
 from tests.net.mutants import HANDS_OVER_RUNNING
 from tests.net.sampler import doubles
-from tests.net.test_partition import primary_of
 from tests.net.world import NetWorld, Workload, send
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(500)]
@@ -44,7 +43,7 @@ def test_each_process_of_a_primary_and_of_a_standby(net: NetWorld, number: signa
     with world.working() as load:
         for role in PROCESSES:
             strike(world, load, world.standbys()[0], role, number)
-            strike(world, load, primary_of(world), role, number)
+            strike(world, load, world.wait_writable(), role, number)
     world.check(load)
 
 
@@ -52,7 +51,7 @@ def test_power_cuts_of_one_of_two_and_of_all(net: NetWorld) -> None:
     world, rng = net, random.Random(11)
     with world.working() as load:
         for count in (1, 2, 3, 2, 3):
-            primary = primary_of(world)
+            primary = world.wait_writable()
             nodes = [primary, *rng.sample(world.others(primary), count - 1)]
             world.power_cut(*nodes)
             for node in rng.sample(nodes, count):
@@ -68,7 +67,7 @@ def test_a_switchover_that_meets_a_death(net: NetWorld, victim: str) -> None:
     world, asked = net, list[threading.Thread]()
     with world.working() as load:
         for after_ms in (0, 60, 120, 250, 400):
-            old, target = primary_of(world), world.standbys()[0]
+            old, target = world.wait_writable(), world.standbys()[0]
             begun = threading.Event()
             asking = threading.Thread(target=ask, args=(world, old, target, begun))
             before = hand_overs(world, old)
@@ -122,7 +121,7 @@ def test_a_majority_is_frozen_and_thawed_in_turn(make_net: Callable[..., NetWorl
     world.begin()
     with world.working() as load:
         for order in ((0, 1), (1, 0)):
-            primary = primary_of(world)
+            primary = world.wait_writable()
             two = [primary, world.others(primary)[0]]
             for node in two:
                 world.freeze(node)

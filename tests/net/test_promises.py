@@ -15,7 +15,7 @@ from tests.cluster.test_quorum_promises import mutate
 from tests.net.mutants import NO_FENCE, NUMBERS_COME_BACK, ONE_PROMISE_IS_ENOUGH, PROMISES_AND_GOES_ON
 from tests.net.network import CONSENSUS, POSTGRES, between, both
 from tests.net.sampler import shared_timelines
-from tests.net.test_partition import ends_within_the_lease, primary_of
+from tests.net.test_partition import ends_within_the_lease
 from tests.net.world import NetWorld, Workload
 
 pytestmark = pytest.mark.cluster
@@ -64,7 +64,7 @@ def test_a_promise_stops_the_old_primary_though_replay_stands_still(
     net: NetWorld, trouble: Callable[[NetWorld, LocalNode], contextlib.AbstractContextManager[None]]
 ) -> None:
     """The old one is cut off from the votes alone; its WAL still reaches the standbys, which have not replayed it."""
-    world, old = net, primary_of(net)
+    world, old = net, net.wait_writable()
     with world.working(writers=4) as load:
         timeline = world.timeline(load)
         with trouble(world, old):
@@ -99,7 +99,7 @@ def test_control_a_promise_that_goes_on_receiving_loses_what_was_acknowledged(
 
 def only_one_has_all(world: NetWorld, load: Workload) -> tuple[LocalNode, LocalNode, LocalNode]:
     """(old primary, empty and up again; who has all, switched off; who lags, up)."""
-    old = primary_of(world)
+    old = world.wait_writable()
     full, behind = world.others(old)
     cut = world.cut(between([behind.name], [old.name, full.name], POSTGRES))
     world.settles(lambda: load.acked_since(cut.end_ns) > 100, "commits that the one behind does not have")
@@ -152,7 +152,7 @@ def test_control_where_one_promise_is_enough_the_one_behind_is_promoted_and_rows
 
 def promoted_twice(world: NetWorld, load: Workload) -> None:
     """The first one's WAL reaches nobody: the second begins where it began, and its Postgres knows of no other."""
-    old, timeline = primary_of(world), world.timeline(load)
+    old, timeline = world.wait_writable(), world.timeline(load)
     left, right = world.others(old)
     world.cut(both(left.name, right.name, POSTGRES))
     world.power_cut(old)

@@ -11,7 +11,6 @@ import pytest
 from fencing.clock import now_ns
 from supervisor.localcluster import LocalNode, processes
 from tests.net.network import POSTGRES
-from tests.net.test_partition import primary_of
 from tests.net.world import NetWorld, Workload, send
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
@@ -22,7 +21,7 @@ FILL = "select pg_logical_emit_message(true, 'test', repeat('x', 1000000)) from 
 
 def a_lost_primary(world: NetWorld, load: Workload, program: str) -> LocalNode:
     """It has WAL of its own (pg_rewind) or no data at all (pg_basebackup), and is down; another one is primary."""
-    old, timeline = primary_of(world), world.timeline(load)
+    old, timeline = world.wait_writable(), world.timeline(load)
     world.isolate(old, port=POSTGRES)
     with psycopg.connect(world.node_uri(old), autocommit=True) as session:
         session.execute("set synchronous_commit = local")
@@ -66,7 +65,7 @@ def test_a_copy_half_made(net: NetWorld, program: str, dies: str) -> None:
                 for pid in pids:
                     send(pid, signal.SIGKILL)
             case _:
-                source = primary_of(world)
+                source = world.wait_writable()
                 world.power_cut(source)
                 for pid in pids:
                     send(pid, signal.SIGCONT)
