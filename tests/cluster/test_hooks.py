@@ -28,8 +28,7 @@ echo "is told: $2"
 """
 FIRST_SAYS_NO = """#!/bin/sh
 cat > /dev/null
-ln -s "$PGR_MEMBER" '{mark}' 2> /dev/null
-[ "$(readlink '{mark}')" = "$PGR_MEMBER" ] || exit 0
+mkdir '{mark}' 2> /dev/null || exit 0
 echo "$PGR_MEMBER can't fence"
 exit 7
 """
@@ -88,8 +87,8 @@ def events(path: Path) -> list[dict[str, Any]]:
 
 
 def test_a_failover_with_hooks(world: World) -> None:
-    """The first that is asked says no, the other one becomes primary; all are told of their roles; whoever follows the
-    events sees it, and the history has it."""
+    """The first that is asked says no, the other one becomes primary (or, if that lacks a commit, the same one when it
+    is asked again); all are told of their roles; whoever follows the events sees it, and the history has it."""
     old = world.wait_writable()
     on_role_change = script(world, "role", ROLE)
     config(world, "set", f"hooks.on_role_change={on_role_change}")
@@ -103,21 +102,21 @@ def test_a_failover_with_hooks(world: World) -> None:
         killed_ns, _ = old.kill_all()
         world.writes_again(writer, killed_ns)
         new = world.wait_writable()
-        (vetoed,) = [n for n in world.nodes if n not in (old, new)]
+        noes = [e for e in world.asked_status(new)["history"] if e["kind"] == "vetoed"]
+        (vetoed,) = [world[e["node"]] for e in noes]
         world.settles(lambda: any(e["event"] == "gap" for e in events(path)), "the write gap among the events")
         seen = [(e["event"], e["node"]) for e in events(path)]
         for event in ("promoted", "gate.open", "opened"):
             assert (event, new.name) in seen
-        noes = [(e["kind"], e["node"]) for e in world.asked_status(new)["history"] if e["kind"] == "vetoed"]
-        assert set(noes) == {("vetoed", vetoed.name)}
-        assert seen.count(noes[0]) == len(noes), "an entry of the log is told once, whoever recorded it"
+        assert seen.count(("vetoed", vetoed.name)) == 1, "an entry of the log is told once, whoever recorded it"
         world.settles(lambda: roles(new)[1:] == [("replica", "primary")], "the new primary is told")
     world.check_no_loss(writer)
     action, role, _, body = told(new)[-1]
     assert (action, role) == ("on_role_change", "primary")
     assert (body["member"], body["role"], body["previous_role"]) == (new.name, "primary", "replica")
     assert (body["primary"], body["hook"]) == (new.name, "on_role_change")
-    assert roles(vetoed) == [("", "replica")], "it never was primary"
+    if vetoed is not new:
+        assert roles(vetoed) == [("", "replica")], "it never was primary"
     no = f"vetoed: {vetoed.name} its pre_promote hook said no: ended with 7: {vetoed.name} can't fence"
     history = world.pgr("history", node=standby).stdout
     assert no in history
@@ -129,7 +128,8 @@ def test_a_failover_with_hooks(world: World) -> None:
     assert no in world.pgr("explain", node=standby).stdout
     kept = world.pgr("events", "--since", "1h", node=vetoed).stdout
     assert "WARNING: hook.failed: pre_promote ended with 7 after" in kept
-    assert [e["fields"]["text"] for e in world.logged(new, "hook.says")] == ["is told: replica", "is told: primary"]
+    said = [e["fields"]["text"] for e in world.logged(new, "hook.says") if e["fields"]["hook"] == "on_role_change"]
+    assert said == ["is told: replica", "is told: primary"]
 
 
 @pytest.mark.slow
@@ -171,6 +171,10 @@ def test_with_a_no_everywhere_there_is_no_primary_and_it_is_said(world: World) -
     config(world, "set", f"hooks.pre_promote={script(world, 'no', SAYS_NO)}")
     old = world.wait_writable()
     left = world.standbys()
+    schema = "SELECT 1 FROM pg_namespace WHERE nspname = 'pg_replica'"
+    world.settles(lambda: world.query(old, schema) != [], "what pgr itself writes is written")
+    for node in left:
+        world.wait_replayed(node)  # else only the other one could win, and be asked
     old.kill_all()
 
     def explained() -> str:
