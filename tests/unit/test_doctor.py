@@ -457,6 +457,9 @@ def test_what_has_the_same_remedy_is_told_together() -> None:
     assert "b, c: watchdog: nice -5, not SCHED_RR" in page
     assert page.count(f"{render.YELLOW}warning:{render.OFF} real time: ") == 2
     assert (page.count("why: a fence that comes late"), page.count("hint: allow real-time")) == (1, 1)
+    other = [f._replace(hint="something else") if f.node == "c" else f for f in doctor.examine(case)]
+    page = doctor.page(case, other, 120)
+    assert (page.count("hint: allow real-time"), page.count("hint: something else")) == (1, 1)
 
 
 def test_the_json_has_the_findings_and_both_matrices() -> None:

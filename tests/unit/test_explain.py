@@ -105,6 +105,9 @@ def test_why_this_one_is_primary_is_what_the_log_says() -> None:
     assert asked.reign.before == ("switchover: b was asked for by ann@db1 (t3)", closed)
     assert asked.reign.since == "t5", "it has no line about its opening"
     assert asked.source == "as the leader b told c, 0.1 s ago"
+    earlier, later = HistoryEvent("t0", "failed", 3, "c", "x", "{}"), HistoryEvent("t6", "vetoed", 7, "c", "y", "{}")
+    around = (earlier, *MOVED, later)
+    assert ask(agreed(grants=(GRANT, NEXT), history=around), me="c", leader="b", term=6).reign == asked.reign
     lost = ask(agreed(grants=(GRANT, NEXT), history=(*EVENTS, MOVED[-1])), me="c", leader="b", term=6)
     assert lost.reign is not None
     assert lost.reign.before == ("a, primary of term 5, was lost: nothing in the log says that it ended",)

@@ -214,7 +214,7 @@ def test_what_is_stale_counts_as_unreachable(age_ms: int, state: str) -> None:
     assert row is not None
     assert (row.state, row.connected, row.age_ms) == (state, state == "streaming", age_ms)
     assert row.lsn == 1000, "the last known is better than nothing, and its age is told"
-    assert row.reason == "standby" if row.connected else "not heard of; its last words: standby"
+    assert row.reason == ("standby" if row.connected else "not heard of; its last words: standby")
 
 
 def test_the_last_primary_is_not_shown_as_one_when_the_log_names_another() -> None:

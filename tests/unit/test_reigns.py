@@ -136,6 +136,12 @@ def test_what_came_to_nothing_before_does_not_hide_that_the_primary_was_lost() -
     assert reigns(told)[-1].before == ("fenced: a is fenced", "failed: a Postgres was killed", "vetoed: c said no")
 
 
+def test_what_is_told_late_of_an_earlier_primary_says_nothing_of_the_last_one() -> None:
+    told = [*EVENTS[:3], EVENTS[4], event(12, "failed", 3, "a", "Postgres was killed"), EVENTS[11]]
+    lost = "b, primary of term 5, was lost: nothing in the log says that it ended"
+    assert reigns(told)[-1].before == ("failed: a Postgres was killed", lost)
+
+
 def test_a_cluster_that_was_rebuilt_says_so_before_its_first_primary() -> None:
     told = [
         HistoryEvent("t1", "promoted", 3, 2, "a", "x"), HistoryEvent("t2", "opened", 3, 2, "a", "is open"),
