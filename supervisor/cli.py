@@ -85,7 +85,10 @@ def status(
     node: NodeOption = "",
     key: KeyOption = None,
 ) -> None:
-    """Members with role, state, timeline, LSN, lag, sync and lease; then warnings and why it is so."""
+    """Members with role, state, timeline, LSN, lag and sync; then warnings and why it is so.
+
+    What is left of its lease the primary alone can tell: it is shown when that one is asked.
+    """
     with admin_of(ctx, data, node, key) as admin:
         if not watch:
             _show_status(admin.request("status", {}), as_json)

@@ -48,8 +48,9 @@ def _lag(member: Member) -> str:
 
 
 def _lease(snapshot: Snapshot, member: Member, left_ms: int) -> str:
-    left = left_ms if member.name == snapshot.node else member.lease_left_ms
-    return duration(left) if left and member.role == "primary" else ""
+    """Of the node that tells. What another one says of its lease is older than it looks: a message may have been under
+    way, or lain unread, for as long as the lease lasts."""
+    return duration(left_ms) if left_ms and member.name == snapshot.node and member.role == "primary" else ""
 
 
 def _notes(member: Member) -> str:
@@ -85,17 +86,19 @@ def _headline(snapshot: Snapshot) -> str:
     return "   ".join(parts)
 
 
+COLUMNS = ("NAME", "ROLE", "STATE", "TL", "LSN", "LAG", "SYNC", "LEASE", "NOTES")
+NUMBERS, IF_ANY = ("TL", "LSN", "LAG", "LEASE"), ("LEASE", "NOTES")
+
+
 def status(snapshot: Snapshot, left_ms: int, colour: bool = False) -> str:
     """The page of ``pgr status``; ``left_ms``: what is left of this node's own lease."""
     rows = []
     for m in snapshot.members:
         cells = [m.name, m.role, m.state, str(m.timeline or ""), lsn_text(m.lsn) or "", _lag(m), m.sync]
         rows.append([*cells, _lease(snapshot, m, left_ms), _notes(m)])
-    noted = any(row[-1] for row in rows)
-    header = ["NAME", "ROLE", "STATE", "TL", "LSN", "LAG", "SYNC", "LEASE", "NOTES"]
-    if not noted:
-        header, rows = header[:-1], [row[:-1] for row in rows]
-    lines = table(header, rows, right=(3, 4, 5, 7))
+    shown = [i for i, name in enumerate(COLUMNS) if name not in IF_ANY or any(row[i] for row in rows)]
+    right = [at for at, i in enumerate(shown) if COLUMNS[i] in NUMBERS]
+    lines = table([COLUMNS[i] for i in shown], [[row[i] for i in shown] for row in rows], right)
     if colour:
         for i, m in enumerate(snapshot.members, 1):
             style = BOLD if m.role == "primary" else "" if m.connected else RED

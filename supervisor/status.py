@@ -77,8 +77,6 @@ class Member:
     """Age of the observation when the snapshot was taken; None: never observed."""
     connected: bool = True
     """This node (or the leader, if this is a follower's snapshot) hears of it."""
-    lease_left_ms: int | None = None
-    """When observed; only of the member that holds the lease."""
     tags: Mapping[str, str | int | bool] = field(default_factory=dict)
     member: str = "voter"
     """voter, witness or learner: its place in the cluster, whatever it does at the moment."""

@@ -137,6 +137,16 @@ def test_a_hardware_watchdog_is_shown_where_there_is_one(state: str, shown: bool
     assert ("hardware" in page) is shown
 
 
+def test_the_lease_is_told_by_the_primary_itself_and_by_nobody_else() -> None:
+    pages = render.status(snapshot(), 600), render.status(snapshot("b"), 0)
+    told, other = ([line.split() for line in p.splitlines() if line.startswith(("NAME", "a "))] for p in pages)
+    plain = ["NAME", "ROLE", "STATE", "TL", "LSN", "LAG", "SYNC", "NOTES"]
+    row = ["a", "primary", "running", "2", "0/3000148", "-", "-", "-"]
+    assert other == [plain, row]
+    assert told == [[*plain[:-1], "LEASE", "NOTES"], [*row[:-1], "600", "ms", "-"]]
+    assert not [m for m in to_json(snapshot("b"), NOW)["members"] if "lease_left_ms" in m]
+
+
 def test_what_the_node_says_of_itself_is_not_said_twice() -> None:
     b = replace(snapshot().members[1], reason="standby of the primary")
     page = render.status(snapshot(node="b", members=(b,), explanation="standby of the primary"), 0)
