@@ -61,6 +61,10 @@ class Context:
     floors: dict[str, int] = field(default_factory=dict)
     conf: dict[str, Any] = field(default_factory=dict)
     """What the running server's changing settings are: conninfo, slot, names, gate."""
+    owned: Mapping[str, str] = field(default_factory=dict)
+    """What pgr's block in its postgresql.auto.conf is."""
+    altered: bool = False
+    """Somebody has changed that, or may have: it is to be written and loaded again."""
     applied: str = ""
     """The cluster-wide settings that the running server's files were last written from."""
     reloaded: int = 0
@@ -196,16 +200,17 @@ class Context:
         owned, raised = settings.with_floors(settings.owned_settings(node), self.floors)
         if raised:
             self.log.once_per("settings.raised", 3600).info("settings.raised", values=raised)
+        self.owned, self.altered = owned, False
         return owned
 
     def apply_settings(self) -> None:
-        """The cluster-wide settings have changed, or a person wants the files read again: written anew, with what else
-        is in force, and reloaded. No `yield`, and the names stay as they are. The caller has looked at the authority:
-        who is losing it touches nothing."""
+        """The cluster-wide settings have changed, what pgr decides was altered, or a person wants the files read again:
+        written anew, with what else is in force, and reloaded. No `yield`, and the names stay as they are. The caller
+        has looked at the authority: who is losing it touches nothing."""
         asked = self.cluster.ops.reload_of(self.local.me)
         same = (self.applied, self.delay_ms, self.guards) == (
             self.cluster.config, self.apply_delay_ms(), self.wanted_guards(),
-        ) and asked <= self.reloaded  # fmt: skip
+        ) and asked <= self.reloaded and not self.altered  # fmt: skip
         if same or not self.conf or self.postmaster is None:
             return
         owned = self.write_settings(**self.conf)

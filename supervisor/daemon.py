@@ -399,8 +399,7 @@ class Daemon:
                 self.log.warning("node.stopping", signal="QUIT")
                 self._stop_at_once(128 + signal.SIGQUIT)
             case signal.SIGHUP:
-                if self.c.postmaster is not None:
-                    self.c.postmaster.reload()
+                self.c.altered = True  # perhaps: Postgres's files are written anew before they are read again
                 filewatch.take(self.c, self.https, self.files, "SIGHUP")
             case _:
                 pass

@@ -200,6 +200,17 @@ def auto_conf(existing_text: str, owned: Mapping[str, str]) -> tuple[str, tuple[
     return "\n".join([*kept, *block]) + "\n", tuple(removed)
 
 
+def altered(found: Mapping[str, str | None], owned: Mapping[str, str]) -> tuple[str, ...]:
+    """What the configuration files say otherwise than pgr wrote, in words. ``found``: by name in lower case; what is
+    empty may as well be missing."""
+    return tuple(
+        f"{name} = {'...' if name == 'primary_conninfo' else quote(found[name] or '')}" if name in found
+        else f"{name} is gone"
+        for name, value in owned.items()
+        if (found.get(name) or "") != value
+    )  # fmt: skip
+
+
 def quote(value: str) -> str:
     """A value for a Postgres configuration file."""
     escaped = value.replace("\\", "\\\\").replace("'", "''").replace("\n", "\\n")

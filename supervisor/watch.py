@@ -11,7 +11,7 @@ from consensus.membership import Member
 from fencing.clock import now_ns
 from fencing.lease import MS
 from fencing.logs import utc_now
-from supervisor import files, sql, timelines
+from supervisor import files, settings, sql, timelines
 from supervisor.context import Context
 from supervisor.observe import proven
 from supervisor.postgres import StopMode
@@ -30,7 +30,10 @@ QUERY_MS = 2_000
 
 _TIME = "to_char({} AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US+00:00')"
 _STARTED = _TIME.format("pg_postmaster_start_time()")
-_PRIMARY = f"SELECT pg_current_wal_flush_lsn(), pg_current_wal_flush_lsn(), 'f', 'f', {_STARTED}, NULL, 'f', NULL"
+_PRIMARY = (
+    f"SELECT pg_current_wal_flush_lsn(), pg_current_wal_flush_lsn(), 'f', 'f', {_STARTED}, NULL, 'f', NULL,"
+    " pg_conf_load_time()"
+)
 _STANDBY = "SELECT " + ", ".join((  # noqa: S608  # nothing in it comes from outside
     "greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())", "pg_last_wal_replay_lsn()",
     "EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming')", "pg_is_in_recovery()",
@@ -38,7 +41,12 @@ _STANDBY = "SELECT " + ", ".join((  # noqa: S608  # nothing in it comes from out
     "CASE WHEN pg_is_in_recovery() THEN pg_get_wal_replay_pause_state() = 'paused' ELSE false END",
     "CASE WHEN pg_last_wal_receive_lsn() <= pg_last_wal_replay_lsn() THEN 0"
     " ELSE extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp()) END",
+    "pg_conf_load_time()",
 ))  # fmt: skip
+_FILES = (
+    "SELECT DISTINCT ON (1) lower(name), setting FROM pg_file_settings WHERE name IS NOT NULL ORDER BY 1, seqno DESC"
+)
+"""As Postgres reads its files: the last line of a name counts."""
 _PENDING = "SELECT name, setting FROM pg_settings WHERE pending_restart"
 PENDING_EVERY_MS = 5_000
 PENDING_SOON_MS = 300
@@ -49,6 +57,7 @@ _OVERRIDES = (
     " LEFT JOIN pg_roles r ON r.oid = s.setrole, unnest(s.setconfig) c"
     " WHERE c ~ '^synchronous_commit=(off|local|remote_write|false|no|0)$' ORDER BY 1, 2"
 )
+ALTERED_HINT = "`pgr config set postgres.parameters.NAME=VALUE` sets what is not pgr's to decide, on every node"
 INSUFFICIENT = "insufficient parameter settings"
 """What Postgres logs when it stops replaying, as the primary has been restarted with more of something."""
 WAL_GONE = "has already been removed"
@@ -66,6 +75,8 @@ class Watcher:
         self.idle_since_ns = 0
         self.pending_at_ns = 0
         self.applied = ("", 0)
+        self.loaded: str | None = None
+        self.altered: tuple[str, ...] = ()
 
     def run(self) -> Task[None]:
         c = self.c
@@ -117,7 +128,7 @@ class Watcher:
         c = self.c
         primary = c.local.server is Server.PRIMARY
         rows = yield from session.query(_PRIMARY if primary else _STANDBY, until_ns=now_ns() + QUERY_MS * MS)
-        lsn, replayed, streaming, recovering, started, replayed_at, paused, lag = rows[0]
+        lsn, replayed, streaming, recovering, started, replayed_at, paused, lag, loaded = rows[0]
         if c.local.server is Server.STANDBY and not primary and recovering == "f":
             c.log.error("postgres.promoted_by_a_stranger", hint="only pgr may promote: this Postgres is stopped")
             c.change(server=Server.PRIMARY, epoch=0)
@@ -136,6 +147,27 @@ class Watcher:
         self._notice_dead_end()
         self._tell_of_new_copy()
         self._tell_of_restart()
+        if loaded != self.loaded and c.owned:
+            yield from self._overrule(session, loaded)
+
+    def _overrule(self, session: sql.Session, loaded: str | None) -> Task[None]:
+        """Somebody had the files read again: do they still say what pgr wrote (ALTER SYSTEM, an editor)? Without names
+        commits are acknowledged that a failover loses, and nothing else would say so before the next start.
+
+        It is put back by `Context.apply_settings`, whose caller looks at the authority. Until it is loaded it does no
+        harm, and whatever pgr does next writes the file anew.
+        """
+        c, owned = self.c, self.c.owned
+        rows = yield from session.query(_FILES, until_ns=now_ns() + QUERY_MS * MS)
+        if c.owned is not owned:
+            return  # written anew meanwhile: the next look compares with that
+        self.loaded, before = loaded, self.altered
+        self.altered = settings.altered({str(name): value for name, value in rows}, owned)
+        c.altered = bool(self.altered)
+        if self.altered and self.altered != before:
+            c.log.warning("settings.altered", lines=list(self.altered), hint=ALTERED_HINT)
+        if any(line.startswith("synchronous_standby_names") for line in self.altered):
+            c.commits_wait = False  # it may have been empty
 
     def _tell_of_new_copy(self) -> None:
         """That a person asked for: done once it is proven. Told until the log has it."""

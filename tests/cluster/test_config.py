@@ -132,6 +132,14 @@ def test_settings_reach_every_node(world: World, tmp_path: Path) -> None:
     with psycopg.connect(world.node_uri(a), autocommit=True) as session:
         session.execute("ALTER ROLE postgres RESET synchronous_commit")
 
+    with psycopg.connect(world.node_uri(a), autocommit=True) as session:
+        session.execute("ALTER SYSTEM SET synchronous_standby_names = ''")
+        session.execute("SELECT pg_reload_conf()")
+    world.settles(lambda: bool(world.logged(a, "settings.altered")), "it is seen")
+    names = "SHOW synchronous_standby_names"
+    world.settles(lambda: world.query(a, names)[0][0].startswith("ANY 2 ("), "it is put back")
+    assert "synchronous_standby_names = ''" in world.pgr("events", node=a).stdout
+
     # As TOML, in an editor.
     editor = tmp_path / "editor.py"
     editor.write_text("import sys, pathlib; p = pathlib.Path(sys.argv[1]); t = p.read_text()\n"

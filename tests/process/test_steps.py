@@ -38,6 +38,7 @@ from supervisor.starts import Start
 from supervisor.steps import Steps
 from supervisor.tasks import Runner, Task
 from supervisor.timelines import history_name, parse_history
+from supervisor.watch import EVERY_MS
 from tests.pgbare import free_port
 from tests.process.dropped import dropped, home
 from tests.process.test_postgres import PASSWORD, Node, do, nodes, soon
@@ -216,6 +217,34 @@ def test_a_step_that_was_cut_off_half_way_is_finished() -> None:
         assert (b.local.upstream, b.local.may_receive) == (0, True)
         b.until(lambda: b.daemon.plan.rule == "waiting")
         assert (receivers(b.c), b.local.may_receive) == ([], False)
+
+
+@dropped
+@pytest.mark.slow
+def test_what_pgr_decides_is_put_back_when_somebody_has_changed_it() -> None:
+    with standby() as (_, b):
+        b.streams()
+        assert "settings.altered" not in b.log()
+        assert b.c.commits_wait
+        owned = ("synchronous_standby_names", "restart_after_crash", "wal_sender_timeout")
+        before = [b.bare.one(f"SHOW {name}") for name in owned]
+        for change in ("SET synchronous_standby_names = ''", "RESET restart_after_crash", "SET work_mem = '5MB'"):
+            b.bare.ask(f"ALTER SYSTEM {change}")
+        b.bare.ask("SELECT pg_reload_conf()")
+        b.until(lambda: [b.bare.one(f"SHOW {name}") for name in owned] == before)
+        said = b.log()
+        assert said.count('"settings.altered"') == 1
+        assert '"lines":["synchronous_standby_names = \'\'","restart_after_crash is gone"]' in said
+        assert b.bare.one("SHOW work_mem") == "5MB", "that is theirs"
+        assert not b.c.commits_wait, "whether the flag is set again is not known"
+        b.bare.ask("ALTER SYSTEM RESET ALL")
+        b.bare.ask("SELECT pg_reload_conf()")
+        b.bare.until("SHOW wal_sender_timeout", "1min")
+        b.until(lambda: [b.bare.one(f"SHOW {name}") for name in owned] == before)
+        loaded = b.bare.one("SELECT pg_conf_load_time()")
+        looked = b.c.facts.answered_ns
+        b.until(lambda: b.c.facts.answered_ns > looked + 2 * EVERY_MS * MS)
+        assert b.bare.one("SELECT pg_conf_load_time()") == loaded, "and that is all"
 
 
 @dropped

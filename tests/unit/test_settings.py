@@ -10,6 +10,7 @@ from supervisor.settings import (
     PLACEHOLDER_NAMES,
     RECOVERY_TARGETS,
     NodeSettings,
+    altered,
     auto_conf,
     conflicts,
     conninfo,
@@ -62,6 +63,16 @@ def test_what_alter_system_leaves_of_our_own_block_is_not_reported() -> None:
     new, removed = auto_conf(rewritten, owned)
     assert removed == ()
     assert new == HEADER + "work_mem = '1MB'\n" + ours
+
+
+def test_what_the_files_say_otherwise_than_pgr_wrote_is_told_without_the_password() -> None:
+    owned = {"fsync": "on", "synchronous_standby_names": "ANY 1 (a)", "primary_conninfo": "", "port": "5432"}
+    assert altered({**owned, "work_mem": "1MB"}, owned) == ()
+    assert altered({**owned, "primary_conninfo": None}, owned) == (), "as Postgres may say that it is empty"
+    found = {"fsync": "off", "synchronous_standby_names": "", "primary_conninfo": "password=secret"}
+    assert altered(found, owned) == (
+        "fsync = 'off'", "synchronous_standby_names = ''", "primary_conninfo = ...", "port is gone",
+    )  # fmt: skip
 
 
 def test_names_that_postgres_no_longer_knows_go() -> None:

@@ -48,6 +48,7 @@ class Node(Primary):
     def _reload(self) -> None:
         self.reloads += 1
 
+    altered = False
     delay_ms = wanted_delay_ms = 0
     guards: tuple[str, ...] = ()
     choice = Choice()
@@ -112,11 +113,21 @@ def test_a_delay_that_is_in_force_or_no_longer_is_written() -> None:
     assert node.written[2][0]["recovery_min_apply_delay"] == "0"
 
 
+def test_what_somebody_has_altered_is_written_anew_once_and_the_names_stay() -> None:
+    node = Node()
+    assert node.turn() == 1
+    node.altered = True
+    assert (node.turn(), node.turn()) == (2, 2)
+    assert node.written[1][0] == node.written[0][0] == node.owned
+
+
 @pytest.mark.parametrize(
     "seen", [{"lease_until_ns": now_ns()}, {"lease_term": 4}, {"granted": 0}, {"granted": 0, "term": 6, "leader": "b"}]
 )
 def test_without_authority_a_primary_touches_nothing(seen: dict[str, Any]) -> None:
-    assert Node(**seen).turn() == 0
+    node = Node(**seen)
+    node.altered = True
+    assert node.turn() == 0
 
 
 @pytest.mark.parametrize(
