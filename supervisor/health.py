@@ -9,7 +9,7 @@ from consensus.membership import WITNESS
 from consensus.tags import NOLOADBALANCE
 from supervisor import metrics
 from supervisor.httpwire import Answer, as_json, error
-from supervisor.status import Snapshot, lsn_text, receive_lag_bytes, serves_writes, to_json
+from supervisor.status import Member, Snapshot, lsn_text, receive_lag_bytes, serves_writes, to_json
 
 DEFAULT_LAG_BYTES = 1 << 20
 """Of /readiness, unless ``lag`` or ``maximum_lag_on_failover`` says otherwise (Patroni's default)."""
@@ -160,8 +160,8 @@ def _patroni(snapshot: Snapshot, now_ns: int) -> dict[str, Any]:
             if m.role in _REPLICAS and m.state == "streaming" and not m.upstream
         ]  # fmt: skip
     noted = {
-        "pending_restart": own.pending_restart, "cluster_unlocked": snapshot.primary is None, "pause": snapshot.paused,
-        "tags": dict(own.tags),
+        "pending_restart": own.pending_restart, "pending_restart_reason": _reasons(own),
+        "cluster_unlocked": snapshot.primary is None, "pause": snapshot.paused, "tags": dict(own.tags),
     }  # fmt: skip
     out |= {name: value for name, value in noted.items() if value}
     if snapshot.system_identifier:
@@ -178,6 +178,10 @@ _STATES = {
 
 def _state(state: str) -> str:
     return _STATES.get(state, state)
+
+
+def _reasons(member: Member) -> dict[str, dict[str, str]]:
+    return {name: dict(values) for name, values in member.pending_settings.items()}
 
 
 def _role(role: str) -> str:
@@ -216,7 +220,7 @@ def _cluster(snapshot: Snapshot, _now_ns: int) -> dict[str, Any]:
             row |= {"receive_lsn": lsn_text(m.lsn) or "unknown", "replay_lsn": lsn_text(m.replay_lsn) or "unknown"}
             row |= {"receive_lag": "unknown" if receive is None else receive, "replay_lag": lag, "lag": lag}
         if m.pending_restart:
-            row["pending_restart"] = True
+            row |= {"pending_restart": True, "pending_restart_reason": _reasons(m)}
         if m.tags:
             row["tags"] = dict(m.tags)
         rows.append(row)

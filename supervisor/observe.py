@@ -310,6 +310,10 @@ def _member(
         replay_paused=bool(seen.get("replay_paused")),
         https=bool(seen.get("https")),
         pending=_pending(seen.get("pending", {}), parameters, role == "primary"),
+        pending_settings={
+            name: {"old_value": now, "new_value": parameters.get(name, "")}
+            for name, now in sorted(seen.get("pending", {}).items())
+        },
         upstream=_through(str(seen.get("upstream_node", "")), primary) if fresh else "",
         unseated=unseated,
     )

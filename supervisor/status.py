@@ -88,6 +88,8 @@ class Member:
     """A person keeps its Postgres down."""
     pending: str = ""
     """What waits for a restart of its Postgres, in words."""
+    pending_settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """The same, setting by setting: ``old_value`` (in force) and ``new_value`` (empty: its default)."""
     started: str = ""
     """When its postmaster was started, as Postgres shows it, UTC."""
     replayed_at: str = ""

@@ -112,6 +112,8 @@ def test_settings_reach_every_node(world: World, tmp_path: Path) -> None:
     assert "standbys first" in pending(world, a.name)
     assert "pending restart" in world.pgr("status").stdout
     assert b'pgr_pending_restart 1' in b.get("/metrics")[1]
+    reason = {"max_connections": {"old_value": "100", "new_value": "130"}}
+    assert json.loads(b.get("/patroni")[1])["pending_restart_reason"] == reason
     b.stop()
     b.start()
     world.wait_streaming(b)

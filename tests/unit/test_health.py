@@ -120,11 +120,20 @@ def test_what_is_only_said_when_it_holds() -> None:
     lone = body(replace(PRIMARY, primary=None, paused=True, role="waiting", state="stopped"), "/patroni")
     assert (lone["cluster_unlocked"], lone["pause"]) == (True, True)
     assert (lone["role"], lone["state"]) == ("replica", "stopped")
-    assert not {"xlog", "timeline", "server_version", "tags", "pending_restart"} & set(lone)
+    assert not {"xlog", "timeline", "server_version", "tags", "pending_restart", "pending_restart_reason"} & set(lone)
     one = body(b(started="2026-11-22 20:00:00.5+00:00", replayed_at="2026-11-22 21:00:00.5+00:00"), "/patroni")
     assert one["postmaster_start_time"] == "2026-11-22 20:00:00.5+00:00"
     assert one["xlog"]["replayed_timestamp"] == "2026-11-22 21:00:00.5+00:00"
     assert body(b("cloning"), "/patroni")["state"] == "creating replica"
+
+
+def test_what_waits_for_a_restart_is_said_as_patroni_does() -> None:
+    waits = {"max_connections": {"old_value": "100", "new_value": "120"}}
+    view = b(pending_restart=True, pending_settings=waits)
+    assert body(view, "/patroni")["pending_restart_reason"] == waits
+    rows = {row["name"]: row for row in body(view, "/cluster")["members"]}
+    assert rows["b"]["pending_restart_reason"] == waits
+    assert "pending_restart_reason" not in rows["a"]
 
 
 def test_the_scheme_of_a_member_is_its_own() -> None:

@@ -245,6 +245,19 @@ def test_lag_is_that_of_replay_behind_the_newest_wal_heard_of() -> None:
     assert [m.replay_lsn for m in picture(members=members).members] == [1000, 3000, None]
 
 
+def test_what_waits_for_a_restart_is_told_with_what_is_in_force_and_what_is_set() -> None:
+    running = {"max_connections": "100", "max_wal_senders": "10"}
+    cluster = agreed(config=canonical({"postgres.parameters.max_connections": "120"}))
+    row = picture(cluster=cluster, members={"a": told("a"), "b": told("b", pending=running)}).member("b")
+    assert row is not None
+    assert row.pending_restart
+    assert row.pending == "max_connections is 100, set to 120; max_wal_senders is 10, set to its default"
+    assert row.pending_settings == {
+        "max_connections": {"old_value": "100", "new_value": "120"},
+        "max_wal_senders": {"old_value": "10", "new_value": ""},
+    }
+
+
 # The warnings
 
 
