@@ -333,10 +333,28 @@ def key_new(
 
 
 @app.command()
-def version(as_json: JsonOption = False) -> None:
+def version(
+    ctx: typer.Context,
+    *,
+    everywhere: Annotated[bool, typer.Option("--all", "-a", help="And those of the members: pgr, Postgres.")] = False,
+    as_json: JsonOption = False,
+    data: DataOption = None,
+    node: NodeOption = "",
+    key: KeyOption = None,
+) -> None:
     """The version of this command."""
-    found = installed_version()
-    put(json.dumps({"version": found}) + "\n" if as_json else f"pgr {found}\n")
+    found: dict[str, Any] = {"version": installed_version()}
+    if everywhere:
+        with admin_of(ctx, data, node, key) as admin:
+            members = _snapshot(admin.request("status", {}), now_ns()).members
+        found["members"] = [{"name": m.name, "pgr": m.pgr_version, "postgres": m.version} for m in members]
+    if as_json:
+        put(json.dumps(found) + "\n")
+        return
+    put(f"pgr {found['version']}\n")
+    if everywhere:
+        rows = [list(row.values()) for row in found["members"]]
+        put("\n" + "\n".join(render.table(["NAME", "PGR", "POSTGRES"], rows)) + "\n")
 
 
 def installed_version() -> str:

@@ -44,6 +44,9 @@ def test_every_node_tells_the_same_story(shared_world: World) -> None:
         }  # fmt: skip
         roles = [member["role"] for member in json.loads(node.get("/cluster")[1])["members"]]
         assert roles.count("leader") == 1
+    versions = [line.split() for line in world.pgr("version", "--all").stdout.splitlines()[2:]]
+    assert [(row[0], row[1:] == versions[1][1:]) for row in versions[1:]] == [("a", True), ("b", True), ("c", True)]
+    assert versions[1][2].partition(".")[0] in ("15", "16", "17", "18")
     uri = world.pgr("uri", "--read-write").stdout
     assert all(f"127.0.0.1:{node.pg_port}" in uri for node in world.nodes)
     assert "target_session_attrs=read-write" in uri

@@ -567,6 +567,16 @@ def test_version(pgr: Run) -> None:
     assert json.loads(pgr("version", "--json")[1]) == {"version": found}
 
 
+def test_the_versions_of_all(pgr: Run, node: Node, data: Path) -> None:
+    code, out, err = pgr("version", "--all", "--data", str(data))
+    assert (code, err) == (0, "")
+    assert [line.split() for line in out.splitlines()[2:]] == [
+        ["NAME", "PGR", "POSTGRES"], ["a", "0.1.0", "18.6"], ["b", "0.1.0", "18.6"], ["c", "-", "-"],
+    ]  # fmt: skip
+    told = json.loads(pgr("version", "--all", "--json", "--data", str(data))[1])
+    assert told["members"][1] == {"name": "b", "pgr": "0.1.0", "postgres": "18.6"}
+
+
 def test_a_terminal_gets_colour_unless_it_declines(
     pgr: Run, node: Node, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
