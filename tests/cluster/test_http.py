@@ -78,7 +78,8 @@ def test_reads_and_changes(make_world: Callable[..., World]) -> None:
             assert (ask(node, "HEAD", path)[1], ask(node, "OPTIONS", path)[1]) == ("", "")
     for path in ("/patroni", "/status", "/cluster", "/history", "/config"):
         assert isinstance(json.loads(ask(b, "GET", path)[1]), dict | list)
-    assert ask(b, "GET", "/replica?lag=much")[0] == 400
+    for path in ("/replica?lag=much", "/readiness?mode=no", "/sync?lag=%zz"):
+        assert ask(b, "GET", path)[0] == 400
     said_by_patroni(a, b)
     assert {m.name for m in metrics.METRICS} - {"pgr_last_write_gap_seconds", "pgr_member_replay_lag_seconds"} <= {
         line.split()[2] for line in ask(b, "GET", "/metrics")[1].splitlines() if line.startswith("# TYPE")
@@ -106,12 +107,24 @@ def test_reads_and_changes(make_world: Callable[..., World]) -> None:
     if a.name != "c":
         status, text = ask(b, "POST", "/switchover", {"leader": a.name, "candidate": "c"})
         assert (status, "nofailover" in text) == (412, True)
+    assert ask(b, "POST", "/failover", {})[0] == 400
+    assert ask(b, "POST", "/failover", {"candidate": "nobody"})[0] == 412
+    assert ask(b, "POST", "/restart", {"role": "chief"})[0] == 400
+    assert ask(b, "POST", "/reinitialize", {"force": "yes"})[0] == 400
+    assert ask(a, "POST", "/reinitialize")[0] == 503, "of a primary there is no other copy"
     assert ask(b, "PATCH", "/config", {"strict": "perhaps"})[0] == 400
     assert ask(b, "PATCH", "/config", {"postgres": {"parameters": {"work_mem": "much"}}})[0] == 400
     assert ask(b, "PATCH", "/config", {"lease_ms": 5})[0] == 412
     status, text = ask(b, "PATCH", "/config", {"postgres": {"parameters": {"work_mem": "8MB"}}})
     assert (status, json.loads(text)["postgres"]["parameters"]["work_mem"]) == (200, "8MB")
     world.settles(lambda: world.query(b, "SHOW work_mem") == [("8MB",)], "it is in force")
+    assert ask(b, "PATCH", "/config", {"sync_acks": 2})[0] == 200
+    every = ("/sync", "/synchronous", "/read-only-sync")
+    world.settles(lambda: [ask(b, "GET", path)[0] for path in every] == [200] * 3, "every commit waits for b")
+    assert [ask(a, "GET", path)[0] for path in every] == [503, 503, 200]
+    status, text = ask(b, "PATCH", "/config", {"sync_acks": None})
+    assert (status, json.loads(text)["sync_acks"]) == (200, None)
+    world.settles(lambda: ask(b, "GET", "/sync")[0] == 503, "one of two will do again")
     user = {"Authorization": "Basic " + b64encode(f"ann:{TOKEN}".encode()).decode()}
     with world.writing() as writer:
         status, text = ask(b, "POST", "/switchover", {"leader": a.name, "candidate": b.name}, **user)
@@ -151,6 +164,14 @@ def operated(world: World, primary: LocalNode, standby: LocalNode) -> None:
     assert ask(standby, "POST", "/restart", {"schedule": "+2h"})[0] == 202
     world.settles(lambda: "scheduled_restart" in json.loads(ask(standby, "GET", "/patroni")[1]), "it is shown")
     assert ask(standby, "DELETE", "/restart") == (200, "scheduled restart deleted\n")
+    done = ask(primary, "POST", "/failover", {"candidate": standby.name})
+    assert done == (200, f'Successfully failed over to "{standby.name}"\n')
+    world.settles(lambda: ask(standby, "GET", "/primary")[0] == 200, "its gate is open")
+    world.wait_streaming(primary)
+    copies = len(world.logged(primary, "clone.end"))
+    assert ask(primary, "POST", "/reinitialize") == (200, "reinitialize started\n")
+    world.settles(lambda: len(world.logged(primary, "clone.end")) > copies, "it has a new copy")
+    world.wait_streaming(primary)
 
 
 def row(node: LocalNode, name: str) -> dict[str, Any]:

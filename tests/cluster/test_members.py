@@ -215,7 +215,7 @@ def test_a_learner_reads_and_never_counts(world: World) -> None:
     changed(world, "add", "d", "--role", "learner")
     world.wait_members("a b c d:learner", "2 of a b c")
     world.settles(lambda: node.get("/replica?lag=16MB")[0] == 200, "a load balancer may send reads here")
-    assert node.get("/quorum")[0] == 503
+    assert [node.get(path)[0] for path in ("/async", "/asynchronous", "/quorum", "/sync")] == [200, 200, 503, 503]
     assert world.pgr("switchover", "--to", "d").returncode == 64
     with world.writing() as writer:
         for standby in world.standbys():
@@ -301,9 +301,11 @@ def test_a_member_moves_to_other_ports(calm: World) -> None:
     # All three move while they are down, so that nobody knows where anybody is; the one that was away longest too.
     assert away.stop(60) == 0
     move(away)
-    for one in (node, primary):
+    for one in (primary, node):
         assert one.stop(60, signal.SIGINT) == 0
         move(one)
+    rules = {event["fields"]["rule"] for event in world.logged(primary, "plan")}
+    assert "hand-over" not in rules, "INT does not ask for that"
     for one in world.nodes:
         one.flags["peers"] = ",".join(f"{n.name}=127.0.0.1:{n.listen_port}" for n in world.nodes)
         one.start()

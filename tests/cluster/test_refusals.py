@@ -10,6 +10,7 @@ import pytest
 
 from consensus.keys import new_key
 from fencing.clock import now_ns
+from supervisor import cli
 from supervisor.localcluster import LocalNode, write_secret
 from tests.cluster.world import World
 
@@ -33,6 +34,77 @@ def test_a_silent_founding_peer_is_waited_for_and_named(make_world: Callable[...
     assert not (b.data / "pgdata" / "PG_VERSION").exists()
     c.start()
     world.wait_writable(standbys=2)
+
+
+WRONG = """
+64 switchover --to nobody
+64 switchover --at yesterday
+64 switchover --at 2001-01-31T02:00:00+00:00
+64 switchover --cancel
+64 failover --to nobody
+64 restart
+64 restart nobody
+64 restart a --all
+64 restart --cancel
+64 reload nobody
+64 reinit nobody
+64 fence nobody
+64 unfence nobody
+64 member add nobody
+64 member add a --role chief
+64 member remove nobody
+64 member replace nobody
+64 config get nosuch
+64 config unset nosuch
+64 config set strict
+64 config set strict=true strict=false
+64 config set commit=some
+64 config set sync_acks=none
+64 config set strict=perhaps
+64 config set maximum_lag_on_failover=far
+64 config set primary_start_timeout=1
+64 config set on_primary_crash=panic
+64 config set slots.pgr_x=physical
+64 config set slots.x=nonsense
+64 config set postgres.parameters=8MB
+64 config set hooks.pre_promote=fence
+64 config set hooks.on_role_change=
+64 config set hooks.on_event_timeout=0
+64 uri --read-only --read-write
+64 events --since yesterday
+64 status --json=yes
+64 explain nothing
+64 history --follow
+64 pause nobody
+64 resume --wait=no
+64 doctor --listen 127.0.0.1:1
+69 status --data /nonexistent
+78 reinit {primary}
+75 recover --yes a
+"""
+"""Exit codes of interfaces.md; {primary}: whoever it is."""
+
+
+@pytest.mark.slow
+def test_what_is_asked_wrongly_changes_nothing_and_says_what_to_do(
+    shared_world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = shared_world
+    primary = world.primary()
+    assert primary is not None
+    before = world.asked_status()
+    wrong = []
+    for line in WRONG.strip().splitlines():
+        code, *words = line.format(primary=primary.name).split()
+        found = cli.main([*words, *([] if "--data" in words else ["--data", str(world.nodes[0].data)])])
+        out, err = capsys.readouterr()
+        if (found, out, "hint: " in err) != (int(code), "", True):
+            wrong.append((line, found, out, err))
+    assert not wrong, "\n".join(map(str, wrong))
+    after = world.asked_status()
+    assert [after[what] for what in ("history", "primary", "config", "scheduled")] == [
+        before[what] for what in ("history", "primary", "config", "scheduled")
+    ]
 
 
 def test_a_node_with_another_cluster_key_stays_outside(shared_world: World) -> None:

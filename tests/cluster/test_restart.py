@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 
 import psycopg
@@ -79,14 +80,27 @@ def test_the_primary_alone_is_restarted_in_place_and_stays_what_it_is(world: Wor
 
 def test_one_node_alone_is_restarted_too(make_world: Callable[..., World]) -> None:
     world = make_world(nodes=1)
+    sockets = world.home / "sockets"
+    advertised = {"http-advertise": "db.example:80", "pg-advertise": "pg.example:6432"}
+    world.nodes[0].flags |= {"run": str(sockets), **advertised}
     world.start()
     only = world.wait_writable()
+    (row,) = world.asked_status()["members"]
+    assert (row["http"], row["host"], row["pg_port"]) == ("db.example:80", "pg.example", 6432)
+    assert "@pg.example:6432/" in world.pgr("uri", "--user", "me", "--read-only").stdout
+    assert sockets.stat().st_mode & 0o777 == 0o700
+    assert any(path.is_socket() for path in sockets.iterdir())
     with world.writing() as writer:
         pid = only.pid_of("postmaster")
         done = world.pgr("restart", "--all", timeout_s=60)
         assert (done.returncode, done.stdout) == (0, "restarted: a\n"), done.stderr
         assert only.pid_of("postmaster") not in (0, pid)
         world.writes_again(writer, now_ns())
+    only.send(signal.SIGQUIT)
+    assert only.wait(30) == 128 + signal.SIGQUIT
+    assert only.pids() == []
+    only.start()
+    world.wait_writable()
     world.check_no_loss(writer)
 
 

@@ -103,6 +103,8 @@ def test_by_sql_on_primary_and_standbys(shared_world: World) -> None:
         assert f"{first.name} of term" in page
         assert refused(node, "SELECT pg_replica.switchover()", "watcher").sqlstate == "42501"
         assert refused(node, "SELECT pg_replica.switchover('nosuch')").sqlstate == "PGR64"
+        assert refused(node, "SELECT pg_replica.failover('nosuch')").sqlstate == "PGR64"
+        assert refused(node, "SELECT pg_replica.pause()", "watcher").sqlstate == "42501"
         assert refused(node, f"SELECT pg_replica.reinit('{first.name}')").sqlstate in ("PGR64", "PGR78")
     do(world, first, "CREATE DATABASE app")
     everywhere(world, "SELECT name FROM pg_replica.primary()", [(first.name,)], "app")
@@ -242,4 +244,8 @@ def test_paused_resumed_and_restarted_by_sql(shared_world: World) -> None:
     assert ask(asked, f"SELECT pg_replica.restart('{restarted.name}')") == [({"restarted": [restarted.name]},)]
     assert ask(restarted, "SELECT pg_postmaster_start_time()") > began
     assert refused(asked, "SELECT pg_replica.restart('nosuch')").sqlstate == "PGR64"
+    world.wait_whole()
+    ((done,),) = ask(asked, f"SELECT pg_replica.failover('{asked.name}')")
+    assert (done["from"], done["to"]) == (primary.name, asked.name)
+    primary_is(world, asked.name)
     world.wait_whole()

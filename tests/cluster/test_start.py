@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
 
-from supervisor.localcluster import processes
+from supervisor.localcluster import node_environment, processes
 from tests.cluster.world import World
 
 pytestmark = pytest.mark.cluster
@@ -44,6 +47,13 @@ def test_every_node_tells_the_same_story(shared_world: World) -> None:
         }  # fmt: skip
         roles = [member["role"] for member in json.loads(node.get("/cluster")[1])["members"]]
         assert roles.count("leader") == 1
+    program = "import sys; from pgr_supervise import admin; sys.exit(admin())"
+    words = [sys.executable, "-P", "-c", program, "status", "--watch", "--json", "--data", str(world.nodes[0].data)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, cwd="/", env=node_environment()) as watching:
+        assert watching.stdout is not None
+        assert json.loads(watching.stdout.readline())["primary"]["name"] == primary.name
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(20) == 130
     versions = [line.split() for line in world.pgr("version", "--all").stdout.splitlines()[2:]]
     assert [(row[0], row[1:] == versions[1][1:]) for row in versions[1:]] == [("a", True), ("b", True), ("c", True)]
     assert versions[1][2].partition(".")[0] in ("15", "16", "17", "18")

@@ -103,5 +103,13 @@ def test_rules_go_where_postgres_looks_and_nothing_is_overwritten_without_a_copy
     assert "map=pgr_owner" in (pgdata / "pg_hba.conf").read_text(encoding="utf-8")
     assert "pgr_owner " in (pgdata / "pg_ident.conf").read_text(encoding="utf-8")
     with (pgdata / "postgresql.conf").open("a", encoding="utf-8") as file:
+        file.write("ident_file = '/etc/elsewhere/pg_ident.conf'\n")
+    said = leave._write_rules(programs, pgdata, CHILDREN, cluster)
+    assert "; /etc/elsewhere/pg_ident.conf, which postgresql.conf names, needs these user name maps: ['m a b']" in said
+    assert "pgr_owner " in (pgdata / "pg_ident.conf").read_text(encoding="utf-8"), "that is not the one that counts"
+    assert "user name maps" not in leave._write_rules(
+        programs, pgdata, CHILDREN, ClusterState("0f", config='{"postgres.hba":["local all all peer"]}')
+    )
+    with (pgdata / "postgresql.conf").open("a", encoding="utf-8") as file:
         file.write("hba_file = '/etc/elsewhere/pg_hba.conf'\n")
     assert "/etc/elsewhere/pg_hba.conf" in leave._write_rules(programs, pgdata, CHILDREN, cluster)

@@ -30,6 +30,7 @@ class Node(Primary):
     def __init__(self, **seen: Any) -> None:
         super().__init__(**seen)
         self.cluster = replace(self.cluster, config=NEW, config_index=12)
+        self.owned: dict[str, str] = {}
         self.applied, self.floors, self.reloads, self.reloaded = "{}", dict[str, int](), 0, 0
         self.conf: dict[str, Any] = {"conninfo": "", "slot": "", "names": 'ANY 1 ("b.00000007.5")', "gate": False}
         self.config = SimpleNamespace(pg_listen="127.0.0.1", pg_port=5432, name="a")
