@@ -42,11 +42,19 @@ class Campaigning:
     hook_passed: bool = False
     vetoed_at_ns: int = 0
     """When it last said no."""
+    switched_at_ns: int = 0
+    """Since when this leader has led with the switch of a change of timings in its log; 0: there is none."""
+    retiming: str = ""
+    """What a change of the timings waits for, for people."""
 
     def ask_hook(self, wanted: bool) -> None:
         """Or no longer: then the parent ends a run."""
         self.hook_runs += wanted and not self.hook_asked
         self.hook_asked = wanted
+
+    def told_sentence(self) -> str:
+        """For people: what a change waits for, before what was decided."""
+        return self.retiming or self.sentence
 
     def hook_wanted(self) -> list[int]:
         """For the parent: the term and the number of the run; zeros: none."""

@@ -20,6 +20,8 @@
 | `rebuilt/1` | the copy that this `reinit/1` asked for is made and proven | that node, through the leader |
 | `tags/1` | what a person says of a node: it never becomes primary, has no seat in the sync group, ... | that node, through the leader |
 | `config/1` | cluster-wide settings are set or unset; void if another such entry came before it | the leader |
+| `retime/1` | the timings are to become these: from its append on a voter is bound for the longer E of both; void while another such is open | the leader |
+| `retimed/1` | the next step of that change: `switch` (L and F are the new ones), `done` (so is E), or `void` (given up, before the switch) | the leader |
 | `restart/1` | a person wants the Postgres of these nodes restarted, one at a time; void while another such is under way | the leader |
 | `turn/1` | it is this node's turn in it; of the primary also who is to be primary then (itself: in place) | the leader |
 | `restarted/1` | its Postgres was started after its turn was said, and is back | that node, through the leader |
@@ -39,18 +41,20 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from consensus import clusterwide, operations, tags
+from consensus import clusterwide, operations, retiming, tags
 from consensus.former import Former, burned_up_to
 from consensus.history import HistoryEvent, remembered
 from consensus.membership import VOTER, Member
 from consensus.messages import Entry
 from consensus.operations import Operations
 from consensus.record import EpochStart, Position
+from consensus.retiming import Pace
 from consensus.tags import Tagged
 
 REMOVED_KEPT_MAX = 100
-FEATURE_LEVEL = 4
-"""2: cluster-wide settings, asynchronous groups. 3: tags, vetoes, restarts, schedules. 4: former clusters."""
+FEATURE_LEVEL = 5
+"""2: cluster-wide settings, asynchronous groups. 3: tags, vetoes, restarts, schedules. 4: former clusters. 5: timings
+that change."""
 
 
 class UnknownEntryError(Exception):
@@ -135,6 +139,9 @@ class ClusterState:
     commit_mode: str = "quorum"
     """What is wanted. In force is what `SyncGroup.asynchronous` says."""
     profile: str = "default"
+    """Of the founding."""
+    pace: Pace = Pace()
+    """The timings, and a change of them under way."""
     group: SyncGroup = SyncGroup((), 1)
     change: Change | None = None
     removed: tuple[Seat, ...] = ()
@@ -264,6 +271,7 @@ def found(charter: str, cluster_id: str) -> ClusterState:
         members=members,
         commit_mode=mode,
         profile=str(body["profile"]),
+        pace=retiming.of_profile(str(body["profile"])),
         group=sync_group((seat_of(m) for m in members if m.role == VOTER), mode),
         founder=str(body["founder"]),
         settings=canonical(body["settings"]),
@@ -408,6 +416,13 @@ def _config(state: ClusterState, entry: Entry, body: dict[str, Any]) -> ClusterS
     return _remember(state, body, "config", entry.term, str(body["node"]), str(body["text"]))
 
 
+def _timings(state: ClusterState, entry: Entry, body: dict[str, Any]) -> ClusterState:
+    pace = retiming.apply(state.pace, entry, body)
+    if pace is state.pace:
+        return state
+    return _remember(replace(state, pace=pace), body, "timings", entry.term, str(body["node"]), str(body["text"]))
+
+
 def _wish(state: ClusterState, entry: Entry, body: dict[str, Any]) -> ClusterState:
     newest = state.grant.term if state.grant is not None else 0
     if body.get("after", newest) != newest:
@@ -496,5 +511,6 @@ _KINDS: dict[str, Callable[[ClusterState, Entry, dict[str, Any]], ClusterState]]
     "tags/1": _tags,
     "config/1": _config,
     "event/1": _event,
+    **dict.fromkeys(retiming.KINDS, _timings),
     **dict.fromkeys(operations.KINDS, _operation),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from consensus import clusterwide, operations
+from consensus import clusterwide, operations, retiming
 from consensus.cluster import (
     FEATURE_LEVEL,
     Change,
@@ -27,7 +27,8 @@ from consensus.tags import Tagged
 
 def dump(state: ClusterState) -> str:
     """Canonical JSON, for snapshots and for the bus."""
-    return canonical({name: getattr(state, name) for name in ClusterState.__slots__} | {"level": FEATURE_LEVEL})
+    plain = {name: getattr(state, name) for name in ClusterState.__slots__}
+    return canonical(plain | {"pace": retiming.plain(state.pace), "level": FEATURE_LEVEL})
 
 
 def load(data: str) -> ClusterState:
@@ -48,6 +49,7 @@ def load(data: str) -> ClusterState:
     body["vetoes"] = tuple(Veto(Seat(*seat), *rest) for seat, *rest in body.get("vetoes", ()))
     body["tagged"] = tuple(Tagged(Seat(*seat), text) for seat, text in body.get("tagged", ()))
     body["former"] = tuple(Former(f[0], tuple(Left(*one) for one in f[1]), *f[2:]) for f in body.get("former", ()))
+    body["pace"] = retiming.load(body.get("pace"), str(body["profile"]))
     body["ops"] = operations.load(body.get("ops"))
     body["grants"] = tuple(
         Grant(g[0], g[1], Position(*g[2]), g[3], tuple(EpochStart(*e) for e in g[4]), *g[5:])

@@ -27,10 +27,8 @@ RULES = (HBA, IDENT)
 OUR_MAPS = ("pgr", "pgr_owner")
 EXAMPLES = {HBA: "host all all 10.0.0.0/8 scram-sha-256", IDENT: "admins alice postgres"}
 PRE_PROMOTE, ON_ROLE_CHANGE, ON_EVENT = "hooks.pre_promote", "hooks.on_role_change", "hooks.on_event"
-_TIMINGS = (
-    "a lease that changes while nodes use the old one breaks the inequality of the leases; changing timings while the "
-    "cluster runs is not built"
-)
+PROFILE = "profile"
+TIMINGS = ("heartbeat_ms", "lease_ms", "kill_bound_ms", "election_ms")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +47,6 @@ class Setting:
     low: int = 0
     high: int = 0
     choices: tuple[str, ...] = ()
-    fixed: str = ""
-    """Why it can't be set; empty: it can."""
 
 
 SETTINGS: tuple[Setting, ...] = (
@@ -112,13 +108,20 @@ SETTINGS: tuple[Setting, ...] = (
         IDENT, "lines", [], "lines of pg_ident.conf, `MAP SYSTEM-USER ROLE`, for `map=MAP` in a client rule",
         needs="reload",
     ),
+    Setting(
+        PROFILE, "choice", None,
+        "a set of timings that fit together; changed in steps, the first of which every voter has to hear of; not set: "
+        "that of the founding", needs="new lease", choices=("fast", "default", "cloud"),
+    ),
     *(
-        Setting(name, "int", None, sentence, needs="new lease", unit="ms", fixed=_TIMINGS)
-        for name, sentence in (
-            ("heartbeat_ms", "between two heartbeats of the leader"),
-            ("lease_ms", "how long an acknowledged heartbeat lets the primary write"),
-            ("kill_bound_ms", "from the end of a lease until Postgres is gone for sure"),
-            ("election_ms", "how long an acknowledged heartbeat binds a voter"),
+        Setting(name, "int", None, f"{sentence}; not set: that of the profile", "new lease", "ms", 1, 600_000)
+        for name, sentence in zip(
+            TIMINGS,
+            (
+                "between two heartbeats of the leader", "how long an acknowledged heartbeat lets the primary write",
+                "from the end of a lease until Postgres is gone for sure",
+                "how long an acknowledged heartbeat binds a voter",
+            ), strict=True,
         )
     ),
 )  # fmt: skip
@@ -166,8 +169,6 @@ def hint_for(name: str, names: Iterable[str]) -> str:
 def check(name: str, value: object) -> Value:
     """The value as it enters the log. ``value``: as JSON or as a person writes it. Raises BadSetting."""
     setting = setting_of(name)
-    if setting.fixed:
-        raise BadSetting(f"{name} can't be changed: {setting.fixed}", "found the cluster with another `--profile`", 78)
     match setting.kind:
         case "bool":
             return _bool(name, value)
@@ -201,6 +202,7 @@ def _bool(name: str, value: object) -> bool:
 _UNITS = {
     "bytes": {"": 1, "B": 1, "kB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30, "TB": 1 << 40},
     "s": {"": 1, "s": 1, "min": 60, "h": 3600},
+    "ms": {"": 1, "ms": 1, "s": 1000},
     "": {"": 1},
 }
 

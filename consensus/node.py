@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from consensus import changes, hook, operate, recovery, requests, strangers, succession
+from consensus import changes, hook, operate, pacing, recovery, requests, strangers, succession
 from consensus.addressbook import AddressBook
 from consensus.campaign import Campaigning
 from consensus.changes import Facts, MakeWay, Proposal
@@ -57,8 +57,8 @@ class Node:
         self, identity: Identity, record: NodeRecord, raft: Raft, timings: Timings, token: Callable[[], str],
         wall_clock: Callable[[], str], mine: Member,
     ) -> None:
-        """``raft`` is constructed; ``token`` gives 32 random hex digits, ``wall_clock`` the time for people (ISO 8601,
-        UTC); ``mine``: the addresses of this start."""
+        """``raft`` is constructed with these ``timings``; ``token`` gives 32 random hex digits, ``wall_clock`` the time
+        for people (ISO 8601, UTC); ``mine``: the addresses of this start."""
         self.identity, self.record, self.raft, self.timings = identity, record, raft, timings
         self.token, self.wall_clock = token, wall_clock
         self.me, self.mine = identity.name, mine
@@ -90,6 +90,9 @@ class Node:
             self.cluster = apply(self.cluster, entry)
         self.applied = max(self.applied, raft.commit)
         self.book.list_members(self.cluster.members, self.applied)
+        self.guard_ms = 0
+        """No deadline further away than this is believed by this node's watchdog; 0: not known (a witness has none)."""
+        pacing.keep(self)
 
     # -- ways in -------------------------------------------------------------------------------------------------
 
@@ -187,6 +190,12 @@ class Node:
                 raise ValueError(f"the parent sent {name}, which is not in the catalogue")
         return self._finish(now_ns)
 
+    def guarded(self, lease_ms: int, now_ns: int) -> list[Effect]:
+        """This node's watchdog says how far away a deadline may be."""
+        self.guard_ms = lease_ms
+        pacing.keep(self)
+        return self._finish(now_ns)
+
     @property
     def wakeup_ns(self) -> int:
         """When `tick` is due next."""
@@ -230,6 +239,7 @@ class Node:
                 # A restarted process may resume only on a grant that its own disk shows as committed; a Postgres that
                 # is to stay down must not start before a leader is met; and one that starts has the newest settings.
                 self.effects.append(Save(Write(hard=self.raft.hard_state)))
+        pacing.keep(self)
         if ready.restored or ready.committed:
             self.book.list_members(self.cluster.members, self.applied)
             if Seat(self.me, self.identity.incarnation) in self.cluster.removed:
@@ -282,6 +292,7 @@ class Node:
             # Also as primary: a frozen parent cannot demote, so the lease has to end and the watchdog to act.
             self._raft(StepDown(), now_ns)
             return
+        pacing.conduct(self, notes, now_ns)
         operate.conduct(self, notes, now_ns, requests.carry_out)
         if self.granted() is not None and not notes.handed_over and notes.handing_over_to is None:
             self._reform(notes, now_ns)
@@ -543,7 +554,7 @@ class Node:
             "wanted": self.wanted if self.wanted == raft.term else 0,
             "promised": self.record.promised, "granted": grant.term if grant is not None else 0,
             "hand_over": self.notes.handing_over_to if self.notes is not None else None,
-            "sentence": self.notes.sentence if self.notes is not None else "",
+            "sentence": self.notes.told_sentence() if self.notes is not None else "",
             "pre_promote": self.notes.hook_wanted() if self.notes is not None else [0, 0],
             "old_primary": list(self.sightings.old_primary) if grant is not None else [0, 0],
             "record": {

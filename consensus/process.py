@@ -14,10 +14,11 @@ from typing import Any
 
 import zmq
 
-from consensus import addressbook
+from consensus import addressbook, pacing
 from consensus.cluster import ClusterState, canonical, found
 from consensus.effects import Effect, Reborn, Removed, Save, Send, SendStranger, Tell, TellLease
 from consensus.founder import Founder, RefusedToStartError
+from consensus.guard import Guard
 from consensus.keys import ClusterKey, KeyFileError, derived_key, founding_seed, read_key
 from consensus.lastresort import LastResort
 from consensus.membership import WITNESS, Member
@@ -186,6 +187,7 @@ class Host:
         kill_bound_ms = PROFILES[child.profile].kill_bound_ms
         self.last_resort = LastResort(Path(child.pgdata), kill_bound_ms, log)
         self.stopping = False
+        self.guard = Guard()
 
     # -- start ---------------------------------------------------------------------------------------------------
 
@@ -249,8 +251,8 @@ class Host:
     def _start_node(self) -> Node:
         stored, now = self.stored, now_ns()
         state = found(self.identity.charter, self.identity.cluster_id)
-        timings = PROFILES[state.profile]
         log = Log(stored.snapshot or Snapshot(0, 0, ""), stored.entries)
+        timings = pacing.at_start(self.identity, stored)
         fresh = stored.hard.term == 0 and stored.record.promised == 0
         raft = Raft(
             _raft_config(self.identity, state, timings), stored.hard, log,
@@ -294,7 +296,7 @@ class Host:
             until_ns = frame.body.get("until_ns")
             if armed and isinstance(until_ns, int) and until_ns > now_ns():
                 self.log.info("raft.resumed", term=raft.term, lease_left_ms=(until_ns - now_ns()) // MS)
-                return raft.resume()
+                return raft.resume(until_ns)
             break
         self.log.warning("raft.not_resumed", term=raft.term, expected=False)
         return None
@@ -312,8 +314,12 @@ class Host:
                     self._remote(identity, data)
         self.log_transport()
         if self.watchdog is not None and self.watchdog in events:
-            self.watchdog.recv()
+            self.carry_out(self.guard.heard(node, self._frame(self.watchdog.recv()), now_ns()))
         self.carry_out(node.tick(now_ns()))
+        if self.watchdog is not None and self.guard.asks(node, now_ns()):
+            with contextlib.suppress(zmq.Again):  # it is away; asked again
+                self.watchdog.send(wire.encode("deadman.query", {}), zmq.NOBLOCK)
+        self.last_resort.bound_ns = node.timings.kill_bound_ms * MS
         self.last_resort.tick(now_ns())
         if node.book.current() != self.book:
             self._readdress(node)

@@ -17,7 +17,7 @@ What differs from the textbook, and why (see DESIGN.md):
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import NamedTuple, Self
 
@@ -185,9 +185,9 @@ class Raft:
 
     __slots__ = (
         "boot", "changed_at", "commit", "config", "election_at_ns", "heartbeat_at_ns", "hold_leader", "hold_term",
-        "hold_until_ns", "leader", "lease_from_ns", "log", "members", "now_ns", "out_after", "out_now", "progress",
-        "quorum_at_ns", "released", "role", "round", "rounds", "saved", "saved_log", "seed", "settled", "term",
-        "transfer_to", "transfer_until_ns", "vote", "votes", "was_restored",
+        "hold_until_ns", "leader", "lease_from_ns", "lease_least_ns", "log", "members", "now_ns", "out_after",
+        "out_now", "progress", "quorum_at_ns", "released", "role", "round", "rounds", "saved", "saved_log", "seed",
+        "settled", "term", "transfer_to", "transfer_until_ns", "vote", "votes", "was_restored",
     )  # fmt: skip
 
     def __init__(
@@ -209,7 +209,7 @@ class Raft:
         self._look_for_members()
         self.round = 0
         self.rounds: tuple[tuple[int, int], ...] = ()
-        self.lease_from_ns = 0
+        self.lease_from_ns = self.lease_least_ns = 0
         self.quorum_at_ns = now_ns
         self.transfer_to, self.transfer_until_ns = "", 0
         self.now_ns = now_ns
@@ -223,8 +223,9 @@ class Raft:
         self.election_at_ns = now_ns + first_ns + (self._jitter() if first_ns else 0)
         self._begin()
 
-    def resume(self) -> Ready:
-        """Go on as leader of the current term after a restart of this process within its lease (safety.md "Resume").
+    def resume(self, until_ns: int = 0) -> Ready:
+        """Go on as leader of the current term after a restart of this process within its lease (safety.md "Resume"),
+        which ends at ``until_ns``: with a shorter L now, no lease may end before it.
 
         What is checked here is necessary, not sufficient: a candidate that lost has voted for itself too. The host must
         know that this node *won* the term, from its own committed grant of it.
@@ -233,7 +234,23 @@ class Raft:
             raise RaftBugError(f"cannot resume: released {self.released}, vote {self.vote!r}, term {self.term}")
         self._begin()
         self._lead()
+        self.lease_least_ns = until_ns
         return self._ready(0)
+
+    def use(self, *, heartbeat_ns: int, election_ns: int, jitter_ns: int, lease_ns: int) -> None:
+        """Other durations from now on (retiming.py), before anything that the last step said leaves this host.
+
+        A lease that was told stays what it was. A longer E counts for the promise of this very step, too; a shorter one
+        for the next.
+        """
+        longer_ns = election_ns - self.config.election_ns
+        self.lease_least_ns = max(self.lease_least_ns, self.lease_until_ns)
+        self.config = replace(
+            self.config, heartbeat_ns=heartbeat_ns, election_ns=election_ns, jitter_ns=jitter_ns, lease_ns=lease_ns
+        )
+        if longer_ns > 0 and self.hold_until_ns > self.now_ns:
+            self.hold_until_ns += longer_ns
+            self.election_at_ns += longer_ns
 
     # -- the only way in -----------------------------------------------------------------------------------------
 
@@ -273,7 +290,7 @@ class Raft:
         """Until when this node's Postgres may be writable; 0: not at all."""
         if self.role is not Role.LEADER or self.released >= self.term or not self.lease_from_ns:
             return 0
-        return self.lease_from_ns + self.config.lease_ns
+        return max(self.lease_from_ns + self.config.lease_ns, self.lease_least_ns)
 
     @property
     def wakeup_ns(self) -> int:
@@ -462,7 +479,7 @@ class Raft:
         self.role, self.leader, self.votes = Role.LEADER, self.config.me, ()
         self.progress = ()
         self._meet_the_added()
-        self.rounds, self.lease_from_ns = (), 0
+        self.rounds, self.lease_from_ns, self.lease_least_ns = (), 0, 0
         self.quorum_at_ns = self.heartbeat_at_ns = self.now_ns
         self.transfer_to, self.transfer_until_ns = "", 0
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from consensus import clusterwide
+from consensus import clusterwide, retiming
 from consensus.changes import Proposal
 from consensus.cluster import ClusterState, canonical
 from consensus.clusterwide import (
@@ -21,12 +21,15 @@ from consensus.clusterwide import (
     ON_ROLE_CHANGE,
     PARAMETERS,
     PRE_PROMOTE,
+    PROFILE,
     RULES,
     SLOTS,
     TABLE,
+    TIMINGS,
     BadSetting,
     Value,
 )
+from fencing.lease import PROFILES
 
 if TYPE_CHECKING:
     from consensus.node import Node
@@ -132,6 +135,12 @@ def _unfit(tip: ClusterState, config: str, changes: Mapping[str, object]) -> Ans
     if touched and counted and acks is not None and acks >= seats:
         error = f"sync_acks = {acks} needs {acks + 1} nodes in the sync group, there are {seats}"
         return refused(78, f"{error}: every write would wait", "add members first, or set a smaller number")
+    if {PROFILE, *TIMINGS} & set(changes):
+        problems = retiming.wanted(config, tip.profile).problems()
+        if problems:
+            named = [name for name in TIMINGS if name in clusterwide.read(config)]
+            single = f", without {' and '.join(named)} (`pgr config unset`)" if named else ""
+            return refused(78, "; ".join(problems), f"`pgr config set profile=...`: {', '.join(PROFILES)}{single}")
     logical = sorted(name for name, slot in clusterwide.slots(config).items() if slot[0] == "logical")
     level = f"{PARAMETERS}wal_level"
     if logical and clusterwide.parameters(config).get("wal_level") != "logical":
@@ -147,6 +156,8 @@ def _notes(tip: ClusterState, changes: Mapping[str, tuple[Value, Value]]) -> lis
     notes = [f"{n}: takes effect with a {TABLE[n].needs}" for n in changes if n in TABLE and TABLE[n].needs == "reload"]
     if changes.get("commit", (None, None))[1] == "async":
         notes.append("asynchronous: a failover may lose acknowledged commits")
+    if {PROFILE, *TIMINGS} & set(changes):
+        notes.append("the timings change in steps, and every voter has to hear of the first: `pgr status` says of whom")
     for name, (_, command) in changes.items():
         if name in (PRE_PROMOTE, ON_ROLE_CHANGE, ON_EVENT) and isinstance(command, list):
             notes.append(f"{name}: every node runs its own {command[0]}, as the user that its Postgres runs as")

@@ -20,7 +20,7 @@ class Sightings:
     """``alive_ms``: one that has been silent for so long does not count as connected."""
 
     def __init__(self, me: str, alive_ms: int) -> None:
-        self.me, self._alive_ns = me, alive_ms * MS
+        self.me, self.alive_ms = me, alive_ms
         self._heard: dict[str, int] = {}
         self._said: dict[str, tuple[str, int]] = {}
         self._reached: dict[str, tuple[int, int]] = {}
@@ -42,7 +42,7 @@ class Sightings:
 
     def is_connected(self, name: str, now_ns: int) -> bool:
         """This node itself always is."""
-        return name == self.me or (name in self._heard and now_ns - self._heard[name] < self._alive_ns)
+        return name == self.me or (name in self._heard and now_ns - self._heard[name] < self.alive_ms * MS)
 
     def of(self, name: str) -> dict[str, Any]:
         """The last observation of a node (bus catalogue: `node.observed`); empty if there is none."""

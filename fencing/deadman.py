@@ -88,6 +88,13 @@ class Leave(NamedTuple):
     """From the parent: end, you are not needed."""
 
 
+class Bounds(NamedTuple):
+    """From the parent: the timings of the cluster are others now."""
+
+    lease_ns: int
+    kill_bound_ns: int
+
+
 class ParentGone(NamedTuple):
     """Its pidfd became readable, or it was gone before that could be opened."""
 
@@ -148,7 +155,7 @@ class Exit(NamedTuple):
     code: int
 
 
-Event = LeaseChanged | Arm | Disarm | Watch | Leave | ParentGone | ClockJumped | Tick | FenceDone
+Event = LeaseChanged | Arm | Disarm | Watch | Leave | Bounds | ParentGone | ClockJumped | Tick | FenceDone
 Action = Armed | Disarmed | Watching | Leaving | Kill | Killed | Exit
 Outcome = tuple[Deadman, tuple[Action, ...]]
 
@@ -278,6 +285,15 @@ def _leave(state: Deadman, event: Leave, now_ns: int, why: str) -> Outcome:
 
 def _refuse_leave(state: Deadman, event: Leave, now_ns: int, why: str) -> Outcome:
     return state, (Leaving(False, why),)
+
+
+def _bound(state: Deadman, event: Bounds, now_ns: int, why: str) -> Outcome:
+    return replace(state, lease_ns=event.lease_ns, kill_bound_ns=event.kill_bound_ns), ()
+
+
+def _bound_anew(state: Deadman, event: Bounds, now_ns: int, why: str) -> Outcome:
+    after, _ = _bound(state, event, now_ns, why)
+    return replace(after, lease_until_ns=0, lease_spent=False), ()
 
 
 def _orphaned(state: Deadman, event: ParentGone, now_ns: int, why: str) -> Outcome:
@@ -415,6 +431,16 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         Leave, "otherwise", _always, "exit 0", _leave, "nothing that could accept writes is running",
+    ),
+    Rule(
+        Bounds, "while armed or killing", lambda s, e, now: s.phase in (Phase.ARMED, Phase.KILLING),
+        "L and F are these; an armed deadline stays as it is", _bound,
+        "a Postgres that may accept writes is never left without its deadline",
+    ),
+    Rule(
+        Bounds, "otherwise", _always,
+        "L and F are these; what was heard of the lease is forgotten, as by a watchdog that starts", _bound_anew,
+        "what looked too far away by the old L may have been true",
     ),
     Rule(
         ParentGone, "in any state", _always, "kill, whatever runs, and exit when nothing is left", _orphaned,

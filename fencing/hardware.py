@@ -39,7 +39,11 @@ class HardwareError(Exception):
 
 def timeout_s(timings: Timings) -> int:
     """What the device is asked for: the least number of seconds that is not below L + F."""
-    return -(-(timings.lease_ms + timings.kill_bound_ms) // 1000)
+    return _seconds(timings.lease_ms + timings.kill_bound_ms)
+
+
+def _seconds(ms: int) -> int:
+    return -(-ms // 1000)
 
 
 class Hardware:
@@ -77,6 +81,20 @@ class Hardware:
         self.problem = None
         try:
             self.fd = self._opened()
+            self._set_timeout()
+        except HardwareError as error:
+            self.problem = error
+            self.stop()
+        else:
+            self.pet()
+
+    def retime(self, ms: int) -> None:
+        """L + F are this much now. One that runs goes on with it; if it can't, it is stopped: it might reset a machine
+        whose lease is well."""
+        wanted_s, self.wanted_s = self.wanted_s, _seconds(ms)
+        if self.fd < 0 or wanted_s == self.wanted_s:
+            return
+        try:
             self._set_timeout()
         except HardwareError as error:
             self.problem = error
@@ -131,7 +149,7 @@ class Hardware:
             )
 
 
-_SLOWER = "found the cluster with a slower --profile, use another device, or run with --watchdog off"
+_SLOWER = "give the cluster a slower profile (pgr config set), use another device, or run with --watchdog off"
 
 
 def _remedy(device: str, code: int | None) -> str:

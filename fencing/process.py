@@ -35,6 +35,7 @@ PARENT, RAFT = b"parent", b"raft"
 BUG, CANNOT_START = 70, 69
 DRAIN = 64
 """At most this many frames are read before the clock is looked at again."""
+BOUND_MS_MAX = 3_600_000
 LAST_STAND_BOUNDS = 10
 """After a bug: how many kill bounds to go on fencing before leaving that to the parent."""
 IGNORED = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGTSTP", "SIGTTIN", "SIGTTOU", "SIGUSR1", "SIGUSR2", "SIGPIPE")
@@ -75,13 +76,13 @@ def run(config: WatchdogConfig) -> int:
         # Nobody was told that we guard anything, so a living parent decides; a dead one cannot.
         log("watchdog.cannot_start", reason=str(error))
         if not Path(f"/proc/{config.parent_pid}").exists():
-            _last_stand(config, None)
+            _last_stand(config, None, config.timings.kill_bound_ms * MS)
         return CANNOT_START
     try:
         return watchdog.loop()
     except BaseException:
         log("watchdog.bug", traceback=traceback.format_exc())
-        if _last_stand(config, watchdog.postmaster()):
+        if _last_stand(config, watchdog.postmaster(), watchdog.state.kill_bound_ns):
             watchdog.hardware.stop()
         return BUG
     finally:
@@ -180,6 +181,9 @@ class Watchdog:
                 self._send(sender, "deadman.armed", {"ok": False, "until_ns": 0, "reason": reason}, frame.id)
                 return
         self.feed(event, sender, frame.id)
+        if isinstance(event, machine.Bounds):
+            self.hardware.retime(event.lease_ns // MS + event.kill_bound_ns // MS)
+            log("watchdog.bounds", lease_ms=event.lease_ns // MS, kill_bound_ms=event.kill_bound_ns // MS)
 
     def _hardware(self) -> dict[str, Any]:
         """For the parent, to be shown; ``hint`` only if the device is required and can not be used."""
@@ -200,6 +204,8 @@ class Watchdog:
             "phase": state.phase.value,
             "lease_term": state.lease_term,
             "lease_until_ns": state.lease_until_ns,
+            "lease_ms": state.lease_ns // MS,
+            "kill_bound_ms": state.kill_bound_ns // MS,
             "killed_term": state.killed_term,
             "reason": state.reason,
         }
@@ -281,6 +287,8 @@ def event_of(sender: bytes, frame: Frame) -> machine.Event:
             return machine.Watch(_number(body, "pid"), _number(body, "start_ticks"))
         case "deadman.exit":
             return machine.Leave()
+        case "deadman.bounds":
+            return machine.Bounds(_some_ms(body, "lease_ms") * MS, _some_ms(body, "kill_bound_ms") * MS)
         case _:
             raise BadBody(f"no such message: {frame.name!r}")
 
@@ -294,6 +302,12 @@ def _number(body: dict[str, Any], key: str) -> int:
     value = body.get(key)
     if type(value) is not int or value < 0:
         raise BadBody(f"{key} must be a whole number, not {value!r}")
+    return value
+
+
+def _some_ms(body: dict[str, Any], key: str) -> int:
+    if not 0 < (value := _number(body, key)) <= BOUND_MS_MAX:
+        raise BadBody(f"{key} must be more than 0 and at most {BOUND_MS_MAX}, not {value}")
     return value
 
 
@@ -314,10 +328,9 @@ def _become_watchdog() -> None:
         file.write(NAME)
 
 
-def _last_stand(config: WatchdogConfig, postmaster: ProcessId | None) -> bool:
+def _last_stand(config: WatchdogConfig, postmaster: ProcessId | None, bound_ns: int) -> bool:
     """Fence without the machine; is nothing left? Bounded: the parent notices our end and fences too (safety.md,
     fencing ladder (c))."""
-    bound_ns = config.timings.kill_bound_ms * MS
     give_up_ns = now_ns() + LAST_STAND_BOUNDS * bound_ns
     while now_ns() < give_up_ns:
         try:

@@ -9,8 +9,8 @@ from typing import Any
 
 from consensus import clusterwide
 from consensus.cluster import ClusterState
-from consensus.clusterwide import PARAMETERS, SETTINGS, SLOTS, Value, shown
-from fencing.lease import Timings
+from consensus.clusterwide import PARAMETERS, PROFILE, SETTINGS, SLOTS, TIMINGS, Value, shown
+from fencing.lease import PROFILES, Timings
 from supervisor.errors import UsageError
 from supervisor.render import table
 
@@ -19,8 +19,8 @@ HOOKS = "hooks."
 
 def document(config: str) -> dict[str, Any]:
     """What `GET /config` adds to commit, profile and timings; every setting that can be set, defaults included."""
-    values = {s.name: clusterwide.value_of(config, s.name) for s in SETTINGS if not s.fixed}
-    del values["commit"]
+    apart = ("commit", PROFILE, *TIMINGS)
+    values = {s.name: clusterwide.value_of(config, s.name) for s in SETTINGS if s.name not in apart}
     rules = {name.removeprefix("postgres."): values.pop(name) for name in clusterwide.RULES}
     hooks = {n.removeprefix(HOOKS): values.pop(n) for n in list(values) if n.startswith(HOOKS)}
     postgres = {"parameters": clusterwide.parameters(config)} | rules
@@ -35,7 +35,8 @@ def _slots(config: str) -> dict[str, dict[str, str]]:
 
 def rows(cluster: ClusterState, timings: Timings) -> list[dict[str, Any]]:
     """One for each setting, each of Postgres's that is set, and each slot: name, value, default, source, needs, unit,
-    sentence and fixed (why it can't be set). ``source``: default, founding, profile or set."""
+    sentence. ``source``: default, founding, profile (of the timings: what is in force, whatever is wanted) or
+    set."""
     config = clusterwide.read(cluster.config)
     founded = clusterwide.founded("quorum", json.loads(cluster.settings))
     found: list[dict[str, Any]] = []
@@ -43,14 +44,17 @@ def rows(cluster: ClusterState, timings: Timings) -> list[dict[str, Any]]:
     for setting in [*SETTINGS, *named]:
         name, value, default = setting.name, config.get(setting.name), setting.default
         source = "default" if name not in config else "founding" if founded.get(name) == value else "set"
-        if setting.fixed:
-            value = default = getattr(timings, name)
-            source = "profile"
+        if name == PROFILE:
+            default = cluster.profile
+            value, source = (value, source) if name in config else (default, "founding")
+        elif name in TIMINGS:
+            default = getattr(PROFILES[str(config.get(PROFILE, cluster.profile))], name)
+            value, source = (value, source) if name in config else (getattr(timings, name), "profile")
         elif name not in config:
             value = default
         found.append({
             "name": name, "value": value, "default": default, "source": source, "needs": setting.needs,
-            "unit": setting.unit, "sentence": setting.sentence, "fixed": setting.fixed,
+            "unit": setting.unit, "sentence": setting.sentence,
         })  # fmt: skip
     return found
 
@@ -83,7 +87,7 @@ def diff(changes: Mapping[str, list[Value]]) -> list[str]:
 def toml(found: list[dict[str, Any]]) -> str:
     """For `pgr config edit`: what is set; the rest as comments with their defaults."""
     head = ["# Cluster-wide settings. Save to apply, leave the file as it is to change nothing.", ""]
-    plain = [row for row in found if not row["name"].startswith(("postgres.", HOOKS, SLOTS)) and not row["fixed"]]
+    plain = [row for row in found if not row["name"].startswith(("postgres.", HOOKS, SLOTS))]
     for row in plain:
         head += [f"# {row['sentence']}", _line(row, str(row["name"])), ""]
     head += ["[hooks]"]
@@ -103,7 +107,7 @@ def toml(found: list[dict[str, Any]]) -> str:
 
 def _line(row: Mapping[str, Any], key: str) -> str:
     key = json.dumps(key) if "." in key else key
-    if row["source"] == "default":
+    if row["source"] in ("default", "profile"):
         return f"#{key} = {'' if row['default'] is None else json.dumps(row['default'])}"
     return f"{key} = {json.dumps(row['value'], ensure_ascii=False)}"
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import zmq
 
+from consensus import retiming
 from consensus.clustertext import load
 from fencing import wire
 from fencing.clock import now_ns
@@ -266,6 +267,7 @@ class Daemon:
                 self._guard_again()
             case "deadman.state":
                 self.scheduling["hardware watchdog"] = str(frame.body.get("hardware", ""))
+                self.offspring.watchdog_said(frame.body, self.c.watchdog)
             case "deadman.killed":
                 self.log.warning("watchdog.killed_postgres", expected=False, **frame.body)
                 self.steps.ended_by_pgr()
@@ -345,8 +347,8 @@ class Daemon:
                 c.view = replace(c.view, cluster=load(body["state"]))
                 self.was_member = self.was_member or member.is_member(c.view, c.local)
                 self.steps.notice_moved_upstream()
-                c.timings = PROFILES[c.cluster.profile]
-                self.offspring.use_timings(c.timings)
+                c.timings = retiming.at_the_parent(c.cluster.pace)
+                self.offspring.use_timings(retiming.at_the_watchdog(c.cluster.pace), c.watchdog)
                 self.founding_sentence = ""
                 member.refuse_another_role(c.view, c.local)
                 datadir.write_passfile(c)

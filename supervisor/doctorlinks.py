@@ -257,7 +257,7 @@ def lease(case: Case) -> Iterator[Said]:
     for name, node in sorted(case.nodes.items()):
         t = node.timings
         for problem in t.problems():
-            hint = "found the cluster with one of the profiles: fast, default, cloud"
+            hint = "`pgr config set profile=default`, or fast, or cloud"
             yield bad(name, f"the timings are not safe: {problem}", hint, ExitCode.REFUSED)
         if not t.problems() and case.votes(name):
             yield from _fits(case, name, node)
@@ -274,7 +274,9 @@ def _fits(case: Case, name: str, node: Node) -> Iterator[Said]:
             hint = "the lease ends when no majority answers; see `control plane`"
             yield bad(name, "does not reach a majority: it can't keep a lease", hint, ExitCode.TRY_AGAIN)
         round_ms = 0.0
-    better = f"use {_profile_for(round_ms, worst)}" if _profile_for(round_ms, worst) else "no profile is slow enough"
+    fitting = _profile_for(round_ms, worst)
+    how = f"`pgr config set profile={fitting}`" if case.running else f"found the cluster with `--profile {fitting}`"
+    better = how if fitting else "no profile is slow enough"
     hint = f"{better}; or a quicker network, or a quicker disk for {name}'s raft directory"
     vote_ms, likely_ms = round_ms + 2 * worst, round_ms + 2 * typical
     measured = ", ".join([f"a majority answers in {round_ms:.1f} ms"] * bool(answers) + [_disk(typical, worst)])
@@ -311,4 +313,4 @@ def _profile_for(round_ms: float, sync_ms: float) -> str:
         name: round_ms <= t.heartbeat_ms and (round_ms + 2 * sync_ms) * ELECTION_SHARE <= t.election_ms
         for name, t in PROFILES.items()
     }
-    return next((f"profile {name}" for name in fits if fits[name]), "")
+    return next((name for name in fits if fits[name]), "")

@@ -13,6 +13,7 @@ from consensus.hold import PAUSE
 from consensus.membership import GONE, LEARNER, VOTER, WITNESS
 from consensus.membership import Member as LogMember
 from consensus.record import EpochStart, NodeRecord, Position
+from consensus.retiming import profile_of
 from consensus.sightings import NOT_FENCED
 from consensus.tags import Tag
 from fencing.lease import MS, Timings
@@ -234,7 +235,7 @@ def snapshot(
         sync_group=group,
         next_group=change,
         commit="async" if cluster.asynchronous else "quorum",
-        profile=cluster.profile,
+        profile=profile_of(cluster.pace.timings),
         timings=timings,
         unprotected=sum(m.votes for m in cluster.members) < 3 or group.k < 2,
         scheduling=dict(scheduling),

@@ -64,13 +64,23 @@ class Offspring:
     def describe(self, raft_arguments: dict[str, Any]) -> None:
         self.raft.arguments = raft_arguments
 
-    def use_timings(self, timings: Timings) -> None:
-        """The log's timings, if they are not those of this node's configuration: the watchdog starts anew with them."""
-        if self.watchdog.arguments["timings"] == asdict(timings):
-            return
-        self.watchdog.arguments["timings"] = asdict(timings)
-        if self.watchdog.pidfd >= 0:
-            _kill(self.watchdog.pidfd)
+    def use_timings(self, timings: Timings, link: Link) -> None:
+        """Of the log, if they are not those that the watchdog was started with: it is told, and so is the next one. It
+        is not started anew for that, since a Postgres may rest on it."""
+        if self.watchdog.arguments["timings"] != asdict(timings):
+            self.watchdog.arguments["timings"] = asdict(timings)
+            if self.watchdog.ready:
+                self._tell_bounds(link)
+
+    def _tell_bounds(self, link: Link) -> None:
+        timings = self.watchdog.arguments["timings"]
+        link.tell("deadman.bounds", {name: timings[name] for name in ("lease_ms", "kill_bound_ms")})
+
+    def watchdog_said(self, state: Mapping[str, Any], link: Link) -> None:
+        """`deadman.state`: it is told again if it has not heard, or was started while the log said something else."""
+        timings = self.watchdog.arguments["timings"]
+        if any(state.get(name) != timings[name] for name in ("lease_ms", "kill_bound_ms")):
+            self._tell_bounds(link)
 
     def start_all(self) -> None:
         for child in (self.watchdog, self.raft):

@@ -30,11 +30,8 @@ def _settings() -> Iterator[str]:
     yield from ("## Cluster-wide settings", "", "`pgr config`; what is not set has its default.", "")
     yield from ("| name | default | a change needs | meaning |", "| --- | --- | --- | --- |")
     for s in clusterwide.SETTINGS:
-        if s.fixed:
-            yield f"| `{s.name}` | of the profile | can't be changed yet | {_flat(s.sentence)} |"
-        else:
-            default = "not set" if s.default is None else f"{clusterwide.shown(s.default)} {s.unit}".strip()
-            yield f"| `{s.name}` | {default} | {s.needs} | {_flat(s.sentence)} |"
+        default = "not set" if s.default is None else f"{clusterwide.shown(s.default)} {s.unit}".strip()
+        yield f"| `{s.name}` | {default} | {s.needs} | {_flat(s.sentence)} |"
     needs = "reload or restart, as `pg_settings` says"
     slot = "a permanent replication slot, `physical` or `logical DATABASE PLUGIN`, on every node"
     yield f"| `{clusterwide.SLOTS}NAME` | none | nothing | {slot} |"

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from consensus import recovery
+from consensus import pacing, recovery
 from consensus.changes import Refusal
 from consensus.cluster import ClusterState, apply, canonical, found
 from consensus.clustertext import load
@@ -21,7 +21,6 @@ from consensus.forecast import Report
 from consensus.record import Identity, Position
 from consensus.storage import StorageError, Store, open_store
 from consensus.write import Stored
-from fencing.lease import PROFILES
 from fencing.logs import utc_now
 from supervisor.errors import DiskError, MissingError, PgrError, RefusedError
 from supervisor.preflight import DataLock, lock_data
@@ -52,6 +51,8 @@ class StoppedNode:
             except StorageError as error:
                 raise _failure(error) from error
             self.identity, self.state = self._read(self.stored)
+            self.timings = pacing.at_start(self.identity, self.stored)
+            """In force here: for how long this node may be bound, above all."""
         except BaseException:
             self.close()
             raise
@@ -103,7 +104,7 @@ class StoppedNode:
 
     def recover(self, outlook: recovery.Outlook, by: str) -> None:
         """Waits until every lease that this node has acknowledged is over, then saves. RefusedError, DiskError."""
-        _wait(PROFILES[self.state.profile].election_ms / 1000)
+        _wait(self.timings.election_ms / 1000)
         stored = self.stored
         last = stored.entries[-1] if stored.entries else stored.snapshot
         if self._store is None or last is None:

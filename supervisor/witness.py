@@ -15,6 +15,7 @@ from typing import Any
 
 import zmq
 
+from consensus import retiming
 from consensus.clustertext import load
 from consensus.founder import RefusedToStartError
 from consensus.membership import Member
@@ -143,7 +144,7 @@ class Witness(Host):
         if self.http is not None:
             self.http.handle(now)
         self._take_in()
-        situation = Situation(self.c.view, self.c.local, PROFILES[self.child.profile], now)
+        situation = Situation(self.c.view, self.c.local, PROFILES[self.child.profile], now)  # it has no Postgres
         wanted = self.c.view.wanted
         if situation.owes_no_position:
             body = {"term": wanted, "epoch": -1, "lsn": 0, "reason": "it is a witness"}
@@ -212,7 +213,8 @@ class Witness(Host):
         if now < self.snapshot_at_ns:
             return
         self.snapshot_at_ns = now + SNAPSHOT_EVERY_MS * MS
-        timings = PROFILES[c.view.cluster.profile if c.view.cluster is not None else self.child.profile]
+        cluster = c.view.cluster
+        timings = retiming.at_the_parent(cluster.pace) if cluster is not None else PROFILES[self.child.profile]
         snapshot = observe.snapshot(
             c.view, c.local, facts, {**self.members, c.config.name: {"seen": seen, "age_ms": 0}}, timings,
             state=observe.state_of(c.local, facts, wanted.step),

@@ -105,9 +105,13 @@ class LeaseWorld(RaftWorld):
     # -- what is timed -------------------------------------------------------------------------------------------
 
     def key(self, raft: Raft) -> tuple[object, ...]:
-        _settle(raft, self.clocks.election)
+        _settle(raft, self.forgets_after())
         timed = (raft.hold_leader, raft.hold_term, raft.hold_until_ns, raft.lease_from_ns, raft.rounds)
         return (*raft.key(), *timed, raft.transfer_until_ns > 0)
+
+    def forgets_after(self) -> int:
+        """What lies so far back matters no more."""
+        return self.clocks.election
 
     def started(self, i: int, incarnation: int, disk: Disk, *, fresh: bool = False) -> int:
         watchdog = Deadman(lease_ns=self.clocks.lease, kill_bound_ns=self.clocks.kill * self.clocks.rates[i])
@@ -170,12 +174,16 @@ class LeaseWorld(RaftWorld):
             assert isinstance(beside, Beside)
             rate = self.clocks.rates[slot]
             raft = self.rafts[local].clone()
-            raft.hold_until_ns -= rate
-            raft.lease_from_ns -= rate if raft.lease_from_ns else 0
-            raft.rounds = tuple((number, sent - rate) for number, sent in raft.rounds)
+            self.aged(raft, rate)
             known = self.local(slot, incarnation, raft, disk, beside=self._older(beside, rate))
             self.ticked[local] = known
         return known
+
+    def aged(self, raft: Raft, rate: int) -> None:
+        """Of all that is timed."""
+        raft.hold_until_ns -= rate
+        raft.lease_from_ns -= rate if raft.lease_from_ns else 0
+        raft.rounds = tuple((number, sent - rate) for number, sent in raft.rounds)
 
     def _older(self, beside: Beside, rate: int) -> Beside:
         watchdog, dying = _aged(beside.watchdog, rate), beside.dying
@@ -260,9 +268,13 @@ class LeaseWorld(RaftWorld):
     def resumed(self, local: int) -> int:
         [again] = self.restarted(local)
         before = self.locals.values[again]
+        assert isinstance(before.beside, Beside)
         raft = self.rafts[again].clone()
-        raft.resume()
+        self.resumes(raft, before.beside)
         return self.local(before.slot, before.incarnation, raft, before.disk, beside=self.beside(before, raft))
+
+    def resumes(self, raft: Raft, beside: Beside) -> None:
+        raft.resume()
 
     def may_resume(self, local: int) -> bool:
         """The disk shows its vote and no release; the watchdog confirms a lease of this term that has not ended."""

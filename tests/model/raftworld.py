@@ -105,8 +105,11 @@ class RaftWorld:
         beat = self.labels(("beat", i))
         return self._say(state, i, self.stepped(state[i], (Beat(),), beat), beat)
 
-    def _say(self, state: State, i: int, first: Step, label: int) -> State:
-        """Node i takes a step; then every message of everybody arrives in order."""
+    def _say(
+        self, state: State, i: int, first: Step, label: int, deaf: tuple[int, ...] = (), *, once: bool = False
+    ) -> State:
+        """Node i takes a step; then every message of everybody arrives in order, but to the ``deaf``; or (``once``)
+        only what this step says and the answers to it."""
         queue = deque([(i, first, label)])
         while queue:
             src, step, why = queue.popleft()
@@ -114,6 +117,8 @@ class RaftWorld:
             assert after is not None, "a quiet day needs one term"
             state = after
             for dst, batch in step.out:
+                if dst in deaf or (once and src == i and step is not first):
+                    continue
                 answer, delivery = self._deliver(src, dst, state[dst], batch)
                 queue.append((dst, answer, delivery))
                 state = (*state[:dst], answer.local, *state[dst + 1 :])

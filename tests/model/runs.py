@@ -11,15 +11,19 @@ from tests.model.foundingworld import FoundingSetup, LiveFoundingWorld
 from tests.model.groupworld import LateDone
 from tests.model.leaseworld import Clocks, LeaseSetup, LeaseWorld
 from tests.model.livepromises import FailingWorld, LiveGroupWorld, LivePromiseWorld
+from tests.model.mutants.timing import larger, smaller
 from tests.model.mutants.upper import group
 from tests.model.promisevalues import Setup as Promises
 from tests.model.promiseworld import PromiseWorld
 from tests.model.raftlive import LiveRaftWorld
 from tests.model.raftvalues import Bound, Setup
+from tests.model.timingworld import QUIET, TimingSetup, TimingWorld
 
 STATES_MAX = 3_000_000
 FIVE = ("a", "b", "c", "d", "e")
 D = ("d",)
+LATER = (QUIET,) * 6
+"""So long that the last step may come."""
 FOURTH = Clocks(rates=(2, 3, 3, 3))
 
 
@@ -48,6 +52,10 @@ def upper(
 
 def lease(dimension: str, setup: LeaseSetup, *, quick: bool = False) -> Run:
     return Run(f"lease: {dimension}", str(setup), partial(LeaseWorld, setup), quick)
+
+
+def retimed(dimension: str, setup: TimingSetup, *, quick: bool = False) -> Run:
+    return Run(f"timings: {dimension}", str(setup), partial(TimingWorld, setup), quick)
 
 
 def founding(dimension: str, setup: FoundingSetup, *, quick: bool = False) -> Run:
@@ -132,6 +140,18 @@ RUNS = (
           LeaseSetup(Bound(2, changes=2), settled=True, steps=("remove", "learn", "vote"))),
     lease("members: a learner comes",
           LeaseSetup(Bound(2, changes=1), FOURTH, settled=True, joins=1, steps=("learn",)), quick=True),
+    retimed("larger, the first step", larger(), quick=True),
+    retimed("larger, the switch", larger("bc?"), quick=True),
+    retimed("larger, the switch, and one voter has not heard", larger("b", beats=1)),
+    retimed("larger, the switch x restart", larger("bc?", restarts=1)),
+    retimed("larger, done", larger("bc", "bc?", *LATER), quick=True),
+    retimed("larger, done x restart", larger("bc", "bc?", *LATER, restarts=1)),
+    retimed("smaller, the first step", smaller(), quick=True),
+    retimed("smaller, the switch, and one voter has not heard", smaller("b", beats=1)),
+    retimed("smaller, the switch x restart", smaller("bc?", restarts=1)),
+    retimed("smaller, done", smaller("bc", "bc?", *LATER), quick=True),
+    retimed("smaller, done x heartbeat", smaller("bc", "bc", *LATER, beats=1)),
+    retimed("smaller, done x restart", smaller("bc", "bc?", *LATER, restarts=1)),
     founding("restarts", FoundingSetup(), quick=True),
     founding("a lost disk x delay", FoundingSetup(losses=1, delays=1), quick=True),
     founding("a lost disk x delay", FoundingSetup(losses=1, delays=2)),

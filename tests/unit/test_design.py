@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from consensus import cluster, operations
+from consensus import cluster, operations, retiming
 from consensus.messages import type_names, upper_type_names
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,7 +34,7 @@ def test_the_table_of_log_entries_is_that_of_cluster_py() -> None:
 
 
 def test_the_table_of_log_entries_has_every_kind_that_is_applied() -> None:
-    source = "".join(Path(str(m.__file__)).read_text(encoding="utf-8") for m in (cluster, operations))
+    source = "".join(Path(str(m.__file__)).read_text(encoding="utf-8") for m in (cluster, operations, retiming))
     listed = {row.split("`")[1] for row in table_rows(cluster.__doc__ or "") if "`" in row}
     assert set(re.findall(r'"([a-z]+/\d+)"', source)) == listed
 

@@ -362,7 +362,7 @@ def test_the_round_that_counts_is_that_of_the_majority() -> None:
     slow = replace(node("a"), links=(link("b", answer_ms=101.0), link("c", answer_ms=900.0)))
     finding = worst(three(a=slow), "lease")
     assert (finding.severity, "rounds overlap" in finding.what) == (WARNING, True)
-    assert "profile cloud" in finding.hint
+    assert "`pgr config set profile=cloud`" in finding.hint
     learners = Case({"a": replace(node("a"), links=(link("b", answer_ms=None),))}, {}, ("a", "b"), frozenset("a"))
     assert worst(learners, "lease").severity is OK, "who has no vote is not waited for"
     quick = replace(node("a"), links=(link("b", answer_ms=1.0), link("c", answer_ms=900.0)))

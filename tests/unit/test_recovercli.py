@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from consensus import recovery
+from consensus import pacing, recovery
 from consensus.clustertext import dump, load
 from consensus.history import HistoryEvent
 from consensus.keys import new_key, read_key
@@ -287,11 +287,12 @@ def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     store.close()
     (made / "pgdata").mkdir()
     (made / "pgdata" / MARK).write_text(json.dumps({"incarnation": 1}), encoding="utf-8")
-    monkeypatch.setattr(stopped, "PROFILES", {"default": replace(PROFILES["default"], election_ms=1)})
+    monkeypatch.setattr(pacing, "at_start", lambda *_: replace(PROFILES["default"], election_ms=1))
     yield made
     shutil.rmtree(made)
 
 
+AT_START = pacing.at_start
 PROMOTED = json.dumps({"term": 8, "node": "b", "upper": [7, 500], "timeline": 4, "reason": "", "at": ""})
 
 
@@ -429,7 +430,7 @@ def test_a_stopped_node_waits_until_its_word_binds_nobody_any_more(
     def wait(seconds: float) -> None:
         seen.append((seconds, (home / "raft" / "raft.sqlite-saves").read_bytes().hex()))
 
-    monkeypatch.setattr(stopped, "PROFILES", PROFILES)
+    monkeypatch.setattr(pacing, "at_start", AT_START)
     monkeypatch.setattr(stopped, "_wait", wait)
     assert pgr("recover", "--yes", NAME, "--data", str(home))[0] == 0
     ((seconds, before),) = seen

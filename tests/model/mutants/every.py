@@ -7,9 +7,10 @@ from tests.model.mutants.founding import FOUNDING
 from tests.model.mutants.lease import LEASE
 from tests.model.mutants.mutant import Mutant
 from tests.model.mutants.outsider import OUTSIDER
+from tests.model.mutants.timing import TIMING
 from tests.model.mutants.upper import UPPER
 
-EVERY: tuple[Mutant, ...] = (*CORE, *UPPER, *LEASE, *FOUNDING, *OUTSIDER)
+EVERY: tuple[Mutant, ...] = (*CORE, *UPPER, *LEASE, *FOUNDING, *OUTSIDER, *TIMING)
 ASKED_FOR = {
     "vote not persisted": "the vote is on disk",
     "vote before fsync": "on disk first, then said (a vote before fsync)",
@@ -37,6 +38,8 @@ ASKED_FOR = {
     "founding by majority": "every peer has answered, not a majority",
     "restarted voter that does not wait": "a restarted voter waits E",
     "pet instead of deadline": "the watchdog is told a deadline, no pet restarts a timer",
+    "L before every voter has the longer E": "a longer L waits for every voter, not for a majority",
+    "E lowered under a lease of the old L": "a shorter E waits for the end of the leases of the old L",
     "stale Promoted acted on after restart": "nobody acts on a grant after a restart",
 }
 """Rule by the name of the mutant that lacks it."""

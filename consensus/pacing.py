@@ -1,0 +1,75 @@
+"""At the node: the timings that are in force here, and at the leader the next step of a change. Pure, like the node."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from consensus import retiming
+from consensus.changes import Proposal
+from consensus.cluster import found
+from consensus.clustertext import load
+from consensus.raft import Role
+from consensus.record import Identity
+from consensus.write import Stored
+from fencing.lease import MS, Timings
+
+if TYPE_CHECKING:
+    from consensus.campaign import Campaigning
+    from consensus.node import Node
+
+
+def at_start(identity: Identity, stored: Stored) -> Timings:
+    """What binds a node that starts, by what is on its disk; above all E, which it waits for."""
+    kept = stored.snapshot
+    with_pace = load(kept.data) if kept is not None and kept.index else found(identity.charter, identity.cluster_id)
+    return retiming.after_restart(with_pace.pace, stored.entries, stored.hard.commit)
+
+
+def keep(node: Node) -> None:
+    """After every step of the core, before anything that it said leaves."""
+    raft = node.raft
+    timings = retiming.in_force(node.cluster.pace, raft.log.between(node.applied + 1, raft.log.last_index))
+    if node.guard_ms:
+        timings = replace(timings, lease_ms=min(timings.lease_ms, node.guard_ms))
+    if timings == node.timings:
+        return
+    node.timings = timings
+    node.sightings.alive_ms = timings.election_ms
+    raft.use(
+        heartbeat_ns=timings.heartbeat_ms * MS, election_ns=timings.election_ms * MS,
+        jitter_ns=timings.jitter_ms * MS, lease_ns=timings.lease_ms * MS,
+    )  # fmt: skip
+
+
+def is_capped(node: Node) -> bool:
+    """Its watchdog does not take leases of the L that is in force, as far as is known here."""
+    raft = node.raft
+    timings = retiming.in_force(node.cluster.pace, raft.log.between(node.applied + 1, raft.log.last_index))
+    return 0 < node.guard_ms < timings.lease_ms
+
+
+def conduct(node: Node, notes: Campaigning, now_ns: int) -> None:
+    """Each turn of a leader whose own no-op is committed, as primary or as caretaker."""
+    pace, raft = node.tip().pace, node.raft
+    change = pace.change
+    if change is None or not change.switched:
+        notes.switched_at_ns = 0
+    elif not notes.switched_at_ns:
+        notes.switched_at_ns = now_ns
+    lacking: tuple[str, ...] = ()
+    if change is not None:
+        voters = {*raft.members.voters, *raft.settled.voters} - {node.me}
+        lacking = tuple(sorted(name for name in voters if raft.acknowledged(name)[0] < change.index))
+    seen = retiming.Seen(
+        retiming.wanted(node.cluster.config, node.cluster.profile), lacking,
+        change is not None and change.index <= raft.commit, is_capped(node),
+        (now_ns - notes.switched_at_ns) // MS if notes.switched_at_ns else 0,
+    )  # fmt: skip
+    notes.retiming = retiming.waits_for(pace, seen)
+    if pace != node.cluster.pace and not (change is not None and change.index > raft.commit):
+        return  # a step of it is not committed yet
+    step = retiming.next_step(pace, seen)
+    if step is not None and raft.role is Role.LEADER:
+        body = step.body | {"node": node.me, "text": step.text}
+        node.propose_change(Proposal(step.kind, body), now_ns)

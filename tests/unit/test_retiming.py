@@ -1,0 +1,308 @@
+"""Timings of a running cluster: entries, what is in force where, the leader's next step; and whole nodes."""
+
+from __future__ import annotations
+
+from dataclasses import astuple, replace
+from typing import Any
+
+import pytest
+
+from consensus import pacing, retiming
+from consensus.cluster import ClusterState, canonical
+from consensus.clustertext import dump, load
+from consensus.messages import Entry
+from consensus.retiming import DONE, RETIME, RETIMED, SWITCH, VOID, Pace, Retiming, Seen
+from fencing.lease import MS, PROFILES, Timings
+from tests.unit.nodes import Cluster
+from tests.unit.test_requests import opened
+
+FAST, DEFAULT, CLOUD = (PROFILES[name] for name in ("fast", "default", "cloud"))
+OPEN = Pace(DEFAULT, Retiming(7, CLOUD))
+SWITCHED = Pace(DEFAULT, Retiming(7, CLOUD, True))
+
+
+def begun(index: int, to: Timings) -> Entry:
+    return Entry(index, 1, RETIME, canonical({"timings": list(astuple(to)), "node": "a", "text": "begins"}))
+
+
+def step(index: int, of: int, name: str) -> Entry:
+    return Entry(index, 1, RETIMED, canonical({"index": of, "step": name}))
+
+
+# -- entries ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_change_goes_through_its_steps() -> None:
+    log = [begun(7, CLOUD), step(8, 7, SWITCH), step(9, 7, DONE)]
+    assert retiming.paces(Pace(DEFAULT), log) == [Pace(DEFAULT), OPEN, SWITCHED, Pace(CLOUD)]
+
+
+@pytest.mark.parametrize(
+    ("pace", "late"),
+    [
+        (OPEN, begun(9, FAST)), (Pace(DEFAULT), begun(9, DEFAULT)), (Pace(DEFAULT), step(9, 7, SWITCH)),
+        (OPEN, step(9, 6, SWITCH)), (OPEN, step(9, 7, DONE)), (SWITCHED, step(9, 7, SWITCH)),
+        (SWITCHED, step(9, 7, VOID)),
+    ],
+)  # fmt: skip
+def test_what_does_not_apply_changes_nothing(pace: Pace, late: Entry) -> None:
+    assert retiming.paces(pace, [late])[-1] is pace
+
+
+def test_before_the_switch_it_can_be_given_up() -> None:
+    assert retiming.paces(OPEN, [step(9, 7, VOID)])[-1] == Pace(DEFAULT)
+
+
+@pytest.mark.parametrize("pace", [Pace(FAST), OPEN, SWITCHED])
+def test_the_state_is_the_same_after_a_snapshot(pace: Pace) -> None:
+    assert load(dump(ClusterState(pace=pace))).pace == pace
+
+
+def test_a_snapshot_of_an_older_version_has_the_profile_of_the_founding() -> None:
+    assert retiming.load(None, "cloud") == Pace(CLOUD)
+
+
+# -- in force --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("old", "new"), [(DEFAULT, CLOUD), (CLOUD, FAST), (FAST, CLOUD)])
+def test_whatever_is_known_of_a_change_the_inequality_holds_across_all_nodes(old: Timings, new: Timings) -> None:
+    """Every leader that the log allows against every voter that it allows: the leases of the one fit under the other.
+
+    A voter has any part of the log; a leader that gives leases of the new L has the switch committed, and then every
+    voter has the first step, committed or not; once the last is committed, no lease of the old L is left.
+    """
+    log = [begun(1, new), step(2, 1, SWITCH), step(3, 1, DONE)]
+    voters = [
+        (have, knows, retiming.after_restart(Pace(old), log[:have], knows))
+        for have in range(4)
+        for knows in range(have + 1)
+    ]
+    leaders = voters
+    for have, knows, leads in leaders:
+        for has, known, bound in voters:
+            if knows >= 2 and has < 1:
+                continue  # the switch waited for every voter
+            if known >= 3 and have < 2:
+                continue  # the last step waited for the end of such leases, and such a leader is not elected any more
+            assert not replace(leads, election_ms=bound.election_ms).problems(), (have, knows, has, known)
+
+
+def test_a_voter_is_bound_by_what_is_appended_and_a_leader_goes_by_what_is_committed() -> None:
+    assert retiming.in_force(Pace(DEFAULT), [begun(7, CLOUD)]).election_ms == CLOUD.election_ms
+    assert retiming.in_force(OPEN, [step(8, 7, SWITCH)]).lease_ms == DEFAULT.lease_ms
+    assert retiming.in_force(SWITCHED, []) == CLOUD
+    assert retiming.in_force(SWITCHED, [step(9, 7, DONE)]) == CLOUD
+
+
+def test_a_shorter_lease_counts_at_once_and_a_shorter_election_timeout_once_it_is_committed() -> None:
+    down = Pace(CLOUD, Retiming(7, FAST))
+    found = retiming.in_force(down, [step(8, 7, SWITCH), step(9, 7, DONE)])
+    assert (found.lease_ms, found.heartbeat_ms, found.election_ms) == (300, 50, CLOUD.election_ms)
+    assert found.jitter_ms == CLOUD.jitter_ms
+    assert retiming.in_force(Pace(FAST), []) == FAST
+
+
+def test_a_restarted_voter_goes_by_its_whole_log() -> None:
+    log = [begun(7, CLOUD), step(8, 7, VOID)]
+    assert retiming.after_restart(Pace(DEFAULT), log, 6).election_ms == CLOUD.election_ms
+    assert retiming.after_restart(Pace(DEFAULT), log, 8) == DEFAULT
+
+
+def test_the_parent_demotes_in_time_for_leases_of_either_length() -> None:
+    for pace in (Pace(CLOUD), Pace(FAST)):
+        assert retiming.at_the_parent(pace) == pace.timings
+    for switched in (False, True):
+        found = retiming.at_the_parent(Pace(FAST, Retiming(7, CLOUD, switched)))
+        assert (found.lease_ms, found.lease_ms - found.demote_ms) == (1400 if switched else 300, 80)
+        assert found.election_ms == CLOUD.election_ms
+
+
+def test_the_watchdog_takes_leases_of_either_length_while_a_change_is_open() -> None:
+    assert [retiming.at_the_watchdog(p).lease_ms for p in (Pace(DEFAULT), OPEN, SWITCHED, Pace(CLOUD))] == [
+        700, 1400, 1400, 1400
+    ]  # fmt: skip
+    assert [retiming.at_the_watchdog(p).kill_bound_ms for p in (OPEN, SWITCHED)] == [250, 500]
+
+
+# -- what is wanted --------------------------------------------------------------------------------------------------
+
+
+def test_the_settings_say_what_is_wanted() -> None:
+    assert retiming.wanted("{}", "fast") == FAST
+    assert retiming.wanted('{"profile":"cloud"}', "fast") == CLOUD
+    slower = retiming.wanted('{"election_ms":2000,"lease_ms":1400}', "default")
+    assert slower == Timings(100, 1000, 1400, 250, 2000, 600)
+    assert [retiming.profile_of(t) for t in (FAST, slower)] == ["fast", "custom"]
+
+
+# -- the leader's next step ------------------------------------------------------------------------------------------
+
+
+def name_of(found: retiming.Step | None) -> str:
+    return "" if found is None else str(found.body.get("step", "begin"))
+
+
+def test_the_leader_begins_what_is_wanted_and_nothing_unsafe() -> None:
+    assert name_of(retiming.next_step(Pace(DEFAULT), Seen(CLOUD))) == "begin"
+    assert retiming.next_step(Pace(DEFAULT), Seen(DEFAULT)) is None
+    assert retiming.next_step(Pace(DEFAULT), Seen(replace(DEFAULT, lease_ms=900))) is None
+
+
+def test_the_switch_waits_for_every_voter_and_says_for_whom() -> None:
+    waiting = Seen(CLOUD, ("b", "c"), committed=True)
+    assert retiming.next_step(OPEN, waiting) is None
+    assert "waits for b, c" in retiming.waits_for(OPEN, waiting)
+    assert retiming.next_step(OPEN, Seen(CLOUD)) is None, "not committed"
+    assert name_of(retiming.next_step(OPEN, Seen(CLOUD, committed=True))) == SWITCH
+    assert retiming.waits_for(OPEN, Seen(CLOUD)) == retiming.waits_for(SWITCHED, waiting) == ""
+    assert retiming.waits_for(Pace(DEFAULT), waiting) == ""
+
+
+def test_another_wish_gives_it_up_before_the_switch_and_waits_for_its_end_after_it() -> None:
+    assert name_of(retiming.next_step(OPEN, Seen(DEFAULT, ("b",)))) == VOID
+    assert retiming.next_step(SWITCHED, Seen(DEFAULT, committed=True)) is None
+
+
+@pytest.mark.parametrize(("ms", "capped", "found"), [(1999, False, ""), (2000, False, DONE), (9000, True, "")])
+def test_the_end_waits_for_the_longer_e_and_for_its_own_watchdog(ms: int, capped: bool, found: str) -> None:
+    seen = Seen(CLOUD, ("b",), committed=True, capped=capped, switched_ms=ms)
+    assert name_of(retiming.next_step(SWITCHED, seen)) == found
+
+
+# -- whole nodes -----------------------------------------------------------------------------------------------------
+
+
+def put(cluster: Cluster, at: str, **values: object) -> dict[str, Any]:
+    return cluster.ask(at, "config.set", set=values, unset=[])
+
+
+def pace(cluster: Cluster, name: str) -> Pace:
+    return cluster.members[name].node.cluster.pace
+
+
+def test_from_one_profile_to_another_and_back_under_one_leader() -> None:
+    cluster = opened("a", "b", "c")
+    for name, profile in (("b", CLOUD), ("c", FAST), ("a", DEFAULT)):
+        asked = next(n for n, t in PROFILES.items() if t == profile)
+        assert put(cluster, name, profile=asked)["ok"]
+        cluster.until(lambda p=profile: all(pace(cluster, n) == Pace(p) for n in "abc"), limit_ms=20_000)  # type: ignore[misc]
+        cluster.run(500)
+        for one in "abc":
+            node = cluster.members[one].node
+            assert node.timings == profile
+            assert (node.raft.config.lease_ns, node.raft.config.election_ns) == (
+                profile.lease_ms * MS, profile.election_ms * MS
+            )  # fmt: skip
+    assert cluster.members["a"].node.granted() is not None, "nobody had to be elected"
+    told = [event[4] for event in cluster.members["b"].cluster["history"] if event[1] == "timings"]
+    assert len(told) == 9
+
+
+def test_a_voter_that_is_down_is_waited_for_and_named_and_the_wait_can_be_ended() -> None:
+    cluster = opened("a", "b", "c")
+    cluster.members["c"].up = False
+    assert put(cluster, "a", profile="cloud")["ok"]
+    cluster.until(lambda: pace(cluster, "b").change is not None)
+    cluster.run(3_000)
+    node = cluster.members["a"].node
+    assert (node.timings.lease_ms, node.timings.election_ms) == (DEFAULT.lease_ms, CLOUD.election_ms)
+    assert "waits for c: every voter has to hear of it" in cluster.members["a"].state["sentence"]
+    assert put(cluster, "a", profile="default")["ok"]
+    cluster.until(lambda: pace(cluster, "b") == Pace(DEFAULT))
+    cluster.run(500)
+    assert node.timings == DEFAULT
+    assert "waits" not in cluster.members["a"].state["sentence"]
+
+
+def test_it_goes_on_when_the_voter_is_back() -> None:
+    cluster = opened("a", "b", "c")
+    cluster.members["c"].up = False
+    put(cluster, "a", profile="cloud")
+    cluster.until(lambda: pace(cluster, "b").change is not None)
+    cluster.members["c"].up = True
+    cluster.until(lambda: all(pace(cluster, n) == Pace(CLOUD) for n in "abc"), 20_000)
+
+
+def test_the_next_leader_goes_on_with_it() -> None:
+    cluster = opened("a", "b", "c")
+    cluster.members["c"].up = False
+    put(cluster, "a", profile="cloud")
+    cluster.until(lambda: pace(cluster, "b").change is not None)
+    cluster.members["a"].up = False
+    cluster.members["c"].up = True
+    cluster.until(lambda: any(cluster.members[n].node.leads() for n in "bc"), 20_000)
+    assert all(pace(cluster, n).timings == DEFAULT for n in "bc")
+    cluster.members["a"].up = True
+    cluster.until(lambda: all(pace(cluster, n) == Pace(CLOUD) for n in "abc"), 30_000)
+
+
+def test_a_lease_never_goes_backwards_when_it_becomes_shorter() -> None:
+    cluster = opened("a", "b", "c")
+    put(cluster, "a", profile="fast")
+    told = 0
+    for _ in range(3_000):
+        cluster.run(1)
+        assert cluster.members["a"].lease_ns >= told
+        told = cluster.members["a"].lease_ns
+    assert pace(cluster, "a") == Pace(FAST)
+    assert cluster.members["a"].node.granted() is not None
+
+
+def test_a_restarted_voter_waits_for_the_longer_e_that_nobody_has_committed() -> None:
+    cluster = opened("a", "b", "c")
+    machine = cluster.members["b"]
+    last = machine.disk.entries[-1]
+    machine.disk.entries += (Entry(last.index + 1, last.term, RETIME, begun(1, CLOUD).data),)
+    raft = cluster.restart("b").node.raft
+    assert raft.hold_until_ns - cluster.now == CLOUD.election_ms * MS
+    assert raft.config.election_ns == CLOUD.election_ms * MS
+
+
+def test_no_lease_is_longer_than_the_own_watchdog_takes() -> None:
+    cluster = opened("a", "b", "c")
+    node = cluster.members["a"].node
+    node.guarded(DEFAULT.lease_ms, cluster.now)
+    put(cluster, "a", profile="cloud")
+    cluster.until(lambda: is_switched(cluster), 20_000)
+    cluster.run(5_000)
+    assert node.raft.config.lease_ns == DEFAULT.lease_ms * MS
+    assert pacing.is_capped(node)
+    assert is_switched(cluster), "and the change does not end"
+    node.guarded(CLOUD.lease_ms, cluster.now)
+    assert node.raft.config.lease_ns == CLOUD.lease_ms * MS
+    cluster.until(lambda: pace(cluster, "a") == Pace(CLOUD), 20_000)
+
+
+def is_switched(cluster: Cluster) -> bool:
+    change = pace(cluster, "a").change
+    return change is not None and change.switched
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence", "hint"),
+    [
+        ({"lease_ms": 900}, "lease_ms 900 and kill_bound_ms 250 do not fit under election_ms", "profile=..."),
+        ({"heartbeat_ms": 300}, "demote_ms must lie between two heartbeats and lease_ms", "profile=..."),
+        ({"lease_ms": 900, "election_ms": 1100}, "do not fit under election_ms 1100", "without lease_ms and election_ms"),
+    ],
+)
+def test_timings_that_do_not_fit_together_never_enter_the_log(
+    values: dict[str, Any], sentence: str, hint: str
+) -> None:
+    cluster = opened("a", "b", "c")
+    before = cluster.members["a"].node.raft.log.last_index
+    answer = put(cluster, "b", **values)
+    assert (answer["ok"], answer["code"]) == (False, 78)
+    assert sentence in answer["error"]
+    assert hint in answer["hint"]
+    assert cluster.members["a"].node.raft.log.last_index == before
+
+
+def test_several_at_once_are_looked_at_together() -> None:
+    cluster = opened("a", "b", "c")
+    answer = put(cluster, "b", lease_ms="900ms", election_ms="2s")
+    assert answer["ok"]
+    assert "every voter has to hear of the first" in answer["notes"][0]
+    cluster.until(lambda: pace(cluster, "c").timings.lease_ms == 900, 20_000)
+    assert pace(cluster, "c").timings == Timings(100, 642, 900, 250, 2000, 600)
