@@ -44,6 +44,8 @@ class Campaigning:
     """When it last said no."""
     switched_at_ns: int = 0
     """Since when this leader has led with the switch of a change of timings in its log; 0: there is none."""
+    lacking_since_ns: int = 0
+    """Since when a change of timings has waited for a voter; 0: it does not."""
     retiming: str = ""
     """What a change of the timings waits for, for people."""
 

@@ -66,7 +66,9 @@ def conduct(node: Node, notes: Campaigning, now_ns: int) -> None:
         change is not None and change.index <= raft.commit, is_capped(node),
         (now_ns - notes.switched_at_ns) // MS if notes.switched_at_ns else 0,
     )  # fmt: skip
-    notes.retiming = retiming.waits_for(pace, seen)
+    notes.lacking_since_ns = (notes.lacking_since_ns or now_ns) if lacking else 0
+    late = bool(lacking) and now_ns - notes.lacking_since_ns > node.timings.election_ms * MS
+    notes.retiming = retiming.waits_for(pace, seen) if late else ""
     if pace != node.cluster.pace and not (change is not None and change.index > raft.commit):
         return  # a step of it is not committed yet
     step = retiming.next_step(pace, seen)

@@ -15,7 +15,7 @@ from consensus.promotion import required
 from consensus.raft import Role
 from consensus.record import Identity, Position
 from consensus.write import Stored, Write
-from fencing.lease import MS, PROFILES
+from fencing.lease import MS
 from tests.sim.postgres import Postgres, State
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ class Checks:
 
     def _leased(self, host: Host, term: int, until_ns: int) -> None:
         """The first lease of a term: no other may be running, nor its time to kill."""
-        kill_ns = PROFILES[self.world.profile].kill_bound_ms * MS
+        kill_ns = host.watchdog.state.kill_bound_ns
         is_first = self.leases.get(host.name, (0, 0, 0))[0] != term
         self.leases[host.name] = term, until_ns, host.clock.true(until_ns + kill_ns)
         for name, (_, _, gone_true_ns) in self.leases.items() if is_first else ():
@@ -198,7 +198,7 @@ class Checks:
 
     def lease_holds(self, host: Host, postgres: Postgres) -> None:
         term, until_ns, _ = self.leases.get(host.name, (0, 0, 0))
-        late_ns = host.now() - until_ns - PROFILES[self.world.profile].kill_bound_ms * MS
+        late_ns = host.now() - until_ns - host.watchdog.state.kill_bound_ns
         if (term != postgres.epoch or late_ns > 0) and not self._exempt(host):
             if term > postgres.epoch:
                 return  # the leader of a newer term looks at its own, older lease: below, by the clock of the others

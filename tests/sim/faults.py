@@ -14,7 +14,7 @@ from tests.sim.harm import HARMS, SHARE
 from tests.sim.mutants import MUTANTS
 from tests.sim.network import CONTROL, DATA, Weather
 from tests.sim.postgres import State
-from tests.sim.settings import Settings, kinds, restarts
+from tests.sim.settings import Settings, kinds, restarts, retimes
 from tests.sim.stories import AIMED
 
 if TYPE_CHECKING:
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 SECOND = 1_000 * MS
 Kind = Callable[[], None]
+
+
+APART = ("settings", "timings", "starve", "crash")
+"""Of settings.py."""
 
 
 class Faults(Settings):
@@ -73,6 +77,7 @@ class Faults(Settings):
             "move": self._move,
             "told-loss": self._told_loss,
             "settings": self._settings,
+            "timings": self._timings,
             "starve": self._starve,
             "crash": self._crash,
         }
@@ -80,7 +85,7 @@ class Faults(Settings):
     def begin(self) -> None:
         dice = self.world.dice
         self.on = True
-        names = sorted(name for name in self.all if name not in (*AIMED, *HARMS, "settings", "starve", "crash"))
+        names = sorted(name for name in self.all if name not in (*AIMED, *HARMS, *APART))
         self.kinds = dice.sample(names, dice.choice((1, 2, 3, 5, 8, 12)))
         self.pace_ms = dice.choice((400, 1_000, 2_500, 5_000))
         if self.world.mutant:
@@ -91,6 +96,8 @@ class Faults(Settings):
             self.kinds += self.harms.sample(HARMS, self.harms.choice((1, 1, 2, 4)))
         if not self.world.mutant:
             self.kinds = kinds(self.world.seed, self.kinds)
+            if retimes(self.world.seed):
+                self.kinds += ["timings"] * (1 + len(self.kinds) // 4)
             if restarts(self.world.seed):
                 self.kinds += ["crash"] * (1 + len(self.kinds) // 2)
                 self._restart_in_place()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from consensus.membership import WITNESS, Member
 from consensus.record import Identity
 from fencing import deadman as machine
-from fencing.lease import PROFILES
+from fencing.lease import MS, PROFILES, Timings
 from supervisor.errors import ExitCode
 from tests.sim import replication
 from tests.sim.disk import RaftDisk
@@ -58,6 +58,8 @@ class Host:
         self.room: int | None = None
         """For WAL; None: plenty."""
         self.boots = 0
+        self.bounds = PROFILES[world.profile]
+        """What its parent has last told the watchdog."""
         self._bus_at: dict[str, int] = {}
 
     @property
@@ -105,13 +107,14 @@ class Host:
         self.world.note(self.name, "node starts")
         self.parent_process.start()
         self.parent = Parent(self)
+        self.bounds = self.parent.timings
         self.start_watchdog()
         self.start_raft()
         self.parent.begin()
 
     def start_watchdog(self) -> None:
         self.watchdog_process.start()
-        self.watchdog = Watchdog(self, self.parent.timings)
+        self.watchdog = Watchdog(self, self.bounds)
         self.watchdog_process.post(self.world.between(10_000, 80_000), lambda: self.tell_parent("watchdog.ready", {}))
 
     def start_raft(self) -> None:
@@ -263,10 +266,15 @@ class Host:
             return None
         return found if found.process.alive and not found.process.frozen else None
 
-    def watchdog_timings(self, profile: str) -> None:
-        """The log's timings, if they are not those it was started with: it starts anew."""
-        if self.watchdog.timings != PROFILES[profile] and self.watchdog_process.alive:
-            self.watchdog_ended()
+    def watchdog_bounds(self, timings: Timings) -> None:
+        """The log's timings, if they are not those it was told last."""
+        if self.bounds != timings:
+            self.bounds = timings
+            self.tell_bounds()
+
+    def tell_bounds(self) -> None:
+        bounds = machine.Bounds(self.bounds.lease_ms * MS, self.bounds.kill_bound_ms * MS)
+        self.bus(self.watchdog_process, "parent-watchdog", lambda: self.watchdog.hear(bounds))
 
     def freeze(self, which: tuple[Process, ...], for_ns: int) -> None:
         """SIGSTOP, and SIGCONT later."""

@@ -11,9 +11,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from consensus import retiming
 from consensus.clustertext import load
 from fencing import deadman as machine
-from fencing.lease import MS, PROFILES, Timings
+from fencing.lease import MS, Timings
 from supervisor import observe
 from supervisor.daemon import (
     FATAL_CODES,
@@ -170,7 +171,12 @@ class Parent(Context):
 
     def _frame(self, name: str, body: dict[str, Any], now: int) -> None:
         match name:
-            case "deadman.killed" | "deadman.state":
+            case "deadman.state":
+                self.asked_ns = 0
+                known, bounds = self.host.watchdog.state, self.host.bounds
+                if (known.lease_ns, known.kill_bound_ns) != (bounds.lease_ms * MS, bounds.kill_bound_ms * MS):
+                    self.host.tell_bounds()  # it has not heard
+            case "deadman.killed":
                 self.asked_ns = 0
             case "watchdog.ready":
                 self.asked_ns, self.watchdog_ready = 0, True
@@ -191,8 +197,8 @@ class Parent(Context):
                 self.steps.look()
             case "raft.cluster":
                 self.view = replace(self.view, cluster=load(body["state"]))
-                self.timings = PROFILES[self.cluster.profile]
-                self.host.watchdog_timings(self.cluster.profile)
+                self.timings = retiming.at_the_parent(self.cluster.pace)
+                self.host.watchdog_bounds(retiming.at_the_watchdog(self.cluster.pace))
                 self.steps.look()
             case "lease.changed":
                 self.view = replace(self.view, lease_term=body["term"], lease_until_ns=body["until_ns"], renewed=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
-from consensus import addressbook
+from consensus import addressbook, pacing
 from consensus.cluster import found
 from consensus.effects import Effect, Reborn, Removed, Save, Send, SendStranger, Tell, TellLease
 from consensus.founding import (
@@ -26,6 +26,7 @@ from consensus.founding import (
     parse,
     parse_greeting,
 )
+from consensus.guard import Guard
 from consensus.lastresort import LastResort
 from consensus.membership import Member
 from consensus.messages import AppendReq, Hello, PeerMessage, Snapshot, VoteResp
@@ -41,6 +42,7 @@ from fencing.deadman import Phase
 from fencing.kill import FenceReport
 from fencing.lease import MS, PROFILES
 from fencing.logs import Log
+from fencing.wire import Frame
 from tests.sim import mutants
 
 if TYPE_CHECKING:
@@ -71,6 +73,7 @@ class RaftChild:
         quiet = cast(Log, SimpleNamespace(warning=lambda *_, **__: None))
         kill_bound_ms = PROFILES[self.world.profile].kill_bound_ms
         self.last_resort = LastResort(Path(), kill_bound_ms, quiet, self._strike)
+        self.guard = Guard()
         self.turn_due = False
         self.orders: deque[tuple[str, str, dict[str, Any]]] = deque()
         self.peers: deque[Envelope] = deque()
@@ -121,12 +124,13 @@ class RaftChild:
         log = RaftLog(stored.snapshot or Snapshot(0, 0, ""), stored.entries)
         fresh = stored.hard.term == 0 and stored.record.promised == 0
         core = mutants.core(world)
+        timings = pacing.at_start(self.identity, stored)
         raft: Raft = core(
-            _raft_config(self.identity, state, PROFILES[state.profile]), stored.hard, log, boot=self.boot,
+            _raft_config(self.identity, state, timings), stored.hard, log, boot=self.boot,
             seed=world.dice.randrange(1 << 63), now_ns=host.now(), fresh=fresh or world.mutant == "no-wait-at-restart",
         )  # fmt: skip
         node = mutants.node(world)(
-            self.identity, stored.record, raft, PROFILES[state.profile],
+            self.identity, stored.record, raft, timings,
             lambda: f"{world.dice.getrandbits(128):032x}", lambda: f"{world.now // MS}ms", host.member(self.identity),
         )  # fmt: skip
         mine = (
@@ -139,6 +143,18 @@ class RaftChild:
         else:
             self._go(node, None)
 
+    def _ask_bounds(self) -> None:
+        """`deadman.query`, only for how far away a deadline may be."""
+        body = {"lease_ms": self.host.watchdog.state.lease_ns // MS}
+
+        def answer() -> None:
+            if self.node is not None:
+                frame = Frame("deadman.state", "", body)
+                self._carry_out(self.guard.heard(self.node, frame, self.host.now()))
+                self._soon()
+
+        self.host.bus(self.process, "watchdog-raft", answer)
+
     def _ask_watchdog(self, node: Node) -> None:
         """safety.md "Resume"."""
         answered: list[bool] = []
@@ -148,7 +164,7 @@ class RaftChild:
                 answered.append(True)
                 fits = phase is Phase.ARMED and term == node.raft.term and until_ns > self.host.now()
                 self.world.note(self.host.name, f"raft {'resumes' if fits else 'does not resume'} term {term}")
-                self._go(node, node.raft.resume() if fits else None)
+                self._go(node, node.raft.resume(until_ns) if fits else None)
 
         def give_up() -> None:
             if not answered:
@@ -217,6 +233,9 @@ class RaftChild:
             if not self.process.alive:
                 return
             wakeup_ns = node.wakeup_ns
+        if self.guard.asks(node, now):
+            self.host.bus(self.host.watchdog_process, "raft-watchdog", self._ask_bounds)
+        self.last_resort.bound_ns = node.timings.kill_bound_ms * MS
         self.last_resort.tick(now)
         if (book := node.book.current()) != self.book:
             self.book = book

@@ -1,12 +1,12 @@
-"""What only some seeds have, by a chance of its own: a person who changes cluster-wide settings while things fail, and
-primaries whose Postgres crashes and is started again in place."""
+"""What only some seeds have, by a chance of its own: a person who changes cluster-wide settings or the timings while
+things fail, and primaries whose Postgres crashes and is started again in place."""
 
 from __future__ import annotations
 
 import random
 from typing import Any
 
-from fencing.lease import MS
+from fencing.lease import MS, PROFILES
 from tests.sim.harm import Harm
 from tests.sim.network import DATA
 
@@ -31,6 +31,14 @@ def restarts(seed: int) -> bool:
     return random.Random(f"{seed} on_primary_crash").random() < RESTARTS
 
 
+RETIMES = 0.15
+"""Of the seeds: a person changes the timings of the running cluster, to any profile and back half way."""
+
+
+def retimes(seed: int) -> bool:
+    return random.Random(f"{seed} timings").random() < RETIMES
+
+
 class Settings(Harm):
     def _restart_in_place(self) -> None:
         wanted = {"on_primary_crash": "restart", "primary_start_timeout": 5}
@@ -52,6 +60,11 @@ class Settings(Harm):
         ms = self._ms(9_000, 15_000)
         self.did("starve", f"nobody hears the WAL of {host.name} for {ms} ms")
         self._cut((DATA,), [(host.name, n) for n in self.world.hosts if n != host.name], ms)
+
+    def _timings(self) -> None:
+        profile = self.world.dice.choice(tuple(PROFILES))
+        self.did("timings", f"to {profile}")
+        self._ask("config.set", {"set": {"profile": profile}, "unset": []})
 
     def _settings(self) -> None:
         dice = self.world.dice

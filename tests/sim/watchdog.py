@@ -17,7 +17,6 @@ class Watchdog:
 
     def __init__(self, host: Host, timings: Timings) -> None:
         self.host, self.world, self.process = host, host.world, host.watchdog_process
-        self.timings = timings
         self.state = machine.deadman(timings)
         self.tick_at = 0
 
@@ -65,7 +64,7 @@ class Watchdog:
 
     def _kill(self) -> None:
         world, life = self.world, self.process.life
-        bound_us = self.timings.kill_bound_ms * 900
+        bound_us = self.state.kill_bound_ns * 9 // 10_000
         took = world.between(3_000, bound_us) if world.chance(0.1) else world.between(3_000, 60_000)
         self.process.busy = True
         target = self.host.postgres
