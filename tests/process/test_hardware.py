@@ -120,6 +120,28 @@ def test_it_runs_from_the_start_to_the_stop_and_is_told_in_between(device: Devic
     assert device.said() == "V|"
 
 
+def test_with_other_timings_one_that_runs_goes_on_with_another_timeout(device: Device) -> None:
+    made = of(device)
+    made.retime(1900)
+    assert device.said() == "|", "not open: nothing is said"
+    made.start()
+    assert device.has_s == 2
+    made.retime(480)
+    assert (device.has_s, made.state) == (1, f"{device.path}, 1 s, armed")
+    made.stop()
+    assert device.said() == "11V|"
+
+
+def test_one_that_does_not_take_it_is_stopped(place: Path) -> None:
+    device = Device(place, least_s=2)
+    made = of(device, profile="cloud")
+    made.start()
+    made.retime(480)
+    assert device.said() == "1V|"
+    assert made.missing
+    device.close()
+
+
 def test_left_behind_it_resets_the_machine(device: Device) -> None:
     made = of(device)
     made.start()
@@ -135,7 +157,7 @@ def test_a_device_that_needs_longer_is_not_used_and_stopped_at_once(place: Path)
     assert made.missing
     assert made.problem is not None
     assert str(made.problem) == f"{place} is to reset the machine after 1 s and takes no less than 10 s"
-    assert "slower --profile" in made.problem.hint
+    assert "slower profile (pgr config set)" in made.problem.hint
     assert made.state.startswith("not used: ")
     device.close()
 

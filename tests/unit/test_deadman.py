@@ -13,6 +13,7 @@ from fencing.deadman import (
     Action,
     Arm,
     Armed,
+    Bounds,
     ClockJumped,
     Deadman,
     Disarm,
@@ -262,6 +263,45 @@ def test_a_jump_of_the_clocks_fences_what_is_armed(by_ns: int, dies: bool) -> No
     assert killed(play(ClockJumped(by_ns), state=armed())[1]) is dies
 
 
+# Other timings
+
+
+LONGER, SHORTER = Bounds(2 * L, 2 * F), Bounds(L // 2, F // 2)
+
+
+@pytest.mark.parametrize("bounds", [LONGER, SHORTER])
+def test_other_timings_leave_an_armed_deadline_where_it_is(bounds: Bounds) -> None:
+    state, told = play(bounds, state=armed())
+    assert (told, state.phase, wakeup_ns(state)) == ([], Phase.ARMED, T0 + L)
+    _, told = play(Tick(), state=state, now_ns=T0 + L)
+    assert told == [Kill("the lease has ended", T0 + L + bounds.kill_bound_ns)], "and the kill has the new F"
+
+
+def test_the_next_deadline_is_judged_by_the_new_l() -> None:
+    far = LeaseChanged(5, T0 + 2 * L)
+    assert killed(play(far, state=armed())[1])
+    state, told = play(LONGER, far, state=armed())
+    assert (told, wakeup_ns(state)) == ([], T0 + 2 * L)
+    assert killed(play(SHORTER, LeaseChanged(5, T0 + L), state=armed(T0 + 300 * MS))[1])
+
+
+def test_arming_takes_the_new_kill_bound() -> None:
+    state, _ = play(LONGER, LeaseChanged(5, T0 + F))
+    assert "less than the kill bound" in refusal(play(ARM._replace(until_ns=0), state=state)[1])
+
+
+def test_what_looked_too_far_away_is_forgotten_as_by_a_new_watchdog_but_not_while_armed() -> None:
+    """It was started with the timings of its node, and the log has others."""
+    far = LeaseChanged(5, T0 + 2 * L)
+    state, _ = play(far)
+    assert "went wrong" in refusal(play(ARM, state=state)[1])
+    state, told = play(LONGER, far, ARM._replace(until_ns=0), state=state)
+    assert told == [Armed(True, "", T0 + 2 * L)]
+    assert not play(LONGER, state=state)[0].lease_spent
+    spent, _ = play(LeaseChanged(5, 0), state=armed())
+    assert play(LONGER, state=spent)[0].lease_spent, "a kill is under way"
+
+
 def test_an_unasked_fence_report_is_ignored() -> None:
     state = armed()
     assert play(FenceDone(0), state=state) == (state, [])
@@ -326,7 +366,7 @@ ANY_EVENT = st.one_of(
     st.builds(Watch, st.integers(1, 2), st.integers(1, 2)),
     st.builds(FenceDone, st.integers(0, 2)),
     st.builds(ClockJumped, st.integers(-2 * F, 2 * F)),
-    st.sampled_from([Disarm(), Leave(), ParentGone(), Tick()]),
+    st.sampled_from([Disarm(), Leave(), ParentGone(), Tick(), Bounds(L // 2, F // 2), Bounds(L, F)]),
 )
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from fencing.lease import MS
+from fencing.lease import MS, PROFILES
 from supervisor.offspring import ASK_EVERY_MS, WATCHDOG_SILENT_MS, Child, Offspring
 
 
@@ -19,6 +20,7 @@ class Parent:
 
     def __init__(self) -> None:
         self.now, self.asked = 1_000 * MS, 0
+        self.bounds: list[tuple[int, int]] = []
         self.killed: list[int] = []
         """When."""
         self.offspring = Offspring.__new__(Offspring)
@@ -29,6 +31,9 @@ class Parent:
         self.offspring.kill = self._kill  # type: ignore[method-assign]
 
     def _tell(self, name: str, body: dict[str, Any]) -> bool:
+        if name == "deadman.bounds":
+            self.bounds.append((body["lease_ms"], body["kill_bound_ms"]))
+            return True
         assert name == "deadman.query"
         self.asked += 1
         return True
@@ -92,3 +97,28 @@ def test_one_that_was_reaped_in_this_very_turn_can_be_ended_all_the_same() -> No
         offspring.kill("raft")
     finally:
         os.close(offspring.raft.pidfd)
+
+
+def test_a_running_watchdog_is_told_of_other_timings_and_never_started_anew_for_them(parent: Parent) -> None:
+    """A Postgres may rest on it."""
+    offspring = parent.offspring
+    offspring.watchdog.arguments["timings"] = asdict(PROFILES["default"])
+    offspring.use_timings(PROFILES["default"], parent.link)
+    assert parent.bounds == []
+    offspring.use_timings(PROFILES["cloud"], parent.link)
+    assert parent.bounds == [(1400, 500)]
+    assert offspring.watchdog.arguments["timings"] == asdict(PROFILES["cloud"]), "the next one begins with them"
+    offspring.watchdog_said({"lease_ms": 1400, "kill_bound_ms": 500}, parent.link)
+    assert len(parent.bounds) == 1
+    offspring.watchdog_said({"lease_ms": 700, "kill_bound_ms": 250}, parent.link)
+    assert parent.bounds == [(1400, 500)] * 2, "it had not heard"
+    assert not parent.killed
+
+
+def test_one_that_has_not_said_anything_yet_is_told_when_it_does(parent: Parent) -> None:
+    offspring = parent.offspring
+    offspring.watchdog.arguments["timings"], offspring.watchdog.ready = asdict(PROFILES["default"]), False
+    offspring.use_timings(PROFILES["fast"], parent.link)
+    assert parent.bounds == []
+    offspring.watchdog_said({"lease_ms": 700, "kill_bound_ms": 250}, parent.link)
+    assert parent.bounds == [(300, 180)]

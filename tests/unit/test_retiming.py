@@ -10,9 +10,11 @@ import pytest
 from consensus import pacing, retiming
 from consensus.cluster import ClusterState, canonical
 from consensus.clustertext import dump, load
+from consensus.guard import Guard
 from consensus.messages import Entry
 from consensus.retiming import DONE, RETIME, RETIMED, SWITCH, VOID, Pace, Retiming, Seen
 from fencing.lease import MS, PROFILES, Timings
+from fencing.wire import Frame
 from tests.unit.nodes import Cluster
 from tests.unit.test_requests import opened
 
@@ -306,3 +308,38 @@ def test_several_at_once_are_looked_at_together() -> None:
     assert "every voter has to hear of the first" in answer["notes"][0]
     cluster.until(lambda: pace(cluster, "c").timings.lease_ms == 900, 20_000)
     assert pace(cluster, "c").timings == Timings(100, 642, 900, 250, 2000, 600)
+
+
+# -- what the own watchdog takes -------------------------------------------------------------------------------------
+
+
+def said(lease_ms: object, name: str = "deadman.state") -> Frame:
+    return Frame(name, "", {"lease_ms": lease_ms})
+
+
+def test_the_watchdog_is_asked_at_the_start_after_each_step_and_until_it_takes_the_lease() -> None:
+    cluster = opened("a", "b", "c")
+    node, guard, beat = cluster.members["a"].node, Guard(), DEFAULT.heartbeat_ms * MS
+    assert guard.asks(node, cluster.now)
+    assert not guard.asks(node, cluster.now + beat - 1), "the answer is on its way"
+    assert guard.asks(node, cluster.now + beat), "or lost"
+    guard.heard(node, said(700), cluster.now)
+    assert not guard.asks(node, cluster.now + 100 * beat)
+    put(cluster, "a", profile="cloud")
+    cluster.until(lambda: is_switched(cluster), 20_000)
+    for _ in range(3):
+        cluster.run(1_000)
+        assert guard.asks(node, cluster.now)
+    guard.heard(node, said(1400), cluster.now)
+    assert node.raft.config.lease_ns == 1400 * MS
+    cluster.until(lambda: pace(cluster, "a") == Pace(CLOUD), 20_000)
+    assert guard.asks(node, cluster.now)
+    cluster.run(1_000)
+    assert not guard.asks(node, cluster.now)
+
+
+@pytest.mark.parametrize("frame", [None, said(0), said("700"), said(None), said(700, "deadman.armed")])
+def test_what_says_nothing_of_it_is_not_believed(frame: Frame | None) -> None:
+    node = opened("a").members["a"].node
+    assert Guard().heard(node, frame, node.turned_at_ns) == []
+    assert node.guard_ms == 0
