@@ -109,7 +109,8 @@ class Simulation(World):
 
     def _name_another_address(self) -> None:
         """A person's: the member that a new node was told to ask may have been removed meanwhile."""
-        there = next(h.name for h in self.hosts.values() if not h.removed and not h.join and h.name not in self.out)
+        left = [h for h in self.hosts.values() if not h.removed and h.name not in self.out]
+        there = min(left, key=lambda h: h.join != "").name  # a founder, if one is left
         for host in self.hosts.values():
             if host.join:
                 host.join = f"{there}:0"
