@@ -1,7 +1,7 @@
 """How far away a deadline may be for this node's watchdog: what it has said, and when to ask it. Pure.
 
 The parent tells the watchdog of another L, the Raft child gives leases of it, and two sockets have no order. A lease
-that is further away than the watchdog's L counts as expired, so none is given before the watchdog says that it takes it.
+that is further away than the watchdog's L counts as expired: none is given before the watchdog says that it takes it.
 """
 
 from __future__ import annotations

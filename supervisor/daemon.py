@@ -14,7 +14,6 @@ from typing import Any
 
 import zmq
 
-from consensus import retiming
 from consensus.clustertext import load
 from fencing import wire
 from fencing.clock import now_ns
@@ -347,8 +346,7 @@ class Daemon:
                 c.view = replace(c.view, cluster=load(body["state"]))
                 self.was_member = self.was_member or member.is_member(c.view, c.local)
                 self.steps.notice_moved_upstream()
-                c.timings = retiming.at_the_parent(c.cluster.pace)
-                self.offspring.use_timings(retiming.at_the_watchdog(c.cluster.pace), c.watchdog)
+                c.timings = self.offspring.use_pace(c.cluster.pace, c.watchdog)
                 self.founding_sentence = ""
                 member.refuse_another_role(c.view, c.local)
                 datadir.write_passfile(c)

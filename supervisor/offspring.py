@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from consensus import retiming
 from consensus.process import FAILED as RAFT_FAILED
+from consensus.retiming import Pace
 from fencing.clock import now_ns
 from fencing.lease import MS, PROFILES, Timings
 from fencing.logs import Log
@@ -63,6 +65,11 @@ class Offspring:
 
     def describe(self, raft_arguments: dict[str, Any]) -> None:
         self.raft.arguments = raft_arguments
+
+    def use_pace(self, pace: Pace, link: Link) -> Timings:
+        """The timings of the log: the watchdog is told; returned is what the parent goes by."""
+        self.use_timings(retiming.at_the_watchdog(pace), link)
+        return retiming.at_the_parent(pace)
 
     def use_timings(self, timings: Timings, link: Link) -> None:
         """Of the log, if they are not those that the watchdog was started with: it is told, and so is the next one. It
