@@ -14,12 +14,12 @@ from typing import Any
 
 import zmq
 
-from consensus import addressbook, pacing
-from consensus.cluster import ClusterState, canonical, found
+from consensus import addressbook, lastwords, pacing
+from consensus.cluster import ClusterState, found
 from consensus.effects import Effect, Reborn, Removed, Save, Send, SendStranger, Tell, TellLease
 from consensus.founder import Founder, RefusedToStartError
 from consensus.guard import Guard
-from consensus.keys import ClusterKey, KeyFileError, derived_key, founding_seed, read_key
+from consensus.keys import ClusterKey, derived_key, founding_seed, read_key
 from consensus.lastresort import LastResort
 from consensus.membership import WITNESS, Member
 from consensus.messages import Hello, PeerMessage, Snapshot
@@ -27,21 +27,12 @@ from consensus.node import Node
 from consensus.peerwire import NO_CLUSTER, Envelope, PeerWireError, decode, encode
 from consensus.raft import Log, Raft, RaftConfig, Ready
 from consensus.record import Identity
-from consensus.storage import (
-    StorageBusyError,
-    StorageCorruptError,
-    StorageError,
-    StorageFullError,
-    StorageNewerError,
-    Store,
-    open_store,
-)
+from consensus.storage import Store, open_store
 from consensus.transport import (
     Address,
     AdminFrame,
     HandshakeFailed,
     InboundRejected,
-    ListenError,
     PeerConnected,
     PeerDisconnected,
     PeerFrame,
@@ -60,7 +51,7 @@ _GUEST = "?"
 RESUME_ANSWER_MS = 150
 """How long the watchdog may take to confirm a running lease before a restarted child gives up resuming."""
 
-EXIT_OK, EXIT_MISSING, EXIT_BUG, EXIT_DISK, EXIT_REFUSED = 0, 69, 70, 74, 78
+EXIT_OK = 0
 
 
 def bind_bus(context: zmq.Context[zmq.Socket[bytes]], run_dir: Path) -> zmq.Socket[bytes]:
@@ -117,41 +108,8 @@ def run(config: Mapping[str, Any]) -> int:
     log = logs.Log(logs.as_format(child.log_format), child.name, "raft")
     try:
         return Host(child, log).run()
-    except RefusedToStartError as error:
-        return _fail(child, log, "raft.refused", error.exit_code, str(error), error.hint)
-    except StorageError as error:
-        return _fail(child, log, "raft.storage_failed", error.exit_code, str(error), _storage_hint(child, error))
-    except ListenError as error:
-        hint = "stop what listens there, or give --listen"
-        return _fail(child, log, "raft.cannot_listen", error.exit_code, str(error), hint)
-    except KeyFileError as error:
-        hint = "every member needs the same key file (mode 0600)"
-        return _fail(child, log, "raft.bad_key", error.exit_code, str(error), hint)
-
-
-FAILED = "raft.failed"
-"""In RUN: the last words of a Raft child that must not be started again, for the parent to tell a person."""
-
-
-def _fail(child: RaftChild, log: logs.Log, event: str, code: int, error: str, hint: str) -> int:
-    log.error(event, error=error, hint=hint)
-    with contextlib.suppress(OSError):  # the disk may be what failed; the exit code says as much
-        Path(child.run_dir, FAILED).write_text(canonical({"error": error, "hint": hint}), encoding="utf-8")
-    return code
-
-
-def _storage_hint(child: RaftChild, error: StorageError) -> str:
-    match error:
-        case StorageFullError():
-            return f"make room for {child.raft_dir}, then start this node again: nothing is lost"
-        case StorageCorruptError():
-            return "keep this node stopped (the others go on) and its disk as it is"
-        case StorageBusyError():
-            return "stop the other pgr-supervise of this data directory first"
-        case StorageNewerError():
-            return "start this node with the newer version of pgr"
-        case _:
-            return f"look after the disk under {child.raft_dir}, then start this node again"
+    except lastwords.REASONS as error:
+        return lastwords.say(error, Path(child.raft_dir), Path(child.run_dir), log)
 
 
 class BeginAnewError(Exception):
@@ -289,15 +247,12 @@ class Host:
         while (left_ns := give_up_ns - now_ns()) > 0:
             if not self.watchdog.poll(max(1, left_ns // MS)):
                 continue
-            frame = self._frame(self.watchdog.recv())
-            if frame is None or frame.name != "deadman.state":
-                continue
-            armed = frame.body.get("armed") is True and frame.body.get("term") == raft.term
-            until_ns = frame.body.get("until_ns")
-            if armed and isinstance(until_ns, int) and until_ns > now_ns():
+            until_ns = self.guard.confirms(node, self._frame(self.watchdog.recv()), now_ns())
+            if until_ns:
                 self.log.info("raft.resumed", term=raft.term, lease_left_ms=(until_ns - now_ns()) // MS)
                 return raft.resume(until_ns)
-            break
+            if until_ns == 0:
+                break
         self.log.warning("raft.not_resumed", term=raft.term, expected=False)
         return None
 

@@ -4,9 +4,8 @@ What a person sets (`profile`, `lease_ms`, ...) is a wish, like `commit`. In for
 so, in three steps of the log, each proposed by whoever leads (DESIGN.md, "Changing timings"):
 
 1. `retime/1`: from its append on a voter is bound for the longer E of the two sets.
-2. `retimed/1 switch`, once every voter has the first in its log: L and F, heartbeat and demotion are those of the new
-   set.
-3. `retimed/1 done`, once every lease of the old L is over: so is E.
+2. `retimed/1 switch`, once every voter has the first in its log: L, heartbeat and demotion are those of the new set.
+3. `retimed/1 done`, once every lease of the old L is over: so are E and F.
 
 Before the second step a change can be given up (`retimed/1 void`), and whoever is waited for can be.
 """
@@ -33,7 +32,7 @@ class Retiming(NamedTuple):
     """Of its `retime/1`; `retimed/1` names it."""
     new: Timings
     switched: bool = False
-    """L and F are those of `new`."""
+    """L is that of `new`."""
 
 
 class Pace(NamedTuple):
@@ -82,11 +81,18 @@ def paces(pace: Pace, tail: Iterable[Entry]) -> list[Pace]:
 
 def binding_ms(pace: Pace) -> int:
     """E: the longer of two sets, until every lease of the old L is over."""
-    return max(pace.timings.election_ms, pace.change.new.election_ms if pace.change else 0)
+    return max(t.election_ms for t in _both(pace))
+
+
+def _both(pace: Pace) -> tuple[Timings, ...]:
+    return (pace.timings,) if pace.change is None else (pace.timings, pace.change.new)
 
 
 def _leading(pace: Pace) -> Timings:
-    return pace.change.new if pace.change is not None and pace.change.switched else pace.timings
+    """Whose L and heartbeat count. Of two F always the shorter one: a longer one, set together with a shorter L, would
+    come on top of a lease of the old L that still runs."""
+    found = pace.change.new if pace.change is not None and pace.change.switched else pace.timings
+    return replace(found, kill_bound_ms=min(t.kill_bound_ms for t in _both(pace)))
 
 
 def in_force(pace: Pace, tail: Iterable[Entry]) -> Timings:
@@ -96,11 +102,10 @@ def in_force(pace: Pace, tail: Iterable[Entry]) -> Timings:
     """
     known = paces(pace, tail)
     leading = [_leading(p) for p in known]
-    jitters = [t.jitter_ms for p in known for t in (p.timings, *((p.change.new,) if p.change else ()))]
     return replace(
-        min(leading, key=lambda t: t.lease_ms), lease_ms=min(t.lease_ms for t in leading),
-        heartbeat_ms=min(t.heartbeat_ms for t in leading), election_ms=max(map(binding_ms, known)),
-        jitter_ms=max(jitters),
+        min(leading, key=lambda t: t.lease_ms), heartbeat_ms=min(t.heartbeat_ms for t in leading),
+        kill_bound_ms=min(t.kill_bound_ms for t in leading), election_ms=max(map(binding_ms, known)),
+        jitter_ms=max(t.jitter_ms for pace in known for t in _both(pace)),
     )  # fmt: skip
 
 
@@ -117,14 +122,13 @@ def at_the_parent(pace: Pace) -> Timings:
     now = _leading(pace)
     if pace.change is None:
         return now
-    margin_ms = min(t.lease_ms - t.demote_ms for t in (pace.timings, pace.change.new))
+    margin_ms = min(t.lease_ms - t.demote_ms for t in _both(pace))
     return replace(now, demote_ms=now.lease_ms - margin_ms, election_ms=binding_ms(pace))
 
 
 def at_the_watchdog(pace: Pace) -> Timings:
     """``lease_ms``: no honest deadline is further away; ``kill_bound_ms``: F."""
-    now = _leading(pace)
-    return now if pace.change is None else replace(now, lease_ms=max(pace.timings.lease_ms, pace.change.new.lease_ms))
+    return replace(_leading(pace), lease_ms=max(t.lease_ms for t in _both(pace)))
 
 
 # -- what is wanted --------------------------------------------------------------------------------------------------

@@ -105,6 +105,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("pgr_scheduled", "gauge", "1 if a switchover or a restart is scheduled.", _one(lambda s: bool(s.scheduled))),
     Metric("pgr_restarting", "gauge", "1 if a restart of one or more nodes is under way.",
            _one(lambda s: bool(s.restarting))),
+    Metric("pgr_retiming", "gauge", "1 if a change of the timings is under way.", _one(lambda s: bool(s.retiming))),
     Metric("pgr_pending_restart", "gauge", "1 if a setting waits for a restart of this node's Postgres.",
            _one(lambda s: s.own.pending_restart)),
     Metric("pgr_priority", "gauge", "Tag `priority` of this node; 0: it never becomes primary.",

@@ -17,7 +17,7 @@ from consensus.retiming import profile_of
 from consensus.sightings import NOT_FENCED
 from consensus.tags import Tag
 from fencing.lease import MS, Timings
-from supervisor import configview, operating
+from supervisor import configview, operating, timingview
 from supervisor.roles import Data, Local, Server, Step, View
 from supervisor.settings import FLOORED
 from supervisor.status import HistoryEvent, Member, Primary, Snapshot, SyncGroup
@@ -212,11 +212,11 @@ def snapshot(
     role = role_of(local)
     if own is not None and own.role == LEARNER and role == "replica":
         role = LEARNER
-    degraded = degraded_words(cluster)
+    degraded, retiming = degraded_words(cluster), timingview.retiming(cluster, rows)
     warnings = (
         *_warnings(cluster, rows, primary), *_overrides(members, primary), *_sql_problems(members),
         *_missing_hooks(members), *_config_problems(members),
-        *_slot_problems(members),
+        *_slot_problems(members), *filter(None, [timingview.warning(retiming)]),
     )  # fmt: skip
     paused = bool(cluster.setting(PAUSE))
     urgent = [text for text in (operating.PAUSED if paused else "", degraded) if text]
@@ -244,6 +244,7 @@ def snapshot(
         paused=paused,
         scheduled=operating.scheduled(cluster),
         restarting=operating.restarting(cluster),
+        retiming=retiming,
         config=configview.document(cluster.config),
         explanation=sentence,
         history=tuple(_event(e, cluster) for e in cluster.history),

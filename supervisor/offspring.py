@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from consensus import retiming
-from consensus.process import FAILED as RAFT_FAILED
+from consensus.lastwords import FAILED as RAFT_FAILED
 from consensus.retiming import Pace
 from fencing.clock import now_ns
 from fencing.lease import MS, PROFILES, Timings

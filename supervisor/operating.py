@@ -11,6 +11,7 @@ from typing import Any
 
 from consensus.cluster import ClusterState
 from consensus.hold import PAUSE
+from supervisor import timingview
 from supervisor.errors import PgrError, TryAgainError
 from supervisor.status import Member, Snapshot
 
@@ -47,7 +48,7 @@ def urgent(snapshot: Snapshot) -> tuple[str, ...]:
 
 def lines(snapshot: Snapshot) -> list[str]:
     """For the page of `pgr status`: what is scheduled and what is under way."""
-    found = []
+    found = [text for text in (timingview.line(snapshot.retiming),) if text]
     if snapshot.scheduled is not None:
         found.append(f"scheduled: {plan_words(snapshot.scheduled)}")
     return [*found, under_way(snapshot)] if snapshot.restarting is not None else found

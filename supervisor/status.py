@@ -164,6 +164,9 @@ class Snapshot:
     (empty: all), ``pending``, ``by``."""
     restarting: Mapping[str, Any] | None = None
     """A restart under way: ``now`` (whose turn), ``done``, ``left``, ``by``."""
+    retiming: Mapping[str, Any] | None = None
+    """A change of the timings under way: ``from`` and ``to`` (profile or custom), ``switched``, ``waits_for`` (voters
+    that are away and have to hear of it)."""
     scheduling: Mapping[str, str] = field(default_factory=dict)
     """Process (``raft``, ``watchdog``) to what it got: ``SCHED_RR 10``, ``nice -15``, ...; and ``hardware watchdog``:
     ``off``, ``/dev/watchdog, 1 s, armed``, ``not used: ...``."""

@@ -138,8 +138,12 @@ class LeaseWorld(RaftWorld):
             if watchdog.phase is not Phase.ARMED:
                 watchdog, _ = self.watch(watchdog, Arm(term, 1, 1, until))
             watchdog, _ = self.watch(watchdog, WatchdogTick())
-        dying = self.clocks.kill if watchdog.phase is Phase.KILLING and not beside.dying else beside.dying
+        dying = self.kill_ticks(watchdog) if watchdog.phase is Phase.KILLING and not beside.dying else beside.dying
         return Beside(_aged(watchdog, 0), dying, mute=beside.mute)
+
+    def kill_ticks(self, watchdog: Deadman) -> int:
+        """A kill takes as long as it may."""
+        return self.clocks.kill
 
     def watch(self, watchdog: Deadman, event: deadman.Event) -> deadman.Outcome:
         return deadman.step(watchdog, event, NOW)
@@ -191,7 +195,7 @@ class LeaseWorld(RaftWorld):
             watchdog, _ = self.watch(watchdog, FenceDone(0))
         elif not dying:
             watchdog, _ = self.watch(watchdog, WatchdogTick())
-            dying = self.clocks.kill + 1 if watchdog.phase is Phase.KILLING else 0
+            dying = self.kill_ticks(watchdog) + 1 if watchdog.phase is Phase.KILLING else 0
         term, until = beside.told
         told = (term, max(NOW - self.clocks.lease, until - rate)) if until else (0, 0)
         return Beside(watchdog, max(0, dying - 1), told, beside.mute)

@@ -11,7 +11,7 @@ from tests.model.foundingworld import FoundingSetup, LiveFoundingWorld
 from tests.model.groupworld import LateDone
 from tests.model.leaseworld import Clocks, LeaseSetup, LeaseWorld
 from tests.model.livepromises import FailingWorld, LiveGroupWorld, LivePromiseWorld
-from tests.model.mutants.timing import larger, smaller
+from tests.model.mutants.timing import larger, smaller, traded
 from tests.model.mutants.upper import group
 from tests.model.promisevalues import Setup as Promises
 from tests.model.promiseworld import PromiseWorld
@@ -152,6 +152,8 @@ RUNS = (
     retimed("smaller, done", smaller("bc", "bc?", *LATER), quick=True),
     retimed("smaller, done x heartbeat", smaller("bc", "bc", *LATER, beats=1)),
     retimed("smaller, done x restart", smaller("bc", "bc?", *LATER, restarts=1)),
+    retimed("a shorter L for a longer F, the switch", traded("bc?"), quick=True),
+    retimed("a shorter L for a longer F, done", traded("bc", "bc?", *LATER), quick=True),
     founding("restarts", FoundingSetup(), quick=True),
     founding("a lost disk x delay", FoundingSetup(losses=1, delays=1), quick=True),
     founding("a lost disk x delay", FoundingSetup(losses=1, delays=2)),

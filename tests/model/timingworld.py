@@ -17,7 +17,7 @@ from consensus.cluster import canonical
 from consensus.messages import Entry, HardState
 from consensus.raft import Beat, Event, Log, Propose, Raft, RaftConfig, Ready, Role
 from consensus.retiming import Pace, Seen
-from fencing.deadman import Bounds
+from fencing.deadman import Bounds, Deadman
 from fencing.lease import Timings
 from tests.model.explore import State
 from tests.model.leaseworld import NOW, Beside, Clocks, LeaseSetup, LeaseWorld
@@ -72,6 +72,9 @@ class TimedRaft(Raft):
     @property
     def tip(self) -> Pace:
         return paces(self.base, self.log.entries)[-1]
+
+    def at_the_watchdog(self) -> Timings:
+        return retiming.at_the_watchdog(self.committed)
 
     def units(self) -> tuple[int, int]:
         """E and L that are in force."""
@@ -146,6 +149,7 @@ class TimingWorld(LeaseWorld):
         based = type(core.__name__, (core,), {"__slots__": (), "base": Pace(self.old)})
         self.timing_setup = setup
         super().__init__(setup, based)
+        assert set(setup.clocks.rates) == {1}
         assert setup.clocks.are_safe()
         assert setup.to.are_safe()
 
@@ -195,13 +199,17 @@ class TimingWorld(LeaseWorld):
         (`pacing.is_capped`), of a shorter one late, here never."""
         assert isinstance(raft, TimedRaft)
         assert isinstance(before.beside, Beside)
-        found = retiming.at_the_watchdog(raft.committed)
+        found = raft.at_the_watchdog()
         lease, kill = found.lease_ms // SCALE, found.kill_bound_ms // SCALE * self.clocks.rates[before.slot]
         watchdog = before.beside.watchdog
         lease = max(lease, watchdog.lease_ns)
         if (watchdog.lease_ns, watchdog.kill_bound_ns) != (lease, kill):
             watchdog, _ = self.watch(watchdog, Bounds(lease, kill))
         return super().beside(before._replace(beside=before.beside._replace(watchdog=watchdog)), raft)
+
+    def kill_ticks(self, watchdog: Deadman) -> int:
+        """As long as it was told that one may take; the clocks here have the same rate."""
+        return watchdog.kill_bound_ns
 
     def resumes(self, raft: Raft, beside: Beside) -> None:
         raft.resume(beside.watchdog.until_ns)

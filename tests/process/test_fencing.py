@@ -383,6 +383,59 @@ def test_a_late_deadline_does_not_lengthen_anything(watched: Watched) -> None:
     assert until_ns <= now_ns() <= until_ns + F
 
 
+def told_bounds(watched: Watched, profile: str) -> dict[str, Any]:
+    """`deadman.bounds` of the parent, and the state after it."""
+    timings = PROFILES[profile]
+    watched.as_parent.send("deadman.bounds", lease_ms=timings.lease_ms, kill_bound_ms=timings.kill_bound_ms)
+    state = watched.state()
+    assert (state["lease_ms"], state["kill_bound_ms"]) == (timings.lease_ms, timings.kill_bound_ms)
+    return state
+
+
+def test_other_timings_leave_an_armed_deadline_alone_and_judge_the_next(watched: Watched) -> None:
+    until_ns = watched.armed()
+    assert told_bounds(watched, "cloud")["until_ns"] == until_ns
+    longer_ns = now_ns() + 2 * L - 50 * MS
+    watched.lease(5, longer_ns)
+    state = told_bounds(watched, "fast")
+    assert (state["armed"], state["until_ns"]) == (True, longer_ns), "also where it lies further away than the new L"
+    assert watched.postgres.alive()
+    watched.as_raft.send("lease.changed", term=5, until_ns=longer_ns + MS)
+    assert "further away" in watched.killed()["reason"]
+    assert [e["lease_ms"] for e in watched.events() if e["event"] == "watchdog.bounds"] == [1400, 300]
+
+
+@pytest.mark.parametrize("profile", ["fast", "cloud"])
+def test_other_timings_neither_lengthen_nor_shorten_the_lease_that_runs(watched: Watched, profile: str) -> None:
+    until_ns = watched.armed(500 * MS)
+    told_bounds(watched, profile)
+    assert watched.killed()["reason"] == "the lease has ended"
+    assert until_ns <= now_ns() <= until_ns + F
+
+
+@pytest.mark.parametrize(
+    ("as_raft", "body", "reason"),
+    [
+        (True, {"lease_ms": 1400, "kill_bound_ms": 500}, "deadman.bounds may come from parent alone"),
+        (False, {"lease_ms": 0, "kill_bound_ms": 500}, "lease_ms must be more than 0"),
+        (False, {"lease_ms": 1400, "kill_bound_ms": 1 << 40}, "kill_bound_ms must be more than 0 and at most"),
+        (False, {"lease_ms": "1400"}, "lease_ms must be a whole number"),
+    ],
+)
+def test_bounds_of_somebody_else_or_without_sense_are_dropped(
+    watched: Watched, as_raft: bool, body: dict[str, Any], reason: str
+) -> None:
+    """The Raft child gives the leases: it must not also say how long one may be."""
+    until_ns = watched.armed()
+    (watched.as_raft if as_raft else watched.as_parent).send("deadman.bounds", **body)
+    state = (watched.as_raft if as_raft else watched.as_parent).ask("deadman.query", "deadman.state")
+    assert (state["lease_ms"], state["kill_bound_ms"], state["until_ns"]) == (L // MS, F // MS, until_ns)
+    [dropped] = [event for event in watched.events() if event["event"] == "watchdog.dropped"]
+    assert reason in dropped["reason"]
+    watched.as_raft.send("lease.changed", term=5, until_ns=until_ns + L)
+    assert "further away" in watched.killed()["reason"], "the bounds are what they were"
+
+
 def test_arming_without_a_lease_is_refused(watched: Watched) -> None:
     assert "no lease" in watched.arm()["reason"]
     watched.lease(4, now_ns() + L - MS)

@@ -38,7 +38,7 @@ from consensus.raft import Raft, Ready, Role
 from consensus.record import Identity
 from consensus.storage import StorageCorruptError, StorageError, Store
 from consensus.write import Stored, Write
-from fencing.deadman import Phase
+from fencing.deadman import Deadman, Phase
 from fencing.kill import FenceReport
 from fencing.lease import MS, PROFILES
 from fencing.logs import Log
@@ -159,12 +159,14 @@ class RaftChild:
         """safety.md "Resume"."""
         answered: list[bool] = []
 
-        def answer(phase: Phase, term: int, until_ns: int) -> None:
+        def answer(state: Deadman) -> None:
             if not answered:
                 answered.append(True)
-                fits = phase is Phase.ARMED and term == node.raft.term and until_ns > self.host.now()
-                self.world.note(self.host.name, f"raft {'resumes' if fits else 'does not resume'} term {term}")
-                self._go(node, node.raft.resume(until_ns) if fits else None)
+                armed, term = state.phase is Phase.ARMED, state.term
+                body = {"armed": armed, "term": term, "until_ns": state.until_ns, "lease_ms": state.lease_ns // MS}
+                until_ns = self.guard.confirms(node, Frame("deadman.state", "", body), self.host.now())
+                self.world.note(self.host.name, f"raft {'resumes' if until_ns else 'does not resume'} term {term}")
+                self._go(node, node.raft.resume(until_ns) if until_ns else None)
 
         def give_up() -> None:
             if not answered:
@@ -173,7 +175,7 @@ class RaftChild:
 
         def ask() -> None:
             state = self.host.watchdog.state
-            self.host.bus(self.process, "watchdog-raft", lambda: answer(state.phase, state.term, state.until_ns))
+            self.host.bus(self.process, "watchdog-raft", lambda: answer(state))
 
         self.host.bus(self.host.watchdog_process, "raft-watchdog", ask)
         self.process.post(RESUME_ANSWER_MS * MS, give_up)

@@ -6,6 +6,8 @@ from dataclasses import astuple, replace
 from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from consensus import pacing, retiming
 from consensus.cluster import ClusterState, canonical
@@ -90,11 +92,45 @@ def test_whatever_is_known_of_a_change_the_inequality_holds_across_all_nodes(old
             assert not replace(leads, election_ms=bound.election_ms).problems(), (have, knows, has, known)
 
 
+@st.composite
+def safe_timings(draw: st.DrawFn) -> Timings:
+    """Any set that is not refused."""
+    heartbeat = draw(st.integers(1, 300))
+    demote = draw(st.integers(2 * heartbeat + 1, 2 * heartbeat + 2_000))
+    lease = draw(st.integers(demote + 1, demote + 2_000))
+    kill = draw(st.integers(1, 2_000))
+    least = -((lease * 100 + kill * 98) * 102 // -9_800)
+    return Timings(heartbeat, demote, lease, kill, draw(st.integers(least, least + 2_000)), 0)
+
+
+@given(safe_timings(), safe_timings())
+@example(Timings(100, 500, 700, 250, 1000, 300), Timings(100, 357, 500, 400, 1000, 300))
+def test_between_any_two_sets_no_lease_of_either_length_outlasts_a_voters_promise(old: Timings, new: Timings) -> None:
+    """L and F grow and shrink as they like. By what is committed: the leases that may be running, the voters' E, and
+    what the watchdogs were told, whose parents may be a step behind."""
+    assert not old.problems()
+    assert not new.problems()
+    before, opened, after = Pace(old), Pace(old, Retiming(7, new)), Pace(new)
+    switched = Pace(old, Retiming(7, new, True))
+    for running, bound, told in (
+        ({old.lease_ms}, old.election_ms, (before,)),
+        ({old.lease_ms}, old.election_ms, (before, opened)),
+        ({old.lease_ms, new.lease_ms}, retiming.binding_ms(switched), (opened, switched)),
+        ({new.lease_ms}, new.election_ms, (switched, after)),
+    ):
+        for lease_ms in running:
+            for pace in told:
+                found = retiming.at_the_watchdog(pace)
+                assert lease_ms <= found.lease_ms, "it takes it"
+                whole = replace(new, lease_ms=lease_ms, kill_bound_ms=found.kill_bound_ms, election_ms=bound)
+                assert not [text for text in whole.problems() if "do not fit" in text], (lease_ms, pace)
+
+
 def test_a_voter_is_bound_by_what_is_appended_and_a_leader_goes_by_what_is_committed() -> None:
     assert retiming.in_force(Pace(DEFAULT), [begun(7, CLOUD)]).election_ms == CLOUD.election_ms
     assert retiming.in_force(OPEN, [step(8, 7, SWITCH)]).lease_ms == DEFAULT.lease_ms
-    assert retiming.in_force(SWITCHED, []) == CLOUD
-    assert retiming.in_force(SWITCHED, [step(9, 7, DONE)]) == CLOUD
+    assert retiming.in_force(SWITCHED, []) == replace(CLOUD, kill_bound_ms=DEFAULT.kill_bound_ms)
+    assert retiming.in_force(Pace(CLOUD), []) == CLOUD
 
 
 def test_a_shorter_lease_counts_at_once_and_a_shorter_election_timeout_once_it_is_committed() -> None:
@@ -124,7 +160,7 @@ def test_the_watchdog_takes_leases_of_either_length_while_a_change_is_open() -> 
     assert [retiming.at_the_watchdog(p).lease_ms for p in (Pace(DEFAULT), OPEN, SWITCHED, Pace(CLOUD))] == [
         700, 1400, 1400, 1400
     ]  # fmt: skip
-    assert [retiming.at_the_watchdog(p).kill_bound_ms for p in (OPEN, SWITCHED)] == [250, 500]
+    assert [retiming.at_the_watchdog(p).kill_bound_ms for p in (OPEN, SWITCHED, Pace(CLOUD))] == [250, 250, 500]
 
 
 # -- what is wanted --------------------------------------------------------------------------------------------------
@@ -259,6 +295,39 @@ def test_a_restarted_voter_waits_for_the_longer_e_that_nobody_has_committed() ->
     raft = cluster.restart("b").node.raft
     assert raft.hold_until_ns - cluster.now == CLOUD.election_ms * MS
     assert raft.config.election_ns == CLOUD.election_ms * MS
+
+
+@pytest.mark.parametrize(
+    ("changes", "until_ns"),
+    [
+        ({}, 600), ({"armed": False}, 0), ({"armed": 1}, 0), ({"term": 0}, 0), ({"until_ns": 500}, 0),
+        ({"until_ns": None}, 0), ({"lease_ms": None}, 600),
+    ],
+)  # fmt: skip
+def test_a_restarted_child_goes_on_with_the_lease_that_its_watchdog_has_armed(
+    changes: dict[str, Any], until_ns: int
+) -> None:
+    node = opened("a").members["a"].node
+    body = {"armed": True, "term": node.raft.term, "until_ns": 600, "lease_ms": 300} | changes
+    assert Guard().confirms(node, Frame("deadman.state", "", body), 500) == until_ns
+    assert node.guard_ms == (300 if body["lease_ms"] else 0)
+    assert Guard().confirms(node, Frame("deadman.armed", "", body), 500) is None
+    assert Guard().confirms(node, None, 500) is None
+
+
+def test_a_resumed_leader_gives_no_lease_that_its_watchdog_does_not_take() -> None:
+    """It died between the switch and the watchdog's word."""
+    cluster = opened("a", "b", "c")
+    put(cluster, "a", profile="cloud")
+    cluster.until(lambda: is_switched(cluster), 20_000)
+    node = cluster.restart("a").node
+    until_ns = cluster.now + 400 * MS
+    body = {"armed": True, "term": node.raft.term, "until_ns": until_ns, "lease_ms": 700}
+    assert Guard().confirms(node, Frame("deadman.state", "", body), cluster.now) == until_ns
+    node.start(node.raft.resume(until_ns), cluster.now)
+    cluster.until(lambda: node.raft.lease_until_ns > until_ns)
+    assert is_switched(cluster)
+    assert node.raft.lease_until_ns - node.raft.lease_from_ns == 700 * MS
 
 
 def test_no_lease_is_longer_than_the_own_watchdog_takes() -> None:

@@ -57,8 +57,18 @@ class InForceWhenCommitted(TimedRaft):
         return replace(super().in_force(), election_ms=retiming.in_force(self.committed, ()).election_ms)
 
 
+class SwitchesF(TimedRaft):
+    """A longer F counts as soon as the shorter L does."""
+
+    __slots__ = ()
+
+    def at_the_watchdog(self) -> Timings:
+        found, change = super().at_the_watchdog(), self.committed.change
+        return replace(found, kill_bound_ms=change.new.kill_bound_ms) if change and change.switched else found
+
+
 ONE = (1, 1, 1)
-SHORT, LONG = Clocks(3, 2, 1, ONE), Clocks(5, 4, 1, ONE)
+SHORT, LONG, SLOW_KILL = Clocks(3, 2, 1, ONE), Clocks(5, 4, 1, ONE), Clocks(5, 2, 3, ONE)
 
 
 def larger(*heard: str, restarts: int = 0, steps: int = 1, beats: int = 0) -> TimingSetup:
@@ -73,6 +83,13 @@ def smaller(*heard: str, restarts: int = 0, steps: int = 1, beats: int = 0) -> T
     )  # fmt: skip
 
 
+def traded(*heard: str, restarts: int = 0, steps: int = 1, beats: int = 0) -> TimingSetup:
+    """A shorter L for a longer F under the same E."""
+    return TimingSetup(
+        Bound(2, restarts=restarts), LONG, beats, settled=True, to=SLOW_KILL, steps_of=steps, heard=heard
+    )  # fmt: skip
+
+
 def dies(core: type[TimedRaft], rule: str, setup: TimingSetup) -> Mutant:
     return Mutant(rule, "safety.md, lease", str(setup), partial(TimingWorld, setup, core), "one writer")
 
@@ -81,6 +98,7 @@ TIMING = (
     dies(SwitchesOnceCommitted, "a longer L waits for every voter, not for a majority", larger("b", beats=1)),
     dies(DoneAtOnce, "a shorter E waits for the end of the leases of the old L",
          smaller("bc", "bc", "bc", QUIET, steps=0)),
+    dies(SwitchesF, "a longer F waits for the end of the leases of the old L", traded("bc")),
     dies(InForceWhenCommitted, "a longer E is in force at a voter once it is appended", larger("bc?", beats=1)),
     dies(WaitsForTheCommitted, "a restarted voter waits for the longest E of its log, committed or not",
          larger("bc?", "b", restarts=1, steps=0, beats=1)),
