@@ -111,10 +111,10 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         PROFILE, "choice", None,
         "a set of timings that fit together; changed in steps, the first of which every voter has to hear of; not set: "
-        "that of the founding", needs="new lease", choices=("fast", "default", "cloud"),
+        "that of the founding", needs="every voter", choices=("fast", "default", "cloud"),
     ),
     *(
-        Setting(name, "int", None, f"{sentence}; not set: that of the profile", "new lease", "ms", 1, 600_000)
+        Setting(name, "int", None, f"{sentence}; not set: that of the profile", "every voter", "ms", 1, 600_000)
         for name, sentence in zip(
             TIMINGS,
             (

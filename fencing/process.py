@@ -114,7 +114,7 @@ class Watchdog:
         self.hardware.probe()
         log(
             "watchdog.started", scheduling=self.scheduling, memory_locked=locked, oom_spared=spared,
-            hardware=self.hardware.state,
+            hardware=self.hardware.state, lease_ms=config.timings.lease_ms, kill_bound_ms=config.timings.kill_bound_ms,
         )  # fmt: skip
         realtime.quiet_gc()
 

@@ -90,7 +90,7 @@ def test_settings_reach_every_node(world: World, tmp_path: Path) -> None:
     assert "no node would start" in refused(world, 64, "set", "postgres.parameters.shared_preload_libraries=no_such")
     assert "can't become less" in refused(world, 78, "set", "postgres.parameters.max_connections=20")
     assert "there are 3" in refused(world, 78, "set", "sync_acks=3")
-    assert "can't be changed" in refused(world, 78, "set", "lease_ms=500")
+    assert "do not fit under election_ms" in refused(world, 78, "set", "lease_ms=900")
     assert "authentication method" in refused(world, 64, "set", "postgres.hba=host all all all magic")
     assert "own map has this name" in refused(world, 78, "set", "postgres.ident=pgr nobody pgr")
     assert "invalid regular expression" in refused(world, 64, "set", "postgres.ident=m /( postgres")

@@ -13,6 +13,7 @@ from consensus.node import Node
 from consensus.promotion import Situation
 from consensus.raft import Raft
 from consensus.record import Position
+from fencing.lease import MS, PROFILES
 from tests.sim.network import Weather
 
 if TYPE_CHECKING:
@@ -59,6 +60,9 @@ MUTANTS: dict[str, Mutant] = {
     "worst-of-the-known": Mutant(
         "once data loss is accepted, anybody whose position is known will do", ("told-loss", "lag"), nodes=5
     ),
+    "e-follows-l": Mutant(
+        "a voter is bound for the E that goes with the L in force: a shorter one at once", ("timings", "isolate")
+    ),
     "no-slots": Mutant(
         "nothing keeps a standby from being counted twice", ("lag", "power-cut-standby"), nodes=5, slow=True
     ),
@@ -73,6 +77,14 @@ class _LeaseFromTheReply(Raft):
         super()._earn_lease()
         if self.lease_from_ns != before:
             self.lease_from_ns = self.now_ns
+
+
+class _EFollowsL(Raft):
+    __slots__ = ()
+
+    def use(self, *, heartbeat_ns: int, election_ns: int, jitter_ns: int, lease_ns: int) -> None:
+        alone_ns = next((t.election_ms * MS for t in PROFILES.values() if t.lease_ms * MS == lease_ns), election_ns)
+        super().use(heartbeat_ns=heartbeat_ns, election_ns=alone_ns, jitter_ns=jitter_ns, lease_ns=lease_ns)
 
 
 class _WorstOfTheKnown(Node):
@@ -93,7 +105,7 @@ class _LsnWithoutEpoch(Node):
 
 
 def core(world: World) -> type[Raft]:
-    return _LeaseFromTheReply if world.mutant == "lease-from-the-reply" else Raft
+    return {"lease-from-the-reply": _LeaseFromTheReply, "e-follows-l": _EFollowsL}.get(world.mutant, Raft)
 
 
 def node(world: World) -> type[Node]:

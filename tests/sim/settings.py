@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
+from consensus.clusterwide import TIMINGS
 from fencing.lease import MS, PROFILES
 from tests.sim.harm import Harm
 from tests.sim.network import DATA
@@ -32,7 +33,12 @@ def restarts(seed: int) -> bool:
 
 
 RETIMES = 0.15
-"""Of the seeds: a person changes the timings of the running cluster, to any profile and back half way."""
+"""Of the seeds: a person changes the timings of the running cluster, to any of these and back half way."""
+SETS: tuple[dict[str, Any], ...] = (
+    *({"profile": name} for name in PROFILES),
+    {"profile": "default", "lease_ms": 500, "kill_bound_ms": 400},  # a shorter L for a longer F, under the same E
+    {"profile": "cloud", "lease_ms": 900, "election_ms": 1500},
+)
 
 
 def retimes(seed: int) -> bool:
@@ -62,9 +68,9 @@ class Settings(Harm):
         self._cut((DATA,), [(host.name, n) for n in self.world.hosts if n != host.name], ms)
 
     def _timings(self) -> None:
-        profile = self.world.dice.choice(tuple(PROFILES))
-        self.did("timings", f"to {profile}")
-        self._ask("config.set", {"set": {"profile": profile}, "unset": []})
+        wanted = self.world.dice.choice(SETS)
+        self.did("timings", f"to {wanted}")
+        self._ask("config.set", {"set": wanted, "unset": [name for name in TIMINGS if name not in wanted]})
 
     def _settings(self) -> None:
         dice = self.world.dice

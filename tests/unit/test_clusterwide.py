@@ -125,7 +125,7 @@ def test_what_only_postgres_can_judge_of_a_map() -> None:
 def test_every_row_explains_itself_and_its_default_is_one_of_its_values() -> None:
     for setting in SETTINGS:
         assert setting.sentence
-        assert setting.needs in ("nothing", "reload", "restart", "new lease")
+        assert setting.needs in ("nothing", "reload", "restart", "every voter")
         if setting.default is not None:
             assert check(setting.name, setting.default) == setting.default
     assert set(TABLE) >= {"commit", "sync_acks", "strict", "maximum_lag_on_failover", "lease_ms", "postgres.hba"}

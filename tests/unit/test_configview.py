@@ -58,7 +58,7 @@ def test_the_page() -> None:
     cells = {line.split()[0]: line.split() for line in lines[1:]}
     assert cells["sync_acks"] == ["sync_acks", "1", "majority", "set", "nothing"]
     assert cells["maximum_lag_on_failover"][1:3] == ["1048576", "bytes"]
-    assert cells["lease_ms"] == ["lease_ms", "700", "ms", "700", "ms", "profile", "new", "lease"]
+    assert cells["lease_ms"] == ["lease_ms", "700", "ms", "700", "ms", "profile", "every", "voter"]
     assert cells["strict"] == ["strict", "false", "true", "set", "nothing"]
 
 
