@@ -13,8 +13,9 @@ from consensus import pacing, retiming
 from consensus.cluster import ClusterState, canonical
 from consensus.clustertext import dump, load
 from consensus.guard import Guard
-from consensus.messages import Entry
+from consensus.messages import Entry, HardState, Snapshot
 from consensus.retiming import DONE, RETIME, RETIMED, SWITCH, VOID, Pace, Retiming, Seen
+from consensus.write import Stored
 from fencing.lease import MS, PROFILES, Timings
 from fencing.wire import Frame
 from tests.unit.nodes import Cluster
@@ -225,7 +226,7 @@ def test_from_one_profile_to_another_and_back_under_one_leader() -> None:
         asked = next(n for n, t in PROFILES.items() if t == profile)
         assert put(cluster, name, profile=asked)["ok"]
         cluster.until(lambda p=profile: all(pace(cluster, n) == Pace(p) for n in "abc"), limit_ms=20_000)  # type: ignore[misc]
-        cluster.run(500)
+        cluster.run(200)
         for one in "abc":
             node = cluster.members[one].node
             assert node.timings == profile
@@ -285,6 +286,25 @@ def test_a_lease_never_goes_backwards_when_it_becomes_shorter() -> None:
         told = cluster.members["a"].lease_ns
     assert pace(cluster, "a") == Pace(FAST)
     assert cluster.members["a"].node.granted() is not None
+
+
+def test_what_binds_a_node_that_starts_is_all_that_is_on_its_disk() -> None:
+    cluster = opened("a", "b", "c")
+    disk = cluster.members["b"].disk
+    last = disk.entries[-1]
+
+    def at_start(kept: Snapshot | None, *more: Entry, commit: int = 0) -> Timings:
+        entries = (*disk.entries, *more) if kept is None or not kept.index else more
+        stored = Stored(disk.identity, HardState(commit=commit), kept, entries, disk.record)
+        return pacing.at_start(disk.identity, stored)
+
+    assert at_start(None) == at_start(Snapshot(0, 0, "")) == DEFAULT, "of the founding"
+    assert at_start(None, begun(last.index + 1, CLOUD)).election_ms == CLOUD.election_ms
+    kept = Snapshot(last.index, last.term, dump(replace(cluster.members["a"].node.cluster, pace=OPEN)))
+    assert at_start(kept).election_ms == CLOUD.election_ms
+    back = step(last.index + 1, 7, VOID)
+    assert at_start(kept, back).election_ms == CLOUD.election_ms
+    assert at_start(kept, back, commit=last.index + 1) == DEFAULT
 
 
 def test_a_restarted_voter_waits_for_the_longer_e_that_nobody_has_committed() -> None:
@@ -397,13 +417,13 @@ def test_the_watchdog_is_asked_at_the_start_after_each_step_and_until_it_takes_t
     put(cluster, "a", profile="cloud")
     cluster.until(lambda: is_switched(cluster), 20_000)
     for _ in range(3):
-        cluster.run(1_000)
+        cluster.run(CLOUD.heartbeat_ms)
         assert guard.asks(node, cluster.now)
     guard.heard(node, said(1400), cluster.now)
     assert node.raft.config.lease_ns == 1400 * MS
     cluster.until(lambda: pace(cluster, "a") == Pace(CLOUD), 20_000)
     assert guard.asks(node, cluster.now)
-    cluster.run(1_000)
+    cluster.run(2 * CLOUD.heartbeat_ms)
     assert not guard.asks(node, cluster.now)
 
 
