@@ -127,6 +127,18 @@ def test_between_any_two_sets_no_lease_of_either_length_outlasts_a_voters_promis
                 assert not [text for text in whole.problems() if "do not fit" in text], (lease_ms, pace)
 
 
+@given(safe_timings(), safe_timings())
+def test_between_any_two_sets_the_parent_demotes_before_the_end_and_no_earlier_than_it_must(
+    old: Timings, new: Timings
+) -> None:
+    """Two heartbeats may be lost at any step, and what is left at the demotion is what the tighter set leaves."""
+    for pace in (Pace(old), Pace(old, Retiming(7, new)), Pace(old, Retiming(7, new, True)), Pace(new)):
+        found = retiming.at_the_parent(pace)
+        assert found.problems() == ()
+        sets = (pace.timings, *((pace.change.new,) if pace.change else ()))
+        assert found.lease_ms - found.demote_ms == min(t.lease_ms - t.demote_ms for t in sets)
+
+
 def test_a_voter_is_bound_by_what_is_appended_and_a_leader_goes_by_what_is_committed() -> None:
     assert retiming.in_force(Pace(DEFAULT), [begun(7, CLOUD)]).election_ms == CLOUD.election_ms
     assert retiming.in_force(OPEN, [step(8, 7, SWITCH)]).lease_ms == DEFAULT.lease_ms
