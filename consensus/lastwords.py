@@ -34,7 +34,7 @@ def say(
             event, hint = "raft.storage_failed", _about_the_disk(error, raft_dir)
         case ListenError():
             event, hint = "raft.cannot_listen", "stop what listens there, or give --listen"
-        case KeyFileError():
+        case _:
             event, hint = "raft.bad_key", "every member needs the same key file (mode 0600)"
     log.error(event, error=str(error), hint=hint)
     with contextlib.suppress(OSError):  # the disk may be what failed; the exit code says as much

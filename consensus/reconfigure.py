@@ -124,7 +124,7 @@ def _considered(node: Node, asked: Asked) -> Answer | Considered:
     if long is not None:
         return refused(long.code, long.reason, long.hint)
     problem = _unfit(tip, config, changes)
-    return problem if problem is not None else Considered(changes, wanted, unset, _notes(tip, changes))
+    return problem if problem is not None else Considered(changes, wanted, unset, _notes(tip, config, changes))
 
 
 def _unfit(tip: ClusterState, config: str, changes: Mapping[str, object]) -> Answer | None:
@@ -151,13 +151,16 @@ def _unfit(tip: ClusterState, config: str, changes: Mapping[str, object]) -> Ans
     return None
 
 
-def _notes(tip: ClusterState, changes: Mapping[str, tuple[Value, Value]]) -> list[str]:
-    """What the asker should know."""
+def _notes(tip: ClusterState, config: str, changes: Mapping[str, tuple[Value, Value]]) -> list[str]:
+    """What the asker should know. ``config``: with the changes."""
     notes = [f"{n}: takes effect with a {TABLE[n].needs}" for n in changes if n in TABLE and TABLE[n].needs == "reload"]
     if changes.get("commit", (None, None))[1] == "async":
         notes.append("asynchronous: a failover may lose acknowledged commits")
     if {PROFILE, *TIMINGS} & set(changes):
         notes.append("the timings change in steps, and every voter has to hear of the first: `pgr status` says of whom")
+    kept = [name for name in TIMINGS if name in clusterwide.read(config) and name not in changes]
+    if PROFILE in changes and kept:
+        notes.append(f"{', '.join(kept)}: set by itself, not by the profile (`pgr config unset`)")
     for name, (_, command) in changes.items():
         if name in (PRE_PROMOTE, ON_ROLE_CHANGE, ON_EVENT) and isinstance(command, list):
             notes.append(f"{name}: every node runs its own {command[0]}, as the user that its Postgres runs as")

@@ -28,6 +28,8 @@ QUICK_DEATH_MS = 2_000
 ASK_EVERY_MS = 1_000
 WATCHDOG_SILENT_MS = 2_000
 """A watchdog that leaves a question unanswered for this long is frozen, which its pidfd does not tell."""
+BOUNDS = ("lease_ms", "kill_bound_ms")
+"""What the watchdog goes by."""
 BACK_OFF_FIRST_MS, BACK_OFF_MAX_MS = 50, 5_000
 
 
@@ -74,20 +76,17 @@ class Offspring:
     def use_timings(self, timings: Timings, link: Link) -> None:
         """Of the log, if they are not those that the watchdog was started with: it is told, and so is the next one. It
         is not started anew for that, since a Postgres may rest on it."""
-        if self.watchdog.arguments["timings"] != asdict(timings):
-            self.watchdog.arguments["timings"] = asdict(timings)
-            if self.watchdog.ready:
-                self._tell_bounds(link)
+        before, self.watchdog.arguments["timings"] = self._bounds(), asdict(timings)
+        if self.watchdog.ready and self._bounds() != before:
+            link.tell("deadman.bounds", self._bounds())
 
-    def _tell_bounds(self, link: Link) -> None:
-        timings = self.watchdog.arguments["timings"]
-        link.tell("deadman.bounds", {name: timings[name] for name in ("lease_ms", "kill_bound_ms")})
+    def _bounds(self) -> dict[str, int]:
+        return {name: self.watchdog.arguments["timings"][name] for name in BOUNDS}
 
     def watchdog_said(self, state: Mapping[str, Any], link: Link) -> None:
         """`deadman.state`: it is told again if it has not heard, or was started while the log said something else."""
-        timings = self.watchdog.arguments["timings"]
-        if any(state.get(name) != timings[name] for name in ("lease_ms", "kill_bound_ms")):
-            self._tell_bounds(link)
+        if {name: state.get(name) for name in BOUNDS} != self._bounds():
+            link.tell("deadman.bounds", self._bounds())
 
     def start_all(self) -> None:
         for child in (self.watchdog, self.raft):

@@ -57,15 +57,10 @@ def test_they_change_under_load_and_then_a_primary_is_lost(world: World) -> None
     assert primary is not None
     before = term(world)
     with world.writing() as writer:
-        index = json.loads(world.pgr("config", "set", "--dry-run", "--json", "strict=true").stdout)["index"]
-        assert "do not fit under election_ms 1000" in refused(world, 78, "set", "lease_ms=900")
         assert "do not fit under election_ms 1100" in refused(world, 78, "set", "lease_ms=900", "election_ms=1100")
         assert "two heartbeats" in refused(world, 78, "set", "heartbeat_ms=300")
         refused(world, 64, "set", "profile=slow")
-        refused(world, 64, "set", "lease_ms=0")
-        assert json.loads(world.pgr("config", "set", "--dry-run", "--json", "strict=true").stdout)["index"] == index
-        assert bounds(primary) == [(700, 250)], "nothing has changed"
-
+        assert json.loads(config(world, "history", "--json")) == [], "nothing has changed"
         config(world, "set", "profile=cloud", node=world.standbys()[0])
         wait_for_timings(world, "cloud", CLOUD)
         for node in world.nodes:
@@ -77,7 +72,6 @@ def test_they_change_under_load_and_then_a_primary_is_lost(world: World) -> None
             assert bounds(node)[3:] == [(1400, 400), (900, 400)], "the shorter L last"
         lease = next(row for row in json.loads(config(world, "show", "--json")) if row["name"] == "lease_ms")
         assert (lease["value"], lease["default"], lease["source"]) == (900, 1400, "set")
-        assert "without heartbeat_ms" in refused(world, 78, "set", "profile=fast"), "what was set by hand stays"
         config(world, "unset", *(each.partition("=")[0] for each in SINGLE), "profile")
         wait_for_timings(world, "default", DEFAULT)
         assert (term(world), writer.failures) == (before, []), "nobody had to be elected, not one write failed"

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from consensus.retiming import Pace, Retiming
 from fencing.lease import MS, PROFILES
 from supervisor.offspring import ASK_EVERY_MS, WATCHDOG_SILENT_MS, Child, Offspring
 
@@ -113,6 +114,21 @@ def test_a_running_watchdog_is_told_of_other_timings_and_never_started_anew_for_
     offspring.watchdog_said({"lease_ms": 700, "kill_bound_ms": 250}, parent.link)
     assert parent.bounds == [(1400, 500)] * 2, "it had not heard"
     assert not parent.killed
+
+
+def test_the_timings_of_the_log_reach_the_watchdog_before_a_longer_lease_and_the_parent_with_it(
+    parent: Parent,
+) -> None:
+    offspring, default, cloud = parent.offspring, PROFILES["default"], PROFILES["cloud"]
+    offspring.watchdog.arguments["timings"] = asdict(default)
+    assert offspring.use_pace(Pace(default), parent.link) == default
+    opened, switched = Pace(default, Retiming(7, cloud)), Pace(default, Retiming(7, cloud, True))
+    assert offspring.use_pace(opened, parent.link).lease_ms == 700
+    assert parent.bounds == [(1400, 250)]
+    assert offspring.use_pace(switched, parent.link).lease_ms == 1400
+    assert parent.bounds == [(1400, 250)], "nothing new to it"
+    assert offspring.use_pace(Pace(cloud), parent.link) == cloud
+    assert parent.bounds == [(1400, 250), (1400, 500)]
 
 
 def test_one_that_has_not_said_anything_yet_is_told_when_it_does(parent: Parent) -> None:

@@ -407,6 +407,10 @@ def test_several_at_once_are_looked_at_together() -> None:
     answer = put(cluster, "b", lease_ms="900ms", election_ms="2s")
     assert answer["ok"]
     assert "every voter has to hear of the first" in answer["notes"][0]
+    assert put(cluster, "b", profile="cloud", lease_ms=1000)["notes"][1:] == [
+        "election_ms: set by itself, not by the profile (`pgr config unset`)"
+    ]
+    assert put(cluster, "b", profile="default", lease_ms=900)["ok"]
     cluster.until(lambda: pace(cluster, "c").timings.lease_ms == 900, 20_000)
     assert pace(cluster, "c").timings == Timings(100, 642, 900, 250, 2000, 600)
 
