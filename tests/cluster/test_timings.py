@@ -46,6 +46,11 @@ def wait_for_timings(world: World, name: str, timings: Timings) -> None:
             world.settles(lambda node=node: reached(node), f"{name} on {node.name}", lambda: str(world.status()))  # type: ignore[misc]  # bound now
 
 
+def warnings(node: LocalNode) -> tuple[str, ...]:
+    seen = node.status()
+    return seen.warnings if seen is not None else ()
+
+
 def term(world: World) -> tuple[str, int]:
     seen = world.status()
     assert seen is not None
@@ -102,9 +107,7 @@ def test_a_voter_that_is_away_is_waited_for_and_named(make_world: Callable[..., 
     def waits(change: str) -> None:
         warning = f"the change of the timings from {change} waits for {c.name}: every voter has to hear of it"
         for node in (primary, b):
-            world.settles(
-                lambda node=node: any(warning in w for w in world.asked_status(node)["warnings"]), f"{node.name} warns"  # type: ignore[misc]  # bound now
-            )
+            world.settles(lambda node=node: any(warning in w for w in warnings(node)), f"{node.name} warns")  # type: ignore[misc]  # bound now
             assert b"pgr_retiming 1" in node.get("/metrics")[1]
         page = world.pgr("status", node=b).stdout
         assert f"timings: from {change}: every voter is told" in page
@@ -125,7 +128,7 @@ def test_a_voter_that_is_away_is_waited_for_and_named(make_world: Callable[..., 
         wait_for_timings(world, "cloud", CLOUD)
         assert bounds(c)[-3:] == [(700, 250), (1400, 250), (1400, 500)]
         world.wait_streaming(c)
-        assert not any("timings" in w for w in world.asked_status(b)["warnings"])
+        assert not any("timings" in w for w in warnings(b))
 
         c.kill_all()
         config(world, "set", "profile=default")
