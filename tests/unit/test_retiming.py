@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from consensus import pacing, retiming
-from consensus.cluster import ClusterState, canonical
+from consensus.cluster import ClusterState, apply, canonical
 from consensus.clustertext import dump, load
 from consensus.guard import Guard
 from consensus.messages import Entry, HardState, Snapshot
@@ -52,6 +52,8 @@ def test_a_change_goes_through_its_steps() -> None:
 )  # fmt: skip
 def test_what_does_not_apply_changes_nothing(pace: Pace, late: Entry) -> None:
     assert retiming.paces(pace, [late])[-1] is pace
+    state = ClusterState(pace=pace)
+    assert apply(state, late) is state, "nor does the history tell of it"
 
 
 def test_before_the_switch_it_can_be_given_up() -> None:
