@@ -277,6 +277,47 @@ def test_it_goes_on_when_the_voter_is_back() -> None:
     cluster.until(lambda: all(pace(cluster, n) == Pace(CLOUD) for n in "abc"), 20_000)
 
 
+def test_it_goes_on_when_the_voter_is_removed_and_a_new_one_has_all_of_it() -> None:
+    cluster = opened("a", "b", "c", "d")
+    cluster.members["c"].up = False
+    put(cluster, "a", profile="cloud")
+    cluster.until(lambda: pace(cluster, "b").change is not None)
+    cluster.join("e", "a")
+    cluster.until(lambda: voter(cluster, "e"), 20_000)
+    assert retiming.binding_ms(pace(cluster, "e")) == CLOUD.election_ms, "from its first vote on"
+    cluster.run(3_000)
+    assert not is_switched(cluster)
+    assert cluster.ask("a", "member.remove", name="c")["ok"]
+    cluster.until(lambda: all(pace(cluster, n) == Pace(CLOUD) for n in "abde"), 20_000)
+
+
+def test_who_is_about_to_be_removed_is_waited_for_until_that_is_committed() -> None:
+    """Until then it may be one of those who elect another leader."""
+    cluster = opened("a", "b", "c", "d")
+    cluster.members["c"].up = False
+    put(cluster, "a", profile="cloud")
+    cluster.until(lambda: pace(cluster, "b").change is not None)
+    assert cluster.ask("a", "member.remove", name="c")["ok"]
+    raft = cluster.members["a"].node.raft
+    cluster.until(lambda: "c" not in raft.members.voters and "c" in raft.settled.voters, 20_000)
+    for name in "bd":
+        cluster.members[name].up = False
+    cluster.run(CLOUD.election_ms // 2)
+    assert cluster.members["a"].node.leads()
+    assert "c" in raft.settled.voters
+    change = cluster.members["a"].node.tip().pace.change
+    assert change is not None
+    assert not change.switched
+    for name in "bd":
+        cluster.members[name].up = True
+    cluster.until(lambda: all(pace(cluster, n) == Pace(CLOUD) for n in "abd"), 20_000)
+
+
+def voter(cluster: Cluster, name: str) -> bool:
+    member = cluster.members["a"].node.cluster.member(name)
+    return member is not None and member.votes
+
+
 def test_the_next_leader_goes_on_with_it() -> None:
     cluster = opened("a", "b", "c")
     cluster.members["c"].up = False
