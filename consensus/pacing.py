@@ -67,7 +67,9 @@ def conduct(node: Node, notes: Campaigning, now_ns: int) -> None:
         (now_ns - notes.switched_at_ns) // MS if notes.switched_at_ns else 0,
     )  # fmt: skip
     notes.lacking_since_ns = (notes.lacking_since_ns or now_ns) if lacking else 0
-    late = bool(lacking) and now_ns - notes.lacking_since_ns > node.timings.election_ms * MS
+    grant = node.granted()
+    serves = grant is not None and grant.opened  # else there is something more important to be said
+    late = serves and bool(lacking) and now_ns - notes.lacking_since_ns > node.timings.election_ms * MS
     notes.retiming = retiming.waits_for(pace, seen) if late else ""
     if pace != node.cluster.pace and not (change is not None and change.index > raft.commit):
         return  # a step of it is not committed yet

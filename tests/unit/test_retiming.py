@@ -268,6 +268,17 @@ def test_a_voter_that_is_down_is_waited_for_and_named_and_the_wait_can_be_ended(
     assert "waits" not in cluster.members["a"].state["sentence"]
 
 
+def test_while_there_is_no_open_primary_its_leader_says_why_and_not_what_the_timings_wait_for() -> None:
+    cluster = opened("a", "b", "c")
+    cluster.members["c"].up = False
+    put(cluster, "a", profile="cloud")
+    node = cluster.members["a"].node
+    cluster.until(lambda: "waits for c" in cluster.members["a"].state["sentence"], 10_000)
+    assert node.cluster.grant is not None
+    node.cluster = replace(node.cluster, grants=(node.cluster.grant._replace(opened=False),))
+    cluster.until(lambda: "waits for c" not in cluster.members["a"].state["sentence"])
+
+
 def test_it_goes_on_when_the_voter_is_back() -> None:
     cluster = opened("a", "b", "c")
     cluster.members["c"].up = False
@@ -329,6 +340,39 @@ def test_the_next_leader_goes_on_with_it() -> None:
     assert all(pace(cluster, n).timings == DEFAULT for n in "bc")
     cluster.members["a"].up = True
     cluster.until(lambda: all(pace(cluster, n) == Pace(CLOUD) for n in "abc"), 30_000)
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_shorter_e_waits_for_the_longer_one_under_each_leader(lost: bool) -> None:
+    """Whoever leads can't know when the last lease of the old L was given by another."""
+    cluster = opened("a", "b", "c")
+    put(cluster, "a", profile="cloud")
+    cluster.until(lambda: all(pace(cluster, n) == Pace(CLOUD) for n in "abc"), 20_000)
+    put(cluster, "a", profile="fast")
+    cluster.until(lambda: is_switched(cluster), 20_000)
+    if lost:
+        cluster.members["a"].up = False
+        cluster.until(lambda: any(cluster.members[n].node.leads() for n in "bc"), 20_000)
+    began = cluster.now
+    up = [m for m in cluster.members.values() if m.up]
+    cluster.until(lambda: any(m.node.timings.election_ms == FAST.election_ms for m in up), 20_000)
+    assert cluster.now - began >= (CLOUD.election_ms - 20) * MS, "until's own steps apart"
+
+
+def test_a_resumed_leader_with_a_shorter_l_takes_nothing_back() -> None:
+    """A deadline that lies before the last one would count as a lease that went wrong."""
+    cluster = opened("a", "b", "c")
+    put(cluster, "a", profile="cloud")
+    cluster.until(lambda: all(pace(cluster, n) == Pace(CLOUD) for n in "abc"), 20_000)
+    put(cluster, "a", profile="fast")
+    cluster.until(lambda: is_switched(cluster), 20_000)
+    node = cluster.restart("a").node
+    until_ns = cluster.now + 1_200 * MS
+    node.start(node.raft.resume(until_ns), cluster.now)
+    cluster.until(lambda: node.raft.lease_from_ns > 0)
+    assert node.raft.lease_until_ns == until_ns
+    cluster.until(lambda: node.raft.lease_until_ns > until_ns, 2_000)
+    assert node.raft.lease_until_ns - node.raft.lease_from_ns == FAST.lease_ms * MS
 
 
 def test_a_lease_never_goes_backwards_when_it_becomes_shorter() -> None:
