@@ -279,6 +279,13 @@ STORIES = (
         "",
         "no failed write",
     ),
+    Story(
+        16,
+        "the primary is cut off while the timings change, to longer and to shorter ones",
+        "net/partition::a_primary_is_isolated_while_the_timings_change",
+        "sim: e-follows-l",
+        LEASE,
+    ),
     Story(16, "a flapping link", "net/partition::a_flapping_link_of_the_primary_loses_nothing", "", NOTHING),
     Story(16, "one packet in ten is lost", "net/partition::a_lossy_network_loses_nothing", "", NOTHING),
     Story(16, "latency", "net/latency::a_slow_link_costs_no_write", "", "no failed write"),

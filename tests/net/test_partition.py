@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from fencing.clock import now_ns
-from fencing.lease import MS
+from fencing.lease import MS, PROFILES
 from supervisor.localcluster import SECOND, LocalNode
 from tests.cluster.test_quorum_promises import mutate
 from tests.net.mutants import NO_FENCE
@@ -98,6 +98,38 @@ def test_a_one_way_cut_of_the_primary(net: NetWorld, way: str) -> None:
         world.goes_on(load, now_ns())
     ends_within_the_lease(world, load, old, timeline, cut)
     world.check(load)
+
+
+@pytest.mark.parametrize(("old", "new"), [("fast", "cloud"), ("cloud", "fast")])
+def test_a_primary_is_isolated_while_the_timings_change(make_net: Callable[..., NetWorld], old: str, new: str) -> None:
+    """Half way: leases of either length may run, and whoever leads next goes on with it."""
+    world = make_net(profile=old)
+    primary = world.begin()
+    with world.working() as load:
+        timeline = world.timeline(load)
+        done = world.pgr("config", "set", f"profile={new}", node=primary)
+        assert done.returncode == 0, done.stderr
+        world.settles(lambda: switched(primary), "the switch")
+        cut = world.isolate(primary)
+        world.moves_on(load, timeline)
+        world.heal()
+        world.wait_whole()
+        world.goes_on(load, now_ns())
+        for node in world.nodes:
+            world.settles(lambda node=node: profile(node) == new, f"{new} on {node.name}")  # type: ignore[misc]  # bound now
+    last, longer = load.sampler.last(primary.name, timeline), PROFILES["cloud"]
+    assert (last.begin_ns - cut.end_ns) / MS <= longer.lease_ms + longer.kill_bound_ms
+    world.check(load)
+
+
+def switched(node: LocalNode) -> bool:
+    seen = node.status()
+    return seen is not None and seen.retiming is not None and bool(seen.retiming["switched"])
+
+
+def profile(node: LocalNode) -> str:
+    seen = node.status()
+    return seen.profile if seen is not None and seen.retiming is None else ""
 
 
 @pytest.mark.quick
