@@ -6,7 +6,6 @@ that is further away than the watchdog's L counts as expired: none is given befo
 
 from __future__ import annotations
 
-from consensus import pacing
 from consensus.effects import Effect
 from consensus.node import Node
 from consensus.retiming import Pace
@@ -40,7 +39,7 @@ class Guard:
         """Is `deadman.query` due? At the start, after each step of a change, and each heartbeat until the watchdog
         takes leases of the L that is in force."""
         pace = node.cluster.pace
-        if (node.guard_ms and pace is self.pace and not pacing.is_capped(node)) or now_ns < self.ask_at_ns:
+        if (node.guard_ms and pace is self.pace and not node.capped) or now_ns < self.ask_at_ns:
             return False
         self.pace, self.ask_at_ns = pace, now_ns + node.timings.heartbeat_ms * MS
         return True

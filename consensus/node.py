@@ -92,6 +92,10 @@ class Node:
         self.book.list_members(self.cluster.members, self.applied)
         self.guard_ms = 0
         """No deadline further away than this is believed by this node's watchdog; 0: not known (a witness has none)."""
+        self.capped = False
+        """It does not take leases of the L that is in force, as far as is known here."""
+        self.paced: tuple[object, ...] = ()
+        """Of what the timings that are in force were made (pacing.py)."""
         pacing.keep(self)
 
     # -- ways in -------------------------------------------------------------------------------------------------

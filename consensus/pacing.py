@@ -28,8 +28,13 @@ def at_start(identity: Identity, stored: Stored) -> Timings:
 
 def keep(node: Node) -> None:
     """After every step of the core, before anything that it said leaves."""
-    raft = node.raft
-    timings = retiming.in_force(node.cluster.pace, raft.log.between(node.applied + 1, raft.log.last_index))
+    raft, pace = node.raft, node.cluster.pace
+    tail = [e for e in raft.log.between(node.applied + 1, raft.log.last_index) if e.kind in retiming.KINDS]
+    known = (pace, node.guard_ms, *tail)
+    if known == node.paced:
+        return
+    node.paced, timings = known, retiming.in_force(pace, tail)
+    node.capped = 0 < node.guard_ms < timings.lease_ms
     if node.guard_ms:
         timings = replace(timings, lease_ms=min(timings.lease_ms, node.guard_ms))
     if timings == node.timings:
@@ -40,13 +45,6 @@ def keep(node: Node) -> None:
         heartbeat_ns=timings.heartbeat_ms * MS, election_ns=timings.election_ms * MS,
         jitter_ns=timings.jitter_ms * MS, lease_ns=timings.lease_ms * MS,
     )  # fmt: skip
-
-
-def is_capped(node: Node) -> bool:
-    """Its watchdog does not take leases of the L that is in force, as far as is known here."""
-    raft = node.raft
-    timings = retiming.in_force(node.cluster.pace, raft.log.between(node.applied + 1, raft.log.last_index))
-    return 0 < node.guard_ms < timings.lease_ms
 
 
 def conduct(node: Node, notes: Campaigning, now_ns: int) -> None:
@@ -63,7 +61,7 @@ def conduct(node: Node, notes: Campaigning, now_ns: int) -> None:
         lacking = tuple(sorted(name for name in voters if raft.acknowledged(name)[0] < change.index))
     seen = retiming.Seen(
         retiming.wanted(node.cluster.config, node.cluster.profile), lacking,
-        change is not None and change.index <= raft.commit, is_capped(node),
+        change is not None and change.index <= raft.commit, node.capped,
         (now_ns - notes.switched_at_ns) // MS if notes.switched_at_ns else 0,
     )  # fmt: skip
     notes.lacking_since_ns = (notes.lacking_since_ns or now_ns) if lacking else 0

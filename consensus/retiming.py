@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import astuple, replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from consensus.clusterwide import PROFILE, TIMINGS, read
@@ -134,6 +135,7 @@ def at_the_watchdog(pace: Pace) -> Timings:
 # -- what is wanted --------------------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=8)
 def wanted(config: str, founded: str) -> Timings:
     """What the settings ask for. ``founded``: the profile of the founding.
 

@@ -196,7 +196,7 @@ class TimingWorld(LeaseWorld):
 
     def beside(self, before: Local, raft: Raft) -> Beside:
         """The parent tells the watchdog what is committed: of a longer L in time, since the Raft child waits for that
-        (`pacing.is_capped`), of a shorter one late, here never."""
+        (`Node.capped`), of a shorter one late, here never."""
         assert isinstance(raft, TimedRaft)
         assert isinstance(before.beside, Beside)
         found = raft.at_the_watchdog()

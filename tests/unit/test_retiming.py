@@ -457,7 +457,7 @@ def test_no_lease_is_longer_than_the_own_watchdog_takes() -> None:
     cluster.until(lambda: is_switched(cluster), 20_000)
     cluster.run(5_000)
     assert node.raft.config.lease_ns == DEFAULT.lease_ms * MS
-    assert pacing.is_capped(node)
+    assert node.capped
     assert is_switched(cluster), "and the change does not end"
     node.guarded(CLOUD.lease_ms, cluster.now)
     assert node.raft.config.lease_ns == CLOUD.lease_ms * MS
