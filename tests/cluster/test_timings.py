@@ -150,6 +150,7 @@ def test_a_primary_killed_at_each_step_of_each_change(make_world: Callable[..., 
     world = make_world(profile="fast")
     world.start()
     world.wait_writable(standbys=2)
+    d = world.add("d", profile="fast")  # so that the writer knows its address
     with world.writing() as writer:
         for number, name in enumerate(("cloud", "fast", "default", "cloud", "default", "fast")):
             primary = world.wait_whole()
@@ -165,7 +166,7 @@ def test_a_primary_killed_at_each_step_of_each_change(make_world: Callable[..., 
             primary.start()
             wait_for_timings(world, name, PROFILES[name])
             if number == 0:
-                world.add("d", profile="fast").start()
+                d.start()
                 world.wait_members("a b c d", "3 of a b c d")
                 wait_for_timings(world, name, PROFILES[name])
     world.check_no_loss(writer, everywhere=True)
