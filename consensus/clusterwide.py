@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from fencing.lease import PROFILES
+
 Value = bool | int | str | list[str] | None
 """None: not set, and no default but what the cluster's size or profile says."""
 
@@ -111,10 +113,13 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         PROFILE, "choice", None,
         "a set of timings that fit together; changed in steps, the first of which every voter has to hear of; not set: "
-        "that of the founding", needs="every voter", choices=("fast", "default", "cloud"),
+        "that of the founding", needs="every voter", choices=tuple(PROFILES),
     ),
     *(
-        Setting(name, "int", None, f"{sentence}; not set: that of the profile", "every voter", "ms", 1, 600_000)
+        Setting(
+            name, "int", None, f"{sentence}; not set: that of the profile", "every voter", "ms",
+            getattr(PROFILES["fast"], name), 600_000,
+        )
         for name, sentence in zip(
             TIMINGS,
             (

@@ -20,6 +20,7 @@ from consensus.clustertext import dump, load
 from consensus.comeback import NOBODY, begun
 from consensus.effects import Effect, Removed, Save, Send, Tell, TellLease
 from consensus.founding import introduction, removal
+from consensus.guard import Guard
 from consensus.membership import Member
 from consensus.messages import Forward, ForwardResp, Hello, Observation, PeerMessage, PromiseReq, PromiseResp
 from consensus.positions import NoPosition
@@ -90,10 +91,9 @@ class Node:
             self.cluster = apply(self.cluster, entry)
         self.applied = max(self.applied, raft.commit)
         self.book.list_members(self.cluster.members, self.applied)
-        self.guard_ms = 0
-        """No deadline further away than this is believed by this node's watchdog; 0: not known (a witness has none)."""
+        self.guard = Guard(self.cluster.pace)
         self.capped = False
-        """It does not take leases of the L that is in force, as far as is known here."""
+        """Its watchdog does not take leases of the L that is in force, as far as is known here."""
         self.paced: tuple[object, ...] = ()
         """Of what the timings that are in force were made (pacing.py)."""
         pacing.keep(self)
@@ -194,9 +194,9 @@ class Node:
                 raise ValueError(f"the parent sent {name}, which is not in the catalogue")
         return self._finish(now_ns)
 
-    def guarded(self, lease_ms: int, now_ns: int) -> list[Effect]:
-        """This node's watchdog says how far away a deadline may be."""
-        self.guard_ms = lease_ms
+    def guarded(self, lease_ms: int, at: int, now_ns: int) -> list[Effect]:
+        """This node's watchdog says how far away a deadline may be, by the pace of the entry ``at`` (-1: of none)."""
+        self.guard.heard(lease_ms, at)
         pacing.keep(self)
         return self._finish(now_ns)
 

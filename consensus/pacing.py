@@ -29,14 +29,16 @@ def at_start(identity: Identity, stored: Stored) -> Timings:
 def keep(node: Node) -> None:
     """After every step of the core, before anything that it said leaves."""
     raft, pace = node.raft, node.cluster.pace
+    node.guard.meet(pace)
     tail = [e for e in raft.log.between(node.applied + 1, raft.log.last_index) if e.kind in retiming.KINDS]
-    known = (pace, node.guard_ms, *tail)
+    takes_ms = node.guard.takes_ms()
+    known = (pace, takes_ms, *tail)
     if known == node.paced:
         return
     node.paced, timings = known, retiming.in_force(pace, tail)
-    node.capped = 0 < node.guard_ms < timings.lease_ms
-    if node.guard_ms:
-        timings = replace(timings, lease_ms=min(timings.lease_ms, node.guard_ms))
+    node.capped = 0 < takes_ms < timings.lease_ms
+    if node.capped:
+        timings = replace(timings, lease_ms=takes_ms)
     if timings == node.timings:
         return
     node.timings = timings

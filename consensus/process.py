@@ -18,7 +18,7 @@ from consensus import addressbook, lastwords, pacing
 from consensus.cluster import ClusterState, found
 from consensus.effects import Effect, Reborn, Removed, Save, Send, SendStranger, Tell, TellLease
 from consensus.founder import Founder, RefusedToStartError
-from consensus.guard import Guard
+from consensus.guard import said
 from consensus.keys import ClusterKey, derived_key, founding_seed, read_key
 from consensus.lastresort import LastResort
 from consensus.membership import WITNESS, Member
@@ -145,7 +145,6 @@ class Host:
         kill_bound_ms = PROFILES[child.profile].kill_bound_ms
         self.last_resort = LastResort(Path(child.pgdata), kill_bound_ms, log)
         self.stopping = False
-        self.guard = Guard()
 
     # -- start ---------------------------------------------------------------------------------------------------
 
@@ -247,7 +246,7 @@ class Host:
         while (left_ns := give_up_ns - now_ns()) > 0:
             if not self.watchdog.poll(max(1, left_ns // MS)):
                 continue
-            until_ns = self.guard.confirms(node, self._frame(self.watchdog.recv()), now_ns())
+            until_ns = node.guard.confirms(self._frame(self.watchdog.recv()), raft.term, now_ns())
             if until_ns:
                 self.log.info("raft.resumed", term=raft.term, lease_left_ms=(until_ns - now_ns()) // MS)
                 return raft.resume(until_ns)
@@ -268,10 +267,11 @@ class Host:
                 case AdminFrame(identity, data):
                     self._remote(identity, data)
         self.log_transport()
-        if self.watchdog is not None and self.watchdog in events:
-            self.carry_out(self.guard.heard(node, self._frame(self.watchdog.recv()), now_ns()))
+        heard = self.watchdog is not None and self.watchdog in events
+        if self.watchdog is not None and heard and (known := said(self._frame(self.watchdog.recv()))) is not None:
+            self.carry_out(node.guarded(*known, now_ns()))
         self.carry_out(node.tick(now_ns()))
-        if self.watchdog is not None and self.guard.asks(node, now_ns()):
+        if self.watchdog is not None and node.guard.asks(now_ns()):
             with contextlib.suppress(zmq.Again):  # it is away; asked again
                 self.watchdog.send(wire.encode("deadman.query", {}), zmq.NOBLOCK)
         self.last_resort.bound_ns = node.timings.kill_bound_ms * MS

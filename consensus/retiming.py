@@ -4,8 +4,8 @@ What a person sets (`profile`, `lease_ms`, ...) is a wish, like `commit`. In for
 so, in three steps of the log, each proposed by whoever leads (DESIGN.md, "Changing timings"):
 
 1. `retime/1`: from its append on a voter is bound for the longer E of the two sets.
-2. `retimed/1 switch`, once every voter has the first in its log: L, heartbeat and demotion are those of the new set.
-3. `retimed/1 done`, once every lease of the old L is over: so are E and F.
+2. `retimed/1 switch`, once every voter has the first in its log: L and demotion are those of the new set.
+3. `retimed/1 done`, once every lease of the old L is over: so are E, F and the heartbeat.
 
 Before the second step a change can be given up (`retimed/1 void`), and whoever is waited for can be.
 """
@@ -42,6 +42,8 @@ class Pace(NamedTuple):
     timings: Timings = PROFILES["default"]
     """While a change is open: the old ones."""
     change: Retiming | None = None
+    at: int = 0
+    """Index of the entry that made it so; 0: the founding."""
 
 
 def of_profile(name: str) -> Pace:
@@ -54,16 +56,16 @@ def apply(pace: Pace, entry: Entry, body: Mapping[str, Any]) -> Pace:
     if entry.kind == RETIME:
         new = Timings(*body["timings"])
         fits = change is None and new != pace.timings
-        return Pace(pace.timings, Retiming(entry.index, new)) if fits else pace
+        return Pace(pace.timings, Retiming(entry.index, new), entry.index) if fits else pace
     if change is None or change.index != body["index"]:
         return pace
     match body["step"], change.switched:
         case "switch", False:
-            return Pace(pace.timings, change._replace(switched=True))
+            return Pace(pace.timings, change._replace(switched=True), entry.index)
         case "done", True:
-            return Pace(change.new)
+            return Pace(change.new, None, entry.index)
         case "void", False:
-            return Pace(pace.timings)
+            return Pace(pace.timings, None, entry.index)
         case _:
             return pace
 
@@ -90,10 +92,14 @@ def _both(pace: Pace) -> tuple[Timings, ...]:
 
 
 def _leading(pace: Pace) -> Timings:
-    """Whose L and heartbeat count. Of two F always the shorter one: a longer one, set together with a shorter L, would
-    come on top of a lease of the old L that still runs."""
+    """Whose L counts. Of two F always the shorter one: a longer one, set together with a shorter L, would come on top
+    of a lease of the old L that still runs. Of two heartbeats, too: a lease of the shorter L has to be renewed in time.
+    """
     found = pace.change.new if pace.change is not None and pace.change.switched else pace.timings
-    return replace(found, kill_bound_ms=min(t.kill_bound_ms for t in _both(pace)))
+    return replace(
+        found, kill_bound_ms=min(t.kill_bound_ms for t in _both(pace)),
+        heartbeat_ms=min(t.heartbeat_ms for t in _both(pace)),
+    )  # fmt: skip
 
 
 def in_force(pace: Pace, tail: Iterable[Entry]) -> Timings:
@@ -218,13 +224,13 @@ def waits_for(pace: Pace, seen: Seen) -> str:
 def plain(pace: Pace) -> list[Any]:
     change = pace.change
     opened = None if change is None else [change.index, list(astuple(change.new)), change.switched]
-    return [list(astuple(pace.timings)), opened]
+    return [list(astuple(pace.timings)), opened, pace.at]
 
 
 def load(body: list[Any] | None, founded: str) -> Pace:
     """``body``: None in a state that is older than this."""
     if body is None:
         return of_profile(founded)
-    timings, opened = body
+    timings, opened, at = body
     change = None if opened is None else Retiming(opened[0], Timings(*opened[1]), opened[2])
-    return Pace(Timings(*timings), change)
+    return Pace(Timings(*timings), change, at)

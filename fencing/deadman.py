@@ -38,6 +38,8 @@ class Deadman:
     """L: no honest deadline is further away."""
     kill_bound_ns: int
     """F: what a kill may take; nobody is armed with less to go."""
+    at: int = -1
+    """Index of the entry of the cluster's log that says so; -1: the watchdog was started with them."""
     phase: Phase = Phase.IDLE
     pid: int = 0
     start_ticks: int = 0
@@ -93,6 +95,8 @@ class Bounds(NamedTuple):
 
     lease_ns: int
     kill_bound_ns: int
+    at: int
+    """Index of the entry of the log that says so."""
 
 
 class ParentGone(NamedTuple):
@@ -171,9 +175,9 @@ class Rule(NamedTuple):
     why: str
 
 
-def deadman(timings: Timings) -> Deadman:
-    """The machine at start: nothing known, nothing armed."""
-    return Deadman(lease_ns=timings.lease_ms * MS, kill_bound_ns=timings.kill_bound_ms * MS)
+def deadman(timings: Timings, at: int = -1) -> Deadman:
+    """The machine at start: nothing known, nothing armed. ``at``: see `Deadman`."""
+    return Deadman(timings.lease_ms * MS, timings.kill_bound_ms * MS, at)
 
 
 def step(state: Deadman, event: Event, now_ns: int) -> Outcome:
@@ -288,7 +292,7 @@ def _refuse_leave(state: Deadman, event: Leave, now_ns: int, why: str) -> Outcom
 
 
 def _bound(state: Deadman, event: Bounds, now_ns: int, why: str) -> Outcome:
-    return replace(state, lease_ns=event.lease_ns, kill_bound_ns=event.kill_bound_ns), ()
+    return replace(state, lease_ns=event.lease_ns, kill_bound_ns=event.kill_bound_ns, at=event.at), ()
 
 
 def _bound_anew(state: Deadman, event: Bounds, now_ns: int, why: str) -> Outcome:

@@ -99,8 +99,6 @@ class Hardware:
         except HardwareError as error:
             self.problem = error
             self.stop()
-        else:
-            self.pet()
 
     def pet(self) -> None:
         """The lease was renewed."""

@@ -46,6 +46,9 @@ class Timings:
             )
         if not 2 * self.heartbeat_ms < self.demote_ms < self.lease_ms:
             found.append("demote_ms must lie between two heartbeats and lease_ms")
+        if not self.kill_bound_ms + 2 * self.heartbeat_ms < self.lease_ms:
+            # Who is to be promoted is armed with a lease that is up to a heartbeat and a round trip old.
+            found.append("kill_bound_ms and two heartbeats must be less than lease_ms: nobody is armed with less to go")
         return tuple(found)
 
 
@@ -54,4 +57,5 @@ PROFILES: dict[str, Timings] = {
     "default": Timings(100, 500, 700, 250, 1000, 300),
     "cloud": Timings(200, 1000, 1400, 500, 2000, 600),
 }
-"""The profiles a founder may choose from (safety.md)."""
+"""The profiles a founder may choose from (safety.md). Their numbers never change: a log names the profile, and every
+version has to read the same from it."""

@@ -50,6 +50,8 @@ class WatchdogConfig:
     pgdata: Path
     parent_pid: int
     timings: Timings
+    at: int = -1
+    """The entry of the cluster's log that the timings are of; -1: of none."""
     parent_start_ticks: int = 0
     """Guards against a recycled parent_pid; 0 leaves that out."""
     cgroup: Path | None = None
@@ -94,7 +96,7 @@ class Watchdog:
 
     def __init__(self, config: WatchdogConfig) -> None:
         self.config = config
-        self.state = machine.deadman(config.timings)
+        self.state = machine.deadman(config.timings, config.at)
         self.exit_code: int | None = None
         self.greeted = False
         self.report: FenceReport | None = None
@@ -206,6 +208,7 @@ class Watchdog:
             "lease_until_ns": state.lease_until_ns,
             "lease_ms": state.lease_ns // MS,
             "kill_bound_ms": state.kill_bound_ns // MS,
+            "at": state.at,
             "killed_term": state.killed_term,
             "reason": state.reason,
         }
@@ -288,7 +291,8 @@ def event_of(sender: bytes, frame: Frame) -> machine.Event:
         case "deadman.exit":
             return machine.Leave()
         case "deadman.bounds":
-            return machine.Bounds(_some_ms(body, "lease_ms") * MS, _some_ms(body, "kill_bound_ms") * MS)
+            lease_ms, kill_bound_ms = _some_ms(body, "lease_ms"), _some_ms(body, "kill_bound_ms")
+            return machine.Bounds(lease_ms * MS, kill_bound_ms * MS, _number(body, "at"))
         case _:
             raise BadBody(f"no such message: {frame.name!r}")
 

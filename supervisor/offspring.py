@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from consensus import retiming
+from consensus.guard import UNTOLD
 from consensus.lastwords import FAILED as RAFT_FAILED
 from consensus.retiming import Pace
 from fencing.clock import now_ns
@@ -28,8 +29,6 @@ QUICK_DEATH_MS = 2_000
 ASK_EVERY_MS = 1_000
 WATCHDOG_SILENT_MS = 2_000
 """A watchdog that leaves a question unanswered for this long is frozen, which its pidfd does not tell."""
-BOUNDS = ("lease_ms", "kill_bound_ms")
-"""What the watchdog goes by."""
 BACK_OFF_FIRST_MS, BACK_OFF_MAX_MS = 50, 5_000
 
 
@@ -57,7 +56,8 @@ class Offspring:
         self.version = version()
         watchdog = {
             "run_dir": str(config.run), "pgdata": str(config.pgdata), "parent_pid": os.getpid(),
-            "timings": asdict(PROFILES[config.profile]), "device": str(config.watchdog_device), "mode": config.watchdog,
+            "timings": asdict(PROFILES[config.profile]), "at": UNTOLD,
+            "device": str(config.watchdog_device), "mode": config.watchdog,
         }  # fmt: skip
         self.watchdog = Child("watchdog", watchdog)
         self.raft = Child("raft", {})
@@ -70,23 +70,25 @@ class Offspring:
 
     def use_pace(self, pace: Pace, link: Link) -> Timings:
         """The timings of the log: the watchdog is told; returned is what the parent goes by."""
-        self.use_timings(retiming.at_the_watchdog(pace), link)
+        watchdog, is_new = self.watchdog, self.watchdog.arguments["at"] != pace.at
+        watchdog.arguments |= {"timings": asdict(retiming.at_the_watchdog(pace)), "at": pace.at}  # also of the next one
+        if watchdog.ready and is_new:  # not started anew for that: a Postgres may rest on it
+            link.tell("deadman.bounds", self._bounds())
         return retiming.at_the_parent(pace)
 
-    def use_timings(self, timings: Timings, link: Link) -> None:
-        """Of the log, if they are not those that the watchdog was started with: it is told, and so is the next one. It
-        is not started anew for that, since a Postgres may rest on it."""
-        before, self.watchdog.arguments["timings"] = self._bounds(), asdict(timings)
-        if self.watchdog.ready and self._bounds() != before:
-            link.tell("deadman.bounds", self._bounds())
-
     def _bounds(self) -> dict[str, int]:
-        return {name: self.watchdog.arguments["timings"][name] for name in BOUNDS}
+        """Body of `deadman.bounds`."""
+        timings = self.watchdog.arguments["timings"]
+        return {
+            "lease_ms": timings["lease_ms"], "kill_bound_ms": timings["kill_bound_ms"],
+            "at": self.watchdog.arguments["at"],
+        }  # fmt: skip
 
     def watchdog_said(self, state: Mapping[str, Any], link: Link) -> None:
         """`deadman.state`: it is told again if it has not heard, or was started while the log said something else."""
-        if {name: state.get(name) for name in BOUNDS} != self._bounds():
-            link.tell("deadman.bounds", self._bounds())
+        bounds = self._bounds()
+        if bounds["at"] != UNTOLD and {name: state.get(name) for name in bounds} != bounds:
+            link.tell("deadman.bounds", bounds)
 
     def start_all(self) -> None:
         for child in (self.watchdog, self.raft):

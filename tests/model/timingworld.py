@@ -196,7 +196,7 @@ class TimingWorld(LeaseWorld):
 
     def beside(self, before: Local, raft: Raft) -> Beside:
         """The parent tells the watchdog what is committed: of a longer L in time, since the Raft child waits for that
-        (`Node.capped`), of a shorter one late, here never."""
+        (guard.py), of a shorter one late, here never."""
         assert isinstance(raft, TimedRaft)
         assert isinstance(before.beside, Beside)
         found = raft.at_the_watchdog()
@@ -204,7 +204,7 @@ class TimingWorld(LeaseWorld):
         watchdog = before.beside.watchdog
         lease = max(lease, watchdog.lease_ns)
         if (watchdog.lease_ns, watchdog.kill_bound_ns) != (lease, kill):
-            watchdog, _ = self.watch(watchdog, Bounds(lease, kill))
+            watchdog, _ = self.watch(watchdog, Bounds(lease, kill, 0))
         return super().beside(before._replace(beside=before.beside._replace(watchdog=watchdog)), raft)
 
     def kill_ticks(self, watchdog: Deadman) -> int:

@@ -386,9 +386,9 @@ def test_a_late_deadline_does_not_lengthen_anything(watched: Watched) -> None:
 def told_bounds(watched: Watched, profile: str) -> dict[str, Any]:
     """`deadman.bounds` of the parent, and the state after it."""
     timings = PROFILES[profile]
-    watched.as_parent.send("deadman.bounds", lease_ms=timings.lease_ms, kill_bound_ms=timings.kill_bound_ms)
+    watched.as_parent.send("deadman.bounds", lease_ms=timings.lease_ms, kill_bound_ms=timings.kill_bound_ms, at=7)
     state = watched.state()
-    assert (state["lease_ms"], state["kill_bound_ms"]) == (timings.lease_ms, timings.kill_bound_ms)
+    assert (state["lease_ms"], state["kill_bound_ms"], state["at"]) == (timings.lease_ms, timings.kill_bound_ms, 7)
     return state
 
 
@@ -416,10 +416,11 @@ def test_other_timings_neither_lengthen_nor_shorten_the_lease_that_runs(watched:
 @pytest.mark.parametrize(
     ("as_raft", "body", "reason"),
     [
-        (True, {"lease_ms": 1400, "kill_bound_ms": 500}, "deadman.bounds may come from parent alone"),
+        (True, {"lease_ms": 1400, "kill_bound_ms": 500, "at": 7}, "deadman.bounds may come from parent alone"),
         (False, {"lease_ms": 0, "kill_bound_ms": 500}, "lease_ms must be more than 0"),
         (False, {"lease_ms": 1400, "kill_bound_ms": 1 << 40}, "kill_bound_ms must be more than 0 and at most"),
         (False, {"lease_ms": "1400"}, "lease_ms must be a whole number"),
+        (False, {"lease_ms": 1400, "kill_bound_ms": 500}, "at must be a whole number"),
     ],
 )
 def test_bounds_of_somebody_else_or_without_sense_are_dropped(

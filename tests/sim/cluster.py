@@ -155,6 +155,8 @@ class Simulation(World):
         stays = tuple(m._replace(aim=m.role) if m.name == primary.name else m for m in cluster.members)
         if not changes.is_as_wanted(replace(cluster, members=stays)) and not self.out:
             return f"the membership is not at rest: {cluster.members} {cluster.group} {cluster.change}"
+        if cluster.pace.change is not None and not self.out:
+            return f"the timings still change: {cluster.pace}"
         members = {m.name for m in cluster.members}
         for host in self.hosts.values():
             if host.join and not host.removed and host.wanted_up and host.name not in members and not self.out:

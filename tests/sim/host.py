@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from consensus import retiming
+from consensus.guard import UNTOLD
 from consensus.membership import WITNESS, Member
 from consensus.record import Identity
+from consensus.retiming import Pace
 from fencing import deadman as machine
-from fencing.lease import MS, PROFILES, Timings
+from fencing.lease import MS, PROFILES
 from supervisor.errors import ExitCode
 from tests.sim import replication
 from tests.sim.disk import RaftDisk
@@ -58,8 +61,8 @@ class Host:
         self.room: int | None = None
         """For WAL; None: plenty."""
         self.boots = 0
-        self.bounds = PROFILES[world.profile]
-        """What its parent has last told the watchdog."""
+        self.bounds, self.bounds_at = PROFILES[world.profile], UNTOLD
+        """What its parent has last told the watchdog, and by which entry of the log."""
         self._bus_at: dict[str, int] = {}
 
     @property
@@ -107,14 +110,14 @@ class Host:
         self.world.note(self.name, "node starts")
         self.parent_process.start()
         self.parent = Parent(self)
-        self.bounds = self.parent.timings
+        self.bounds, self.bounds_at = self.parent.timings, UNTOLD
         self.start_watchdog()
         self.start_raft()
         self.parent.begin()
 
     def start_watchdog(self) -> None:
         self.watchdog_process.start()
-        self.watchdog = Watchdog(self, self.bounds)
+        self.watchdog = Watchdog(self, self.bounds, self.bounds_at)
         self.watchdog_process.post(self.world.between(10_000, 80_000), lambda: self.tell_parent("watchdog.ready", {}))
 
     def start_raft(self) -> None:
@@ -266,14 +269,14 @@ class Host:
             return None
         return found if found.process.alive and not found.process.frozen else None
 
-    def watchdog_bounds(self, timings: Timings) -> None:
+    def watchdog_bounds(self, pace: Pace) -> None:
         """The log's timings, if they are not those it was told last."""
-        if self.bounds != timings:
-            self.bounds = timings
+        if self.bounds_at != pace.at:
+            self.bounds, self.bounds_at = retiming.at_the_watchdog(pace), pace.at
             self.tell_bounds()
 
     def tell_bounds(self) -> None:
-        bounds = machine.Bounds(self.bounds.lease_ms * MS, self.bounds.kill_bound_ms * MS)
+        bounds = machine.Bounds(self.bounds.lease_ms * MS, self.bounds.kill_bound_ms * MS, self.bounds_at)
         self.bus(self.watchdog_process, "parent-watchdog", lambda: self.watchdog.hear(bounds))
 
     def freeze(self, which: tuple[Process, ...], for_ns: int) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from consensus import retiming
 from consensus.clustertext import load
+from consensus.guard import UNTOLD
 from fencing import deadman as machine
 from fencing.lease import MS, Timings
 from supervisor import observe
@@ -174,7 +175,10 @@ class Parent(Context):
             case "deadman.state":
                 self.asked_ns = 0
                 known, bounds = self.host.watchdog.state, self.host.bounds
-                if (known.lease_ns, known.kill_bound_ns) != (bounds.lease_ms * MS, bounds.kill_bound_ms * MS):
+                there = (known.lease_ns, known.kill_bound_ns, known.at)
+                if self.host.bounds_at != UNTOLD and there != (
+                    bounds.lease_ms * MS, bounds.kill_bound_ms * MS, self.host.bounds_at,
+                ):  # fmt: skip
                     self.host.tell_bounds()  # it has not heard
             case "deadman.killed":
                 self.asked_ns = 0
@@ -198,7 +202,7 @@ class Parent(Context):
             case "raft.cluster":
                 self.view = replace(self.view, cluster=load(body["state"]))
                 self.timings = retiming.at_the_parent(self.cluster.pace)
-                self.host.watchdog_bounds(retiming.at_the_watchdog(self.cluster.pace))
+                self.host.watchdog_bounds(self.cluster.pace)
                 self.steps.look()
             case "lease.changed":
                 self.view = replace(self.view, lease_term=body["term"], lease_until_ns=body["until_ns"], renewed=True)

@@ -26,7 +26,6 @@ from consensus.founding import (
     parse,
     parse_greeting,
 )
-from consensus.guard import Guard
 from consensus.lastresort import LastResort
 from consensus.membership import Member
 from consensus.messages import AppendReq, Hello, PeerMessage, Snapshot, VoteResp
@@ -73,7 +72,6 @@ class RaftChild:
         quiet = cast(Log, SimpleNamespace(warning=lambda *_, **__: None))
         kill_bound_ms = PROFILES[self.world.profile].kill_bound_ms
         self.last_resort = LastResort(Path(), kill_bound_ms, quiet, self._strike)
-        self.guard = Guard()
         self.turn_due = False
         self.orders: deque[tuple[str, str, dict[str, Any]]] = deque()
         self.peers: deque[Envelope] = deque()
@@ -145,12 +143,11 @@ class RaftChild:
 
     def _ask_bounds(self) -> None:
         """`deadman.query`, only for how far away a deadline may be."""
-        body = {"lease_ms": self.host.watchdog.state.lease_ns // MS}
+        state = self.host.watchdog.state
 
         def answer() -> None:
             if self.node is not None:
-                frame = Frame("deadman.state", "", body)
-                self._carry_out(self.guard.heard(self.node, frame, self.host.now()))
+                self._carry_out(self.node.guarded(state.lease_ns // MS, state.at, self.host.now()))
                 self._soon()
 
         self.host.bus(self.process, "watchdog-raft", answer)
@@ -163,8 +160,11 @@ class RaftChild:
             if not answered:
                 answered.append(True)
                 armed, term = state.phase is Phase.ARMED, state.term
-                body = {"armed": armed, "term": term, "until_ns": state.until_ns, "lease_ms": state.lease_ns // MS}
-                until_ns = self.guard.confirms(node, Frame("deadman.state", "", body), self.host.now())
+                body = {
+                    "armed": armed, "term": term, "until_ns": state.until_ns, "lease_ms": state.lease_ns // MS,
+                    "at": state.at,
+                }  # fmt: skip
+                until_ns = node.guard.confirms(Frame("deadman.state", "", body), node.raft.term, self.host.now())
                 self.world.note(self.host.name, f"raft {'resumes' if until_ns else 'does not resume'} term {term}")
                 self._go(node, node.raft.resume(until_ns) if until_ns else None)
 
@@ -235,7 +235,7 @@ class RaftChild:
             if not self.process.alive:
                 return
             wakeup_ns = node.wakeup_ns
-        if self.guard.asks(node, now):
+        if node.guard.asks(now):
             self.host.bus(self.host.watchdog_process, "raft-watchdog", self._ask_bounds)
         self.last_resort.bound_ns = node.timings.kill_bound_ms * MS
         self.last_resort.tick(now)

@@ -36,7 +36,7 @@ RETIMES = 0.15
 """Of the seeds: a person changes the timings of the running cluster, to any of these and back half way."""
 SETS: tuple[dict[str, Any], ...] = (
     *({"profile": name} for name in PROFILES),
-    {"profile": "default", "lease_ms": 500, "kill_bound_ms": 400},  # a shorter L for a longer F, under the same E
+    {"profile": "default", "lease_ms": 600, "kill_bound_ms": 350},  # a shorter L for a longer F, under the same E
     {"profile": "cloud", "lease_ms": 900, "election_ms": 1500},
 )
 
@@ -68,9 +68,17 @@ class Settings(Harm):
         self._cut((DATA,), [(host.name, n) for n in self.world.hosts if n != host.name], ms)
 
     def _timings(self) -> None:
-        wanted = self.world.dice.choice(SETS)
+        wanted = self.world.dice.choice(SETS) if self.world.chance(0.5) else self._any_set()
         self.did("timings", f"to {wanted}")
         self._ask("config.set", {"set": wanted, "unset": [name for name in TIMINGS if name not in wanted]})
+
+    def _any_set(self) -> dict[str, int]:
+        """That is safe, near its limits too."""
+        dice = self.world.dice
+        heartbeat, kill = dice.choice((50, 100, 200, 400)), dice.choice((180, 250, 500))
+        lease = dice.randrange(max(300, 5 * heartbeat, kill + 2 * heartbeat + 50), 2_500)
+        election = dice.randrange(max(500, int((lease / 0.98 + kill) * 1.02) + 2), 4_000)
+        return {"heartbeat_ms": heartbeat, "lease_ms": lease, "kill_bound_ms": kill, "election_ms": election}
 
     def _settings(self) -> None:
         dice = self.world.dice

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from fencing import deadman as machine
 from fencing.deadman import Phase
 from fencing.lease import MS, Timings
+from tests.sim.check import Violation
 
 if TYPE_CHECKING:
     from tests.sim.host import Host
@@ -15,9 +16,9 @@ if TYPE_CHECKING:
 class Watchdog:
     """One life of the process ``watchdog`` of a host."""
 
-    def __init__(self, host: Host, timings: Timings) -> None:
+    def __init__(self, host: Host, timings: Timings, at: int) -> None:
         self.host, self.world, self.process = host, host.world, host.watchdog_process
-        self.state = machine.deadman(timings)
+        self.state = machine.deadman(timings, at)
         self.tick_at = 0
 
     def lease(self, term: int, until_ns: int) -> None:
@@ -28,8 +29,11 @@ class Watchdog:
 
     def feed(self, event: machine.Event) -> tuple[machine.Action, ...]:
         now = self.host.now()
-        before = self.state.phase
+        before, was_spent = self.state.phase, self.state.lease_spent
         self.state, actions = machine.step(self.state, event, now)
+        if isinstance(event, machine.LeaseChanged) and event.until_ns and self.state.lease_spent > was_spent:
+            away_ms, lease_ms = (event.until_ns - now) // MS, self.state.lease_ns // MS
+            raise Violation(f"{self.host.name} refuses an honest deadline {away_ms} ms away, L is {lease_ms} ms")
         if self.state.phase is not before and Phase.KILLING in (before, self.state.phase):
             self.world.note(self.host.name, f"watchdog {before.value} -> {self.state.phase.value} {self.state.reason}")
         for action in actions:

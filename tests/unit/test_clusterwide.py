@@ -104,7 +104,10 @@ def test_values_as_json_and_as_people_write_them(name: str, given: Any, value: A
                          "m a", "m a #", "include a b")
         ),
         ("postgres.hba", [""], "'' is not a line of pg_hba.conf", "host all"),
-        ("lease_ms", 0, "lease_ms can't be 0", "between 1 and 600000 ms"),
+        ("lease_ms", 299, "lease_ms can't be 299", "between 300 and 600000 ms"),
+        ("kill_bound_ms", "179ms", "kill_bound_ms can't be", "between 180 and"),
+        ("heartbeat_ms", 49, "heartbeat_ms can't be", "between 50 and"),
+        ("election_ms", 499, "election_ms can't be", "between 500 and"),
         ("profile", "quick", "profile can't be 'quick'", "one of: fast, default, cloud"),
     ],
 )

@@ -266,7 +266,7 @@ def test_a_jump_of_the_clocks_fences_what_is_armed(by_ns: int, dies: bool) -> No
 # Other timings
 
 
-LONGER, SHORTER = Bounds(2 * L, 2 * F), Bounds(L // 2, F // 2)
+LONGER, SHORTER = Bounds(2 * L, 2 * F, 7), Bounds(L // 2, F // 2, 7)
 
 
 @pytest.mark.parametrize("bounds", [LONGER, SHORTER])
@@ -366,7 +366,7 @@ ANY_EVENT = st.one_of(
     st.builds(Watch, st.integers(1, 2), st.integers(1, 2)),
     st.builds(FenceDone, st.integers(0, 2)),
     st.builds(ClockJumped, st.integers(-2 * F, 2 * F)),
-    st.sampled_from([Disarm(), Leave(), ParentGone(), Tick(), Bounds(L // 2, F // 2), Bounds(L, F)]),
+    st.sampled_from([Disarm(), Leave(), ParentGone(), Tick(), Bounds(L // 2, F // 2, 7), Bounds(L, F, 8)]),
 )
 
 

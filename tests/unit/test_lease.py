@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fencing.deadman import Arm, Armed, LeaseChanged, deadman, step
+from fencing.lease import MS as NS
 from fencing.lease import PROFILES, RHO_PERCENT, Timings
 
 MS = st.integers(1, 5000)
@@ -58,3 +60,17 @@ def test_durations_must_be_positive(field: str) -> None:
 @pytest.mark.parametrize("demote_ms", [200, 700, 900])
 def test_demotion_lies_between_two_heartbeats_and_the_lease(demote_ms: int) -> None:
     assert any("demote_ms" in problem for problem in replace(PROFILES["default"], demote_ms=demote_ms).problems())
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_a_lease_that_is_two_heartbeats_old_can_be_armed_under_any_set_that_is_taken(name: str) -> None:
+    """Else the running primary would go on, and after it nobody could become one."""
+    taken = PROFILES[name]
+    long_kill = replace(taken, kill_bound_ms=taken.lease_ms - 2 * taken.heartbeat_ms, election_ms=9_000)
+    assert [sentence for sentence in long_kill.problems() if "armed" in sentence]
+    for timings, armed in ((taken, True), (long_kill, False)):
+        until_ns = (timings.lease_ms - 2 * timings.heartbeat_ms) * NS
+        state, _ = step(deadman(timings), LeaseChanged(5, until_ns), 0)
+        _, [answer] = step(state, Arm(5, 7, 7, until_ns), 1)
+        assert isinstance(answer, Armed)
+        assert answer.ok is armed

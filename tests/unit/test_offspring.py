@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from consensus.guard import UNTOLD
 from consensus.retiming import Pace, Retiming
 from fencing.lease import MS, PROFILES
 from supervisor.offspring import ASK_EVERY_MS, WATCHDOG_SILENT_MS, Child, Offspring
@@ -21,7 +22,7 @@ class Parent:
 
     def __init__(self) -> None:
         self.now, self.asked = 1_000 * MS, 0
-        self.bounds: list[tuple[int, int]] = []
+        self.bounds: list[tuple[int, int, int]] = []
         self.killed: list[int] = []
         """When."""
         self.offspring = Offspring.__new__(Offspring)
@@ -33,7 +34,7 @@ class Parent:
 
     def _tell(self, name: str, body: dict[str, Any]) -> bool:
         if name == "deadman.bounds":
-            self.bounds.append((body["lease_ms"], body["kill_bound_ms"]))
+            self.bounds.append((body["lease_ms"], body["kill_bound_ms"], body["at"]))
             return True
         assert name == "deadman.query"
         self.asked += 1
@@ -103,16 +104,17 @@ def test_one_that_was_reaped_in_this_very_turn_can_be_ended_all_the_same() -> No
 def test_a_running_watchdog_is_told_of_other_timings_and_never_started_anew_for_them(parent: Parent) -> None:
     """A Postgres may rest on it."""
     offspring = parent.offspring
-    offspring.watchdog.arguments["timings"] = asdict(PROFILES["default"])
-    offspring.use_timings(PROFILES["default"], parent.link)
+    offspring.watchdog.arguments |= {"timings": asdict(PROFILES["default"]), "at": 0}
+    offspring.use_pace(Pace(PROFILES["default"]), parent.link)
     assert parent.bounds == []
-    offspring.use_timings(PROFILES["cloud"], parent.link)
-    assert parent.bounds == [(1400, 500)]
+    offspring.use_pace(Pace(PROFILES["cloud"], None, 9), parent.link)
+    assert parent.bounds == [(1400, 500, 9)]
     assert offspring.watchdog.arguments["timings"] == asdict(PROFILES["cloud"]), "the next one begins with them"
-    offspring.watchdog_said({"lease_ms": 1400, "kill_bound_ms": 500}, parent.link)
+    offspring.watchdog_said({"lease_ms": 1400, "kill_bound_ms": 500, "at": 9}, parent.link)
     assert len(parent.bounds) == 1
-    offspring.watchdog_said({"lease_ms": 700, "kill_bound_ms": 250}, parent.link)
-    assert parent.bounds == [(1400, 500)] * 2, "it had not heard"
+    offspring.watchdog_said({"lease_ms": 700, "kill_bound_ms": 250, "at": 0}, parent.link)
+    offspring.watchdog_said({"lease_ms": 1400, "kill_bound_ms": 500, "at": 7}, parent.link)
+    assert parent.bounds == [(1400, 500, 9)] * 3, "it had not heard"
     assert not parent.killed
 
 
@@ -120,21 +122,25 @@ def test_the_timings_of_the_log_reach_the_watchdog_before_a_longer_lease_and_the
     parent: Parent,
 ) -> None:
     offspring, default, cloud = parent.offspring, PROFILES["default"], PROFILES["cloud"]
-    offspring.watchdog.arguments["timings"] = asdict(default)
+    offspring.watchdog.arguments |= {"timings": asdict(default), "at": UNTOLD}
     assert offspring.use_pace(Pace(default), parent.link) == default
-    opened, switched = Pace(default, Retiming(7, cloud)), Pace(default, Retiming(7, cloud, True))
+    assert parent.bounds == [(700, 250, 0)], "that this is of the log is new to it"
+    opened, switched = Pace(default, Retiming(7, cloud), 7), Pace(default, Retiming(7, cloud, True), 8)
     assert offspring.use_pace(opened, parent.link).lease_ms == 700
-    assert parent.bounds == [(1400, 250)]
+    assert parent.bounds[1:] == [(1400, 250, 7)]
     assert offspring.use_pace(switched, parent.link).lease_ms == 1400
-    assert parent.bounds == [(1400, 250)], "nothing new to it"
-    assert offspring.use_pace(Pace(cloud), parent.link) == cloud
-    assert parent.bounds == [(1400, 250), (1400, 500)]
+    assert offspring.use_pace(switched, parent.link).lease_ms == 1400
+    assert parent.bounds[2:] == [(1400, 250, 8)], "once, and though only the step is new: the Raft child asks"
+    assert offspring.use_pace(Pace(cloud, None, 9), parent.link) == cloud
+    assert parent.bounds[3:] == [(1400, 500, 9)]
 
 
 def test_one_that_has_not_said_anything_yet_is_told_when_it_does(parent: Parent) -> None:
     offspring = parent.offspring
-    offspring.watchdog.arguments["timings"], offspring.watchdog.ready = asdict(PROFILES["default"]), False
-    offspring.use_timings(PROFILES["fast"], parent.link)
+    offspring.watchdog.arguments |= {"timings": asdict(PROFILES["default"]), "at": UNTOLD}
+    offspring.watchdog.ready = False
+    offspring.watchdog_said({"lease_ms": 700, "kill_bound_ms": 250, "at": UNTOLD}, parent.link)
+    offspring.use_pace(Pace(PROFILES["fast"]), parent.link)
     assert parent.bounds == []
-    offspring.watchdog_said({"lease_ms": 700, "kill_bound_ms": 250}, parent.link)
-    assert parent.bounds == [(300, 180)]
+    offspring.watchdog_said({"lease_ms": 700, "kill_bound_ms": 250, "at": UNTOLD}, parent.link)
+    assert parent.bounds == [(300, 180, 0)]

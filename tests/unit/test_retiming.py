@@ -12,12 +12,11 @@ from hypothesis import strategies as st
 from consensus import pacing, retiming
 from consensus.cluster import ClusterState, apply, canonical
 from consensus.clustertext import dump, load
-from consensus.guard import Guard
-from consensus.messages import Entry, HardState, Snapshot
+from consensus.messages import AppendResp, Entry, HardState, Snapshot
+from consensus.raft import Log, Raft, RaftConfig, Received, Release, Tick
 from consensus.retiming import DONE, RETIME, RETIMED, SWITCH, VOID, Pace, Retiming, Seen
 from consensus.write import Stored
 from fencing.lease import MS, PROFILES, Timings
-from fencing.wire import Frame
 from tests.unit.nodes import Cluster
 from tests.unit.test_requests import opened
 
@@ -39,7 +38,9 @@ def step(index: int, of: int, name: str) -> Entry:
 
 def test_a_change_goes_through_its_steps() -> None:
     log = [begun(7, CLOUD), step(8, 7, SWITCH), step(9, 7, DONE)]
-    assert retiming.paces(Pace(DEFAULT), log) == [Pace(DEFAULT), OPEN, SWITCHED, Pace(CLOUD)]
+    found = retiming.paces(Pace(DEFAULT), log)
+    assert [pace._replace(at=0) for pace in found] == [Pace(DEFAULT), OPEN, SWITCHED, Pace(CLOUD)]
+    assert [pace.at for pace in found] == [0, 7, 8, 9]
 
 
 @pytest.mark.parametrize(
@@ -57,10 +58,10 @@ def test_what_does_not_apply_changes_nothing(pace: Pace, late: Entry) -> None:
 
 
 def test_before_the_switch_it_can_be_given_up() -> None:
-    assert retiming.paces(OPEN, [step(9, 7, VOID)])[-1] == Pace(DEFAULT)
+    assert retiming.paces(OPEN, [step(9, 7, VOID)])[-1] == Pace(DEFAULT, None, 9)
 
 
-@pytest.mark.parametrize("pace", [Pace(FAST), OPEN, SWITCHED])
+@pytest.mark.parametrize("pace", [Pace(FAST), OPEN, SWITCHED, Pace(CLOUD, None, 9)])
 def test_the_state_is_the_same_after_a_snapshot(pace: Pace) -> None:
     assert load(dump(ClusterState(pace=pace))).pace == pace
 
@@ -101,13 +102,13 @@ def safe_timings(draw: st.DrawFn) -> Timings:
     heartbeat = draw(st.integers(1, 300))
     demote = draw(st.integers(2 * heartbeat + 1, 2 * heartbeat + 2_000))
     lease = draw(st.integers(demote + 1, demote + 2_000))
-    kill = draw(st.integers(1, 2_000))
+    kill = draw(st.integers(1, lease - 2 * heartbeat - 1))
     least = -((lease * 100 + kill * 98) * 102 // -9_800)
     return Timings(heartbeat, demote, lease, kill, draw(st.integers(least, least + 2_000)), 0)
 
 
 @given(safe_timings(), safe_timings())
-@example(Timings(100, 500, 700, 250, 1000, 300), Timings(100, 357, 500, 400, 1000, 300))
+@example(Timings(100, 500, 700, 250, 1000, 300), Timings(100, 428, 600, 350, 1000, 300))
 def test_between_any_two_sets_no_lease_of_either_length_outlasts_a_voters_promise(old: Timings, new: Timings) -> None:
     """L and F grow and shrink as they like. By what is committed: the leases that may be running, the voters' E, and
     what the watchdogs were told, whose parents may be a step behind."""
@@ -144,7 +145,7 @@ def test_between_any_two_sets_the_parent_demotes_before_the_end_and_no_earlier_t
 def test_a_voter_is_bound_by_what_is_appended_and_a_leader_goes_by_what_is_committed() -> None:
     assert retiming.in_force(Pace(DEFAULT), [begun(7, CLOUD)]).election_ms == CLOUD.election_ms
     assert retiming.in_force(OPEN, [step(8, 7, SWITCH)]).lease_ms == DEFAULT.lease_ms
-    assert retiming.in_force(SWITCHED, []) == replace(CLOUD, kill_bound_ms=DEFAULT.kill_bound_ms)
+    assert retiming.in_force(SWITCHED, []) == replace(CLOUD, kill_bound_ms=250, heartbeat_ms=100)
     assert retiming.in_force(Pace(CLOUD), []) == CLOUD
 
 
@@ -231,7 +232,8 @@ def put(cluster: Cluster, at: str, **values: object) -> dict[str, Any]:
 
 
 def pace(cluster: Cluster, name: str) -> Pace:
-    return cluster.members[name].node.cluster.pace
+    """Whatever the entry."""
+    return cluster.members[name].node.cluster.pace._replace(at=0)
 
 
 def test_from_one_profile_to_another_and_back_under_one_leader() -> None:
@@ -416,54 +418,6 @@ def test_a_restarted_voter_waits_for_the_longer_e_that_nobody_has_committed() ->
     assert raft.config.election_ns == CLOUD.election_ms * MS
 
 
-@pytest.mark.parametrize(
-    ("changes", "until_ns"),
-    [
-        ({}, 600), ({"armed": False}, 0), ({"armed": 1}, 0), ({"term": 0}, 0), ({"until_ns": 500}, 0),
-        ({"until_ns": None}, 0), ({"lease_ms": None}, 600),
-    ],
-)  # fmt: skip
-def test_a_restarted_child_goes_on_with_the_lease_that_its_watchdog_has_armed(
-    changes: dict[str, Any], until_ns: int
-) -> None:
-    node = opened("a").members["a"].node
-    body = {"armed": True, "term": node.raft.term, "until_ns": 600, "lease_ms": 300} | changes
-    assert Guard().confirms(node, Frame("deadman.state", "", body), 500) == until_ns
-    assert node.guard_ms == (300 if body["lease_ms"] else 0)
-    assert Guard().confirms(node, Frame("deadman.armed", "", body), 500) is None
-    assert Guard().confirms(node, None, 500) is None
-
-
-def test_a_resumed_leader_gives_no_lease_that_its_watchdog_does_not_take() -> None:
-    """It died between the switch and the watchdog's word."""
-    cluster = opened("a", "b", "c")
-    put(cluster, "a", profile="cloud")
-    cluster.until(lambda: is_switched(cluster), 20_000)
-    node = cluster.restart("a").node
-    until_ns = cluster.now + 400 * MS
-    body = {"armed": True, "term": node.raft.term, "until_ns": until_ns, "lease_ms": 700}
-    assert Guard().confirms(node, Frame("deadman.state", "", body), cluster.now) == until_ns
-    node.start(node.raft.resume(until_ns), cluster.now)
-    cluster.until(lambda: node.raft.lease_until_ns > until_ns)
-    assert is_switched(cluster)
-    assert node.raft.lease_until_ns - node.raft.lease_from_ns == 700 * MS
-
-
-def test_no_lease_is_longer_than_the_own_watchdog_takes() -> None:
-    cluster = opened("a", "b", "c")
-    node = cluster.members["a"].node
-    node.guarded(DEFAULT.lease_ms, cluster.now)
-    put(cluster, "a", profile="cloud")
-    cluster.until(lambda: is_switched(cluster), 20_000)
-    cluster.run(5_000)
-    assert node.raft.config.lease_ns == DEFAULT.lease_ms * MS
-    assert node.capped
-    assert is_switched(cluster), "and the change does not end"
-    node.guarded(CLOUD.lease_ms, cluster.now)
-    assert node.raft.config.lease_ns == CLOUD.lease_ms * MS
-    cluster.until(lambda: pace(cluster, "a") == Pace(CLOUD), 20_000)
-
-
 def is_switched(cluster: Cluster) -> bool:
     change = pace(cluster, "a").change
     return change is not None and change.switched
@@ -502,36 +456,58 @@ def test_several_at_once_are_looked_at_together() -> None:
     assert pace(cluster, "c").timings == Timings(100, 642, 900, 250, 2000, 600)
 
 
-# -- what the own watchdog takes -------------------------------------------------------------------------------------
-
-
-def said(lease_ms: object, name: str = "deadman.state") -> Frame:
-    return Frame(name, "", {"lease_ms": lease_ms})
-
-
-def test_the_watchdog_is_asked_at_the_start_after_each_step_and_until_it_takes_the_lease() -> None:
+def test_the_second_change_of_one_reign_waits_as_long_as_the_first() -> None:
     cluster = opened("a", "b", "c")
-    node, guard, beat = cluster.members["a"].node, Guard(), DEFAULT.heartbeat_ms * MS
-    assert guard.asks(node, cluster.now)
-    assert not guard.asks(node, cluster.now + beat - 1), "the answer is on its way"
-    assert guard.asks(node, cluster.now + beat), "or lost"
-    guard.heard(node, said(700), cluster.now)
-    assert not guard.asks(node, cluster.now + 100 * beat)
-    put(cluster, "a", profile="cloud")
-    cluster.until(lambda: is_switched(cluster), 20_000)
-    for _ in range(3):
-        cluster.run(CLOUD.heartbeat_ms)
-        assert guard.asks(node, cluster.now)
-    guard.heard(node, said(1400), cluster.now)
-    assert node.raft.config.lease_ns == 1400 * MS
-    cluster.until(lambda: pace(cluster, "a") == Pace(CLOUD), 20_000)
-    assert guard.asks(node, cluster.now)
-    cluster.run(2 * CLOUD.heartbeat_ms)
-    assert not guard.asks(node, cluster.now)
+    for profile in ("cloud", "fast"):
+        assert put(cluster, "a", profile=profile)["ok"]
+        cluster.until(lambda: (change := pace(cluster, "a").change) is not None and change.switched)
+        assert cluster.until(lambda: pace(cluster, "a").change is None) >= CLOUD.election_ms - 5
 
 
-@pytest.mark.parametrize("frame", [None, said(0), said("700"), said(None), said(700, "deadman.armed")])
-def test_what_says_nothing_of_it_is_not_believed(frame: Frame | None) -> None:
-    node = opened("a").members["a"].node
-    assert Guard().heard(node, frame, node.turned_at_ns) == []
-    assert node.guard_ms == 0
+def test_a_voter_that_lacks_nothing_but_the_first_step_is_waited_for() -> None:
+    cluster = opened("a", "b", "c")
+    raft = cluster.members["a"].node.raft
+    cluster.tell("a", "admin.request", {"name": "config.set", "body": {"set": {"profile": "cloud"}, "unset": []}}, "r")
+    while raft.log.entries[-1].kind != RETIME:
+        cluster.turn()
+    cluster.cut.add(("a", "c"))
+    index = raft.log.last_index
+    cluster.until(lambda: raft.commit >= index and raft.acknowledged("c")[0] >= index - 1)
+    cluster.run(2_000)
+    assert raft.acknowledged("c")[0] == index - 1
+    change = pace(cluster, "a").change
+    assert change is not None
+    assert not change.switched
+
+
+def test_the_end_waits_for_the_longer_e_where_it_becomes_shorter() -> None:
+    switched = Pace(CLOUD, Retiming(7, FAST, True))
+    for ms, done in ((500, False), (1_999, False), (2_000, True)):
+        assert (retiming.next_step(switched, Seen(FAST, committed=True, switched_ms=ms)) is not None) == done
+
+
+def raft_of(*voters: str, term: int) -> Raft:
+    config = RaftConfig("a", voters, 50 * MS, 2_000 * MS, 0, 1_400 * MS)
+    return Raft(config, HardState(term, "a" if term else "", 0, 0), Log(), boot=2, seed=1, now_ns=MS, fresh=not term)
+
+
+def test_a_resumed_leader_gives_no_lease_that_ends_before_the_confirmed_one() -> None:
+    raft = raft_of("a", "b", "c", term=3)
+    raft.resume(1_500 * MS)
+    raft.step(Tick(), MS)
+    raft.step(Received("b", AppendResp(3, 2, raft.round, ok=True, match=0)), 2 * MS)
+    assert raft.config.lease_ns == 1_400 * MS
+    assert raft.lease_until_ns == 1_500 * MS
+
+
+def test_a_lease_of_an_earlier_term_does_not_lengthen_those_of_the_next() -> None:
+    raft = raft_of("a", term=0)
+    for at_ms in (1, 60):
+        raft.step(Tick(), at_ms * MS)
+    raft.use(heartbeat_ns=50 * MS, election_ns=500 * MS, jitter_ns=0, lease_ns=300 * MS)
+    assert raft.lease_until_ns - raft.lease_from_ns == 1_400 * MS, "what was told stays told"
+    before = raft.term
+    raft.step(Release(""), 70 * MS)
+    raft.step(Tick(), 130 * MS)
+    assert raft.term > before
+    assert raft.lease_until_ns - raft.lease_from_ns == 300 * MS
