@@ -68,7 +68,7 @@ class SwitchesF(TimedRaft):
 
 
 ONE = (1, 1, 1)
-SHORT, LONG, SLOW_KILL = Clocks(3, 2, 1, ONE), Clocks(5, 4, 1, ONE), Clocks(5, 2, 3, ONE)
+SHORT, LONG, SLOW_KILL = Clocks(3, 2, 1, ONE), Clocks(5, 4, 1, ONE), Clocks(5, 3, 2, ONE)
 
 
 def larger(*heard: str, restarts: int = 0, steps: int = 1, beats: int = 0) -> TimingSetup:
