@@ -28,6 +28,7 @@ RULES = (HBA, IDENT)
 """Whole files of Postgres, line by line; a primary is asked whether it takes them."""
 OUR_MAPS = ("pgr", "pgr_owner")
 EXAMPLES = {HBA: "host all all 10.0.0.0/8 scram-sha-256", IDENT: "admins alice postgres"}
+HOOKS = "hooks."
 PRE_PROMOTE, ON_ROLE_CHANGE, ON_EVENT = "hooks.pre_promote", "hooks.on_role_change", "hooks.on_event"
 PROFILE = "profile"
 TIMINGS = ("heartbeat_ms", "lease_ms", "kill_bound_ms", "election_ms")

@@ -7,7 +7,7 @@ against (`after`), so of two at once one is void.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from consensus.changes import Proposal
 from consensus.cluster import ClusterState, canonical
 from consensus.clusterwide import (
     HBA,
+    HOOKS,
     IDENT,
     ON_EVENT,
     ON_ROLE_CHANGE,
@@ -46,7 +47,8 @@ class Asked:
     src: str
     request_id: str
     body: dict[str, Any]
-    """``{set: {name: value}, unset: [name], by, dry_run}``; after, if the asker has seen what is set."""
+    """``{set: {name: value}, unset: [name], by, dry_run}``; after, if the asker has seen what is set.
+    ``unset: null``: whatever is set and not named here, but for hooks."""
 
 
 Answer = tuple[bool, dict[str, Any]]
@@ -103,14 +105,18 @@ class Considered:
 
 def _considered(node: Node, asked: Asked) -> Answer | Considered:
     body, tip = asked.body, node.tip()
-    if not isinstance(body.get("set"), dict) or not isinstance(body.get("unset"), list):
+    if not isinstance(body.get("set"), dict) or not isinstance(body.get("unset", 0), list | None):
         return refused(64, "this is no request to set anything", "use a pgr of the same version")
     after = body.get("after")
     if after is not None and after != tip.config_index:
         return refused(75, "the settings have been changed meanwhile", "look at `pgr config show` and ask again")
     try:
-        wanted = {str(n): clusterwide.check(str(n), v) for n, v in body["set"].items()}
-        unset = sorted(str(n) for n in body["unset"])
+        kept = _as_shown(tip, body["set"]) if body["unset"] is None else ()
+        wanted = {str(n): clusterwide.check(str(n), v) for n, v in body["set"].items() if n not in kept}
+        if body["unset"] is None:
+            wanted, unset = _instead(tip.config, wanted, kept)
+        else:
+            unset = sorted(str(n) for n in body["unset"])
         for name in unset:
             clusterwide.setting_of(name)
     except BadSetting as bad:
@@ -125,6 +131,23 @@ def _considered(node: Node, asked: Asked) -> Answer | Considered:
         return refused(long.code, long.reason, long.hint)
     problem = _unfit(tip, config, changes)
     return problem if problem is not None else Considered(changes, wanted, unset, _notes(tip, config, changes))
+
+
+def _as_shown(tip: ClusterState, named: Mapping[str, Any]) -> list[str]:
+    """Profile and timings that are named as `GET /config` shows them, in force, whoever has asked for them."""
+    timings = tip.pace.timings
+    shown = {PROFILE: retiming.profile_of(timings)} | {name: getattr(timings, name) for name in TIMINGS}
+    return [name for name, value in shown.items() if name in named and named[name] == value]
+
+
+def _instead(config: str, wanted: Mapping[str, Value], kept: Collection[str]) -> tuple[dict[str, Value], list[str]]:
+    """What has to be set and unset for ``wanted`` to be all that is set, but for ``kept`` and hooks.
+
+    A default that nobody has set is not set by being named: whoever brings back what was shown to him changes nothing.
+    """
+    now = clusterwide.read(config)
+    new = {n: v for n, v in wanted.items() if n in now or n not in TABLE or v != TABLE[n].default}
+    return new, sorted(n for n in now if n not in new and n not in kept and not n.startswith(HOOKS))
 
 
 def _unfit(tip: ClusterState, config: str, changes: Mapping[str, object]) -> Answer | None:

@@ -22,7 +22,7 @@ answers repeat.
 | either | with ``{"dry_run": true}`` | ``{"from", "to", "refusal": null or {"code", "error", "hint"}, "forecast"}`` |
 | ``member.add`` | ``{"name": str, "role": str, "timeout_ms": int}`` | ``{"name", "role"}`` once it has that role and, a voter, its seat in the sync group |
 | ``config.show`` | ``{}`` | ``{"index": int, "settings": [configview.rows, ...]}``; index: of the newest change |
-| ``config.set`` | ``{"set": {name: value}, "unset": [name], "by": str, "after": int or null, "dry_run": bool}`` | ``{"changes": {name: [old, new]}, "notes": [str], "after": int, "index": int}`` once this node has it; ``after`` refuses if the newest change is another one |
+| ``config.set`` | ``{"set": {name: value}, "unset": [name] or null (all else that is set, but hooks), "by": str, "after": int or null, "dry_run": bool}`` | ``{"changes": {name: [old, new]}, "notes": [str], "after": int, "index": int}`` once this node has it; ``after`` refuses if the newest change is another one |
 | ``member.remove`` | ``{"name": str, "timeout_ms": int}`` | the same, role ``gone`` |
 | ``member.replace`` | ``{"name": str, "by": str, "timeout_ms": int}`` | the same, role ``gone`` |
 | ``fence`` | ``{"name": str, "force": bool, "by": str, "timeout_ms": int}`` | ``{"name"}`` once the log has it and its Postgres is down |

@@ -9,12 +9,10 @@ from typing import Any
 
 from consensus import clusterwide
 from consensus.cluster import ClusterState
-from consensus.clusterwide import PARAMETERS, PROFILE, SETTINGS, SLOTS, TIMINGS, Value, shown
+from consensus.clusterwide import HOOKS, PARAMETERS, PROFILE, SETTINGS, SLOTS, TIMINGS, Value, shown
 from fencing.lease import PROFILES, Timings
 from supervisor.errors import UsageError
 from supervisor.render import table
-
-HOOKS = "hooks."
 
 
 def document(config: str) -> dict[str, Any]:

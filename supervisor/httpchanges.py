@@ -12,6 +12,7 @@
 | `POST /reload` | none | 202 when its Postgres has read its files again, 503 it has not |
 | `POST /reinitialize` | `{}` or none, of the node that is asked; it always copies from the primary | 200 when begun, 503 refused |
 | `PATCH /config` | what is to be other than `GET /config` says; null: back to the default; no hooks | 200 with the new `GET /config`, 400 wrong, 403 hooks, 412 not safe, 503 nobody to decide, or another change came first |
+| `PUT /config` | all that is to be other than the default; what is not named, or null, goes back to it. What `GET /config` says may be there as it is, and changes nothing: of profile and timings what is in force, of hooks what is set, which stays anyway | the same |
 """  # noqa: E501  (a table)
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
-from consensus.clusterwide import HBA, PARAMETERS, SLOTS
+from consensus.clusterwide import HBA, IDENT, PARAMETERS, SLOTS
 from supervisor.addresses import BadValue, parse_name
 from supervisor.health import PATHS
 from supervisor.health import answer as document
@@ -304,12 +305,23 @@ def _reinitialize(request: Request, snapshot: Snapshot, by: str) -> Ask:
 
 
 def _patch(request: Request, _snapshot: Snapshot, by: str) -> Ask:
-    body = _body(request)
-    wanted, unset = patched(body)
-    if any(name.partition(".")[0] == "hooks" for name in (*wanted, *unset)):
-        raise BadBody("hooks are commands that every node runs: `pgr config set` changes them, HTTP does not", 403)
+    wanted, unset = patched(_body(request))
     if not wanted and not unset:
         raise BadBody("nothing is to be changed")
+    return _config(wanted, unset, by)
+
+
+def _put(request: Request, snapshot: Snapshot, by: str) -> Ask:
+    """A null is as good as nothing: the default."""
+    body = _body(request)
+    if "hooks" in body and body["hooks"] == json.loads(document(snapshot, "/config", "", 0).body).get("hooks"):
+        del body["hooks"]  # as they were shown
+    return _config(patched(body)[0], None, by)
+
+
+def _config(wanted: dict[str, Any], unset: list[str] | None, by: str) -> Ask:
+    if any(name.partition(".")[0] == "hooks" for name in (*wanted, *(unset or ()))):
+        raise BadBody("hooks are commands that every node runs: `pgr config set` changes them, HTTP does not", 403)
 
     def done(_result: Mapping[str, Any], snapshot: Snapshot, now_ns: int) -> Answer:
         return document(snapshot, "/config", "", now_ns)
@@ -318,8 +330,12 @@ def _patch(request: Request, _snapshot: Snapshot, by: str) -> Ask:
     return Ask("config.set", asked, CONFIG_TIMEOUT_MS, done, {64: 400, 78: 412, 75: 503})
 
 
+_RULES: Final = {"hba": HBA, "pg_hba": HBA, "ident": IDENT, "pg_ident": IDENT}
+
+
 def patched(body: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """``(set, unset)`` of a patch of `GET /config`; Patroni's `postgresql` and `pg_hba` mean our `postgres` and `hba`.
+    """``(set, unset)`` of a patch of `GET /config`; Patroni's `postgresql`, `pg_hba` and `pg_ident` mean
+    our `postgres`, `hba` and `ident`.
 
     Raises BadBody. What the names and values may be is for the leader to say (clusterwide.py).
     """
@@ -327,10 +343,10 @@ def patched(body: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     for name, value in body.items():
         if name in ("postgres", "postgresql"):
             if not isinstance(value, dict):
-                raise BadBody(f"{name} is an object with parameters and hba")
-            _known(value, "parameters", "hba", "pg_hba")
+                raise BadBody(f"{name} is an object with parameters, hba and ident")
+            _known(value, "parameters", *_RULES)
             for inner, what in value.items():
-                found |= _parameters(what) if inner == "parameters" else {HBA: what}
+                found |= _parameters(what) if inner == "parameters" else {_RULES[inner]: what}
         elif name == "slots":
             if not isinstance(value, dict):
                 raise BadBody("slots is an object; a slot is removed with null")
@@ -359,5 +375,6 @@ _CHANGES: dict[tuple[str, str], Callable[[Request, Snapshot, str], Ask | Answer]
     ("/reload", "POST"): _reload,
     ("/reinitialize", "POST"): _reinitialize,
     ("/config", "PATCH"): _patch,
+    ("/config", "PUT"): _put,
 }
 _PATHS = {path for path, _ in _CHANGES}

@@ -114,7 +114,7 @@ def test_reads_and_changes(make_world: Callable[..., World]) -> None:
     assert ask(a, "POST", "/reinitialize")[0] == 503, "of a primary there is no other copy"
     assert ask(b, "PATCH", "/config", {"strict": "perhaps"})[0] == 400
     assert ask(b, "PATCH", "/config", {"postgres": {"parameters": {"work_mem": "much"}}})[0] == 400
-    assert ask(b, "PATCH", "/config", {"lease_ms": 5})[0] == 412
+    assert ask(b, "PATCH", "/config", {"lease_ms": 3000})[0] == 412
     status, text = ask(b, "PATCH", "/config", {"postgres": {"parameters": {"work_mem": "8MB"}}})
     assert (status, json.loads(text)["postgres"]["parameters"]["work_mem"]) == (200, "8MB")
     world.settles(lambda: world.query(b, "SHOW work_mem") == [("8MB",)], "it is in force")
@@ -125,6 +125,18 @@ def test_reads_and_changes(make_world: Callable[..., World]) -> None:
     status, text = ask(b, "PATCH", "/config", {"sync_acks": None})
     assert (status, json.loads(text)["sync_acks"]) == (200, None)
     world.settles(lambda: ask(b, "GET", "/sync")[0] == 503, "one of two will do again")
+    shown = json.loads(ask(b, "GET", "/config")[1])
+    history = world.pgr("config", "history").stdout
+    assert ask(b, "PUT", "/config", shown | {"strict": "perhaps"})[0] == 400
+    assert ask(b, "PUT", "/config", {"postgres": {"parameters": {"work_mem": "much"}}})[0] == 400
+    assert ask(b, "PUT", "/config", shown | {"lease_ms": 3000})[0] == 412
+    status, text = ask(b, "PUT", "/config", shown)
+    assert (status, json.loads(text)) == (200, shown)
+    assert world.pgr("config", "history").stdout == history, "what was shown changes nothing"
+    status, text = ask(b, "PUT", "/config", {"salvage_keep": 7})
+    bare = {"salvage_keep": 7, "postgres": {"parameters": {}, "hba": [], "ident": []}}
+    assert (status, json.loads(text)) == (200, shown | bare)
+    world.settles(lambda: world.query(b, "SHOW work_mem") == [("4MB",)], "what it does not name is the default again")
     user = {"Authorization": "Basic " + b64encode(f"ann:{TOKEN}".encode()).decode()}
     with world.writing() as writer:
         status, text = ask(b, "POST", "/switchover", {"leader": a.name, "candidate": b.name}, **user)

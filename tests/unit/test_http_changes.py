@@ -17,7 +17,7 @@ import pytest
 from fencing import wire
 from fencing.clock import now_ns
 from fencing.lease import MS
-from supervisor import healthserver
+from supervisor import health, healthserver
 from supervisor.adminserver import GAP_TOLD_MS
 from supervisor.errors import MissingError, UsageError
 from supervisor.healthserver import Current, HealthServer
@@ -60,6 +60,9 @@ RESTART = {"nodes": ["a"], "pending": False, "force": False, "timeout_s": 300}
         (("POST", "/reinitialize", {"force": True, "from_leader": False}), "reinit", {"name": "a"}),
         (("PATCH", "/config", {"strict": False, "commit": None}), "config.set",
          {"set": {"strict": False}, "unset": ["commit"]}),
+        (("PUT", "/config", {}), "config.set", {"set": {}, "unset": None}),
+        (("PUT", "/config", {"strict": False, "commit": None, "postgresql": {"pg_ident": ["m x y"]}}), "config.set",
+         {"set": {"strict": False, "postgres.ident": ["m x y"]}, "unset": None}),
         (("POST", "/switchover", {"leader": "a", "scheduled_at": "2030-01-01T00:00+00:00"}), "switchover",
          {"to": None, "at": "2030-01-01T00:00+00:00"}),
         (("POST", "/restart", None), "restart", RESTART),
@@ -122,7 +125,10 @@ def test_what_is_asked_of_the_cluster(asked_for: Any, name: str, body: dict[str,
         (("PATCH", "/config", {"slots": None}), 400, "slots is an object"),
         (("PATCH", "/config", {"postgres": {"parameters": None}}), 400, "parameters is an object"),
         (("DELETE", "/switchover", None), 404, "no switchover is scheduled"),
-        (("PUT", "/config", {}), 405, "GET, HEAD, OPTIONS, PATCH"),
+        (("PUT", "/config", None), 411, "a JSON object is needed"),
+        (("PUT", "/config", b"[]"), 400, "no JSON object"),
+        (("PUT", "/config", {"postgres": {"x": 1}}), 400, "'x' is not known"),
+        (("DELETE", "/config", None), 405, "GET, HEAD, OPTIONS, PATCH, PUT"),
         (("DELETE", "/failover", None), 405, "POST"),
         (("POST", "/replica", {}), 405, "GET"),
         (("POST", "/sigterm", {}), 404, "nothing can be changed at /sigterm"),
@@ -183,6 +189,25 @@ def test_a_patch_in_the_words_of_patroni() -> None:
     assert patched({"postgres": {"hba": None}, "sync_acks": 2}) == ({"sync_acks": 2}, ["postgres.hba"])
 
 
+def test_what_get_says_can_be_put() -> None:
+    """Whoever edits the whole of it leaves in it what HTTP does not change, and what the leader knows is in force."""
+    set_ = {
+        "strict": False, "sync_acks": None, "hooks": {"on_event": ["/usr/bin/true"], "on_event_timeout": 10},
+        "slots": {"x": {"type": "physical"}},
+        "postgres": {"parameters": {"work_mem": "8MB"}, "hba": ["local all all peer"], "ident": []},
+    }  # fmt: skip
+    seen = replace(SEEN, config=set_)
+    shown = json.loads(health.answer(seen, "/config", "", NOW).body)
+    found = translate(request("PUT", "/config", shown), seen, "ann")
+    assert isinstance(found, Ask)
+    assert found.body["unset"] is None
+    timings = {name: shown[name] for name in ("profile", "heartbeat_ms", "lease_ms", "kill_bound_ms", "election_ms")}
+    assert found.body["set"] == timings | {
+        "commit": "quorum", "strict": False, "slots.x": {"type": "physical"}, "postgres.parameters.work_mem": "8MB",
+        "postgres.hba": ["local all all peer"], "postgres.ident": [],
+    }  # fmt: skip
+
+
 def test_what_an_end_looks_like() -> None:
     move = translate(request("POST", "/switchover", {"leader": "a", "candidate": "b"}), SEEN, "ann")
     assert isinstance(move, Ask)
@@ -191,10 +216,11 @@ def test_what_an_end_looks_like() -> None:
     assert [failed(move, code, "w", "h", accepted=False).status for code in (64, 75, 78, 70)] == [412, 412, 412, 503]
     assert failed(move, 75, "not done", "look", accepted=True) == failed(move, 78, "not done", "look", accepted=True)
     assert failed(move, 75, "not done", "look", accepted=True).status == 503
-    patch = translate(request("PATCH", "/config", {"strict": False}), SEEN, "ann")
-    assert isinstance(patch, Ask)
-    assert json.loads(patch.done({}, SEEN, NOW).body)["commit"] == "quorum"
-    assert [failed(patch, code, "w", "h", accepted=False).status for code in (64, 78, 75)] == [400, 412, 503]
+    for method in ("PATCH", "PUT"):
+        change = translate(request(method, "/config", {"strict": False}), SEEN, "ann")
+        assert isinstance(change, Ask)
+        assert json.loads(change.done({}, SEEN, NOW).body)["commit"] == "quorum"
+        assert [failed(change, code, "w", "h", accepted=False).status for code in (64, 78, 75)] == [400, 412, 503]
     copy = translate(request("POST", "/reinitialize"), SEEN, "ann")
     assert isinstance(copy, Ask)
     assert (copy.begun or Answer(0, "", b"")).status == 200
@@ -460,9 +486,12 @@ def test_a_number_beyond_all_numbers_is_no_json() -> None:
 
 
 @pytest.mark.parametrize("name", ["hooks", "hooks.on_event"])
-@pytest.mark.parametrize("value", ["/bin/sh", None])
-def test_a_token_does_not_run_commands(name: str, value: str | None) -> None:
-    refusal = translate(request("PATCH", "/config", {"strict": True, name: value}), snapshot(), "me")
+@pytest.mark.parametrize(
+    ("method", "value"), [("PATCH", "/bin/sh"), ("PATCH", None), ("PUT", "/bin/sh"), ("PUT", {"on_event": ["/bin/sh"]})]
+)
+def test_a_token_does_not_run_commands(name: str, method: str, value: object) -> None:
+    seen = replace(snapshot(), config={"hooks": {"on_event": ["/usr/bin/true"]}})
+    refusal = translate(request(method, "/config", {"strict": True, name: value}), seen, "me")
     assert isinstance(refusal, Answer)
     assert refusal.status == 403
     assert b"`pgr config set`" in refusal.body

@@ -10,13 +10,14 @@ import pytest
 from consensus import peerwire
 from consensus.changes import DEGRADE_MS
 from consensus.clustertext import dump
-from consensus.clusterwide import CHARS_MAX
+from consensus.clusterwide import CHARS_MAX, TIMINGS
 from consensus.messages import AppendReq, Entry
 from consensus.node import Node
 from consensus.peerwire import Envelope
 from consensus.reconfigure import SLOTS_MAX, UNCHECKED_MAX
+from consensus.retiming import profile_of
 from fencing import wire
-from fencing.lease import MS
+from fencing.lease import MS, PROFILES
 from tests.unit.nodes import Cluster, T
 from tests.unit.test_requests import opened, refusal
 
@@ -59,7 +60,53 @@ def test_unset_brings_the_default_back() -> None:
     cluster.until(lambda: config(cluster, "c") == {} and cluster.members["c"].cluster["config_index"] > 0)
 
 
-@pytest.mark.parametrize("body", [{}, {"set": {}}, {"unset": []}, {"set": ["strict"], "unset": []}])
+def test_all_that_is_not_named_goes_back_to_its_default() -> None:
+    cluster = opened("a", "b", "c")
+    hooks = {"hooks.on_event": ["/usr/bin/true"]}
+    assert cluster.ask("a", "config.set", set=hooks | {"salvage_keep": 3, "sync_acks": 2}, unset=[])["ok"]
+    cluster.until(lambda: len(config(cluster, "b")) == 3)
+
+    # What is a default already stays unset, what was set to what is the default stays set.
+    named = {"strict": True, "maximum_lag_on_failover": 7, "sync_acks": 2, "commit": "quorum"}
+    answer = cluster.ask("b", "config.set", set=named, unset=None, by="ann")
+    assert answer["changes"] == {"maximum_lag_on_failover": [1 << 20, 7], "salvage_keep": [3, 10]}
+    then = hooks | {"maximum_lag_on_failover": 7, "sync_acks": 2}
+    cluster.until(lambda: all(config(cluster, name) == then for name in "abc"))
+    again = cluster.ask("c", "config.set", set=named, unset=None)
+    assert (again["changes"], again["index"]) == ({}, again["after"])
+
+    # Checked as one that is named: nothing of it is done.
+    assert refusal(cluster.ask("a", "config.set", set={"strcit": True}, unset=None)) == (
+        64, "there is no setting strcit",
+    )  # fmt: skip
+    assert refusal(cluster.ask("a", "config.set", set={"sync_acks": 3}, unset=None))[0] == 78
+    assert refusal(cluster.ask("a", "config.set", set={"lease_ms": 3_000}, unset=None))[0] == 78
+    assert config(cluster, "a") == then
+    assert cluster.ask("a", "config.set", set={}, unset=None)["ok"]
+    cluster.until(lambda: all(config(cluster, name) == hooks for name in "abc"))
+
+
+def test_timings_that_are_named_as_they_are_in_force_stay_as_they_were_asked_for() -> None:
+    cluster = opened("a", "b", "c")
+
+    def named() -> dict[str, Any]:
+        timings = cluster.members["a"].node.cluster.pace.timings
+        return {"profile": profile_of(timings)} | {name: getattr(timings, name) for name in TIMINGS}
+
+    assert cluster.ask("a", "config.set", set=named(), unset=None)["changes"] == {}, "the founding's"
+    longer = {"profile": "cloud", "heartbeat_ms": 150}
+    assert cluster.ask("a", "config.set", set=longer, unset=[])["ok"]
+    cluster.until(lambda: named()["election_ms"] == PROFILES["cloud"].election_ms, T.election_ms * 20)
+    cluster.until(lambda: named()["heartbeat_ms"] == 150, T.election_ms * 20)
+    assert named()["profile"] == "custom"
+    assert cluster.ask("a", "config.set", set=named(), unset=None)["changes"] == {}, "what was asked for since"
+    other = cluster.ask("a", "config.set", set={"profile": "cloud"}, unset=None)
+    assert other["changes"] == {"heartbeat_ms": [150, None]}, "one that is not named is the profile's"
+
+
+@pytest.mark.parametrize(
+    "body", [{}, {"set": {}}, {"unset": []}, {"set": None, "unset": None}, {"set": ["strict"], "unset": []}]
+)
 def test_a_request_that_makes_no_sense_does_no_harm(body: dict[str, Any]) -> None:
     cluster = opened("a", "b", "c")
     assert refusal(cluster.ask("b", "config.set", **body)) == (64, "this is no request to set anything")
