@@ -79,6 +79,8 @@ def _check_mode(pgdata: Path) -> None:
 def _rules(c: Context, setting: str, until_ns: int) -> list[str]:
     """Of the pg_hba.conf or pg_ident.conf that its configuration names; none: there is no such file."""
     key, example = setting.removeprefix("postgres."), clusterwide.EXAMPLES[setting]
+    maps = settings.ident(c.os_user, c.config.founding.superuser).splitlines()
+    own = maps if setting == clusterwide.IDENT else ()
     path = Path(_configured(c, f"{key}_file", until_ns))
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
@@ -90,7 +92,7 @@ def _rules(c: Context, setting: str, until_ns: int) -> list[str]:
             f"let this user read it, or give [postgres] {key}",
         ) from error
     try:
-        return adopting.rules_in(text, setting)
+        return adopting.rules_in(text, setting, own)
     except adopting.BadRules as error:
         raise RefusedError(
             f"the client rules in {path} can't be taken over: {error}",

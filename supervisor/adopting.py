@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,15 +55,18 @@ class BadRules(Exception):
     """Rules that cannot be the cluster's: which, and why."""
 
 
-def rules_in(text: str, setting: str) -> list[str]:
+def rules_in(text: str, setting: str, own: Collection[str] = ()) -> list[str]:
     """The rules of a pg_hba.conf or pg_ident.conf as ``setting`` (`postgres.hba`, `postgres.ident`) has them: one line
-    each, no comments. Raises BadRules for what needs a second file (that no other node has), or what is no rule."""
+    each, no comments. ``own``: what pgr writes there itself, and has left behind (`pgr leave`): passed over.
+
+    Raises BadRules for what needs a second file (that no other node has), or what is no rule.
+    """
     if len(text.encode(errors="replace")) > RULES_BYTES_MAX:
         raise BadRules(f"it has more than {RULES_BYTES_MAX} bytes")
     found: list[str] = []
     for line in text.replace("\\\n", " ").split("\n"):  # as Postgres does: no other character ends a line
         rule = re.sub(r"\s+", " ", _without_comment(line)).strip()
-        if not rule:
+        if not rule or rule in own:
             continue
         words = rule.split()
         if words[0].startswith("include") or any(part.startswith("@") for word in words for part in word.split(",")):

@@ -31,10 +31,16 @@ ALONE = "synchronous_standby_names = ''"
 """The data directory's own files may name some, from before pgr: nobody is left who would answer, and commits hang."""
 BEFORE = ".before_pgr_left"
 """Behind the name of a file that was there and is replaced."""
-DATABASES = (
-    "SELECT 'pgr_found:' || json_build_object('databases',"
+_OURS = ", ".join(f"'{name}'" for name in adopting.ROLES)
+FOUND = (
+    "SELECT 'pgr_found:' || json_build_object('databases',"  # noqa: S608  # names of roles, all of them ours
     " (SELECT json_agg(datname ORDER BY datname <> 'postgres' DESC, datname) FROM pg_database"
-    " WHERE datallowconn AND datconnlimit <> -2))"
+    " WHERE datallowconn AND datconnlimit <> -2), 'grants',"
+    " (SELECT coalesce(json_agg(DISTINCT format('GRANT %I TO %I', r.rolname, m.rolname)"
+    " || CASE WHEN g.admin_option THEN ' WITH ADMIN OPTION' ELSE '' END), '[]')"
+    " FROM pg_auth_members g JOIN pg_authid r ON r.oid = g.roleid JOIN pg_authid m ON m.oid = g.member"
+    f" WHERE r.rolname IN ({_OURS}) AND m.rolname NOT IN ({_OURS})"
+    f" AND shobj_description(r.oid, 'pg_authid') = '{settings.OWN_ROLE}'))"
 )
 SLOTS = (
     "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots"
@@ -64,6 +70,8 @@ class Left:
     kept: tuple[str, ...]
     start: str
     """The command that starts it."""
+    grants: tuple[str, ...] = ()
+    """SQL: who was granted pgr's roles, for when pgr is used again."""
 
 
 def leave(config: Config) -> Left:
@@ -141,11 +149,11 @@ def _leave(config: Config, cluster: ClusterState) -> Left:
     (pgdata / "standby.signal").unlink(missing_ok=True)
     done = [_write_settings(pgdata, clusterwide.parameters(cluster.config))]
     done.append(_write_rules(programs, pgdata, children, cluster))
-    kept = _clean(programs, pgdata, children)
+    kept, grants = _clean(programs, pgdata, children)
     for name in (preflight.MARK, firstrun.DONE_MARK):
         (pgdata / name).unlink(missing_ok=True)
     files.sync_directory(pgdata)
-    return Left(str(pgdata), tuple(done), tuple(kept), f"{programs.path('pg_ctl')} -D {pgdata} start")
+    return Left(str(pgdata), tuple(done), tuple(kept), f"{programs.path('pg_ctl')} -D {pgdata} start", tuple(grants))
 
 
 def _run(children: ChildTable, task: Task[T]) -> T:
@@ -201,16 +209,17 @@ def _replace(path: Path, text: str) -> None:
     files.write_atomically(path, text.encode())
 
 
-def _clean(programs: binaries.Binaries, pgdata: Path, children: ChildTable) -> list[str]:
-    """Slots, functions and roles that pgr made; what could not be dropped, as something of others depends on it."""
+def _clean(programs: binaries.Binaries, pgdata: Path, children: ChildTable) -> tuple[list[str], list[str]]:
+    """Slots, functions and roles that pgr made; what could not be dropped, as something of others depends on it, and
+    what was granted with the roles."""
 
     def single(*statements: str, dbname: str = "postgres") -> str:
         safe = ("SET search_path = pg_catalog", "SET allow_system_table_mods = on")
         task = jobs.single_user(programs, pgdata, [*safe, *statements], children, dbname=dbname)
         return _run(children, task).output
 
-    kept = []
-    for name in adopting.answer(single(SLOTS, DATABASES))["databases"]:
+    kept, found = [], adopting.answer(single(SLOTS, FOUND))
+    for name in found["databases"]:
         try:
             single(SCHEMA, dbname=name)
         except jobs.JobFailed as error:
@@ -225,7 +234,7 @@ def _clean(programs: binaries.Binaries, pgdata: Path, children: ChildTable) -> l
             single(*revoke, ROLE.format(role))
         except jobs.JobFailed as error:
             kept.append(f"role {role}: {_reason(error)}")
-    return kept
+    return kept, found["grants"]
 
 
 def _reason(error: jobs.JobFailed) -> str:

@@ -46,5 +46,7 @@ def leave(
         talk(sentence)
     for what in left.kept:
         talk(f"warning: kept, as something of yours depends on it: {what}")
+    if left.grants:
+        talk(f"gone with pgr's roles; should pgr be used again: {'; '.join(left.grants)};")
     talk(f"{left.pgdata} is a plain Postgres's again; the rest of {home} can be removed. Start it with:")
     put(f"{left.start}\n")

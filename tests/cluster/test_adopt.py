@@ -135,10 +135,10 @@ def diverges(world: World, primary: LocalNode) -> None:
 # -- and back ----------------------------------------------------------------------------------------------------------
 
 
-def leave(world: World, node: LocalNode) -> subprocess.CompletedProcess[str]:
+def leave(world: World, node: LocalNode, *more: str) -> subprocess.CompletedProcess[str]:
     """`pgr leave`, as the owner of the data directory."""
     program = "import sys; from pgr_supervise import admin; sys.exit(admin())"
-    words = [sys.executable, "-P", "-c", program, "leave", "--data", str(node.data), "--json"]
+    words = [sys.executable, "-P", "-c", program, "leave", "--data", str(node.data), "--json", *more]
     return subprocess.run(
         words, capture_output=True, text=True, check=False, cwd="/", timeout=120, env=node_environment(),
         **as_postgres(),
@@ -152,11 +152,15 @@ def test_pgr_is_left_and_a_plain_postgres_stays(make_world: Callable[..., World]
     primary = world.wait_writable(standbys=1)
     (standby,) = world.standbys()
     pgdata = primary.data / "pgdata"
-    rules = '["local all all trust", "host all all 127.0.0.1/32 scram-sha-256"]'
+    rules = (
+        '["local all postgres peer map=pgr_owner", "local all all trust", "host all all 127.0.0.1/32 scram-sha-256"]'
+    )
     for setting in ("postgres.parameters.work_mem=9MB", f"postgres.hba={rules}"):
         assert world.pgr("config", "set", setting).returncode == 0
     schema = "SELECT 1 FROM pg_namespace WHERE nspname = 'pg_replica'"
     world.settles(lambda: world.query(primary, schema) == [(1,)], "the functions are there")
+    with psycopg.connect(world.node_uri(primary)) as session:
+        session.execute('CREATE ROLE "Ann" IN ROLE pgr_admin')
     with world.writing() as writer:
         world.settles(lambda: len(writer.acked) > 100, "rows")
 
@@ -182,7 +186,7 @@ def test_pgr_is_left_and_a_plain_postgres_stays(make_world: Callable[..., World]
     done = leave(world, primary)
     assert done.returncode == 0, done.stderr
     left = json.loads(done.stdout)
-    assert left["kept"] == []
+    assert (left["kept"], left["grants"]) == ([], ['GRANT pgr_admin TO "Ann"'])
 
     settings = (pgdata / "postgresql.auto.conf").read_text(encoding="utf-8")
     assert "pgr" not in settings
@@ -211,3 +215,4 @@ def test_pgr_is_left_and_a_plain_postgres_stays(make_world: Callable[..., World]
     again.start()
     world.settles(again.is_primary, "adopted")
     assert world.query(again, "SELECT i FROM after_pgr") == [(1,)]
+    assert json.loads(world.pgr("config", "get", "postgres.hba", "--json", node=again).stdout) == json.loads(rules)

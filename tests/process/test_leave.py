@@ -45,11 +45,13 @@ def test_what_people_built_upon_the_functions_keeps_them() -> None:
     functions += [f"ALTER FUNCTION pg_replica.{name}() OWNER TO pgr" for name in ("one", "two")]
     functions += ["GRANT EXECUTE ON FUNCTION pg_replica.one() TO pgr_monitor"]
     roles = [*jobs.roles_sql("x", os.urandom(16)), *sqlcatalog.ROLES.strip().split("\n")]
-    single(*roles, *functions, "CREATE DATABASE app")
+    granted = ['CREATE ROLE "Ann"', 'GRANT pgr_monitor TO "Ann" WITH ADMIN OPTION', 'GRANT pgr_admin TO "Ann"']
+    single(*roles, *functions, "CREATE DATABASE app", *granted)
     single(*functions, "CREATE VIEW public.theirs AS SELECT pg_replica.two()", dbname="app")
     single(*(f"SELECT pg_create_physical_replication_slot('{name}')" for name in ("pgr_b", "theirs")))
 
-    kept = leave._clean(programs, pgdata, CHILDREN)
+    kept, grants = leave._clean(programs, pgdata, CHILDREN)
+    assert grants == ['GRANT pgr_admin TO "Ann"', 'GRANT pgr_monitor TO "Ann" WITH ADMIN OPTION']
     names = [what.partition(":")[0] for what in kept]
     assert names == ["schema pg_replica in database app", "role pgr_monitor", "role pgr"]
     assert "view theirs depends on" in kept[0] or "view public.theirs depends on" in kept[0]
@@ -58,7 +60,7 @@ def test_what_people_built_upon_the_functions_keeps_them() -> None:
     assert "pgr_b" not in slots
     assert "theirs" in single("SELECT viewname FROM pg_views", dbname="app")
     single("DROP VIEW public.theirs", dbname="app")
-    assert leave._clean(programs, pgdata, CHILDREN) == [], "again, once it is gone"
+    assert leave._clean(programs, pgdata, CHILDREN)[0] == [], "again, once it is gone"
     left = single("SELECT 'left: ' || count(*) FROM pg_roles WHERE rolname LIKE 'pgr%'")
     assert "left: 0" in left
 
@@ -66,8 +68,9 @@ def test_what_people_built_upon_the_functions_keeps_them() -> None:
 @dropped
 def test_a_role_that_pgr_did_not_make_is_not_its_to_drop() -> None:
     programs, pgdata = copy()
-    do(jobs.single_user(programs, pgdata, ["CREATE ROLE pgr_admin LOGIN"], CHILDREN))
-    assert leave._clean(programs, pgdata, CHILDREN) == []
+    theirs = ["CREATE ROLE pgr_admin LOGIN", "CREATE ROLE ann IN ROLE pgr_admin"]
+    do(jobs.single_user(programs, pgdata, theirs, CHILDREN))
+    assert leave._clean(programs, pgdata, CHILDREN) == ([], [])
     found = do(jobs.single_user(programs, pgdata, ["SELECT rolname FROM pg_roles WHERE rolcanlogin"], CHILDREN))
     assert "pgr_admin" in found
 

@@ -20,7 +20,7 @@ from supervisor.adopting import (
     uses_maps,
 )
 from supervisor.jobs import roles_sql
-from supervisor.settings import OWN_ROLE, NodeSettings, owned_settings
+from supervisor.settings import OWN_ROLE, NodeSettings, ident, owned_settings
 from supervisor.sqlcatalog import ROLES
 
 PLACE = "/var/lib/postgresql/17/main"
@@ -99,6 +99,15 @@ def test_maps_are_taken_over_where_a_rule_needs_them() -> None:
                       ("m /( postgres", "regular expression"), ("m a,b c", "not a line")):  # fmt: skip
         with pytest.raises(BadRules, match=why):
             rules_in(f"{line}\n", "postgres.ident")
+
+
+def test_the_map_that_pgr_has_left_behind_is_not_taken_for_a_map_of_users() -> None:
+    own = ident("carl", "boss").splitlines()
+    text = "".join(f"{line}\n" for line in (*own, "omap alice postgres"))
+    assert rules_in(text, "postgres.ident", own) == ["omap alice postgres"]
+    for other in (ident("mallory", "boss"), ident("carl", "mallory")):
+        with pytest.raises(BadRules, match="not a line"):
+            rules_in(other.splitlines()[-1], "postgres.ident", own)
 
 
 def test_logical_slots_need_their_wal_level_and_a_person_has_the_last_word() -> None:
