@@ -8,6 +8,7 @@ that does it.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from consensus import rolling, timetable
 from consensus.changes import Proposal, spare
 from consensus.cluster import ClusterState, canonical
 from consensus.hold import PAUSE
-from consensus.operations import Rolling, Scheduled
+from consensus.operations import VERSION, Rolling, Scheduled, parts
 from consensus.reconfigure import Answer, refused
 from consensus.succession import successor
 from consensus.timetable import BadTime
@@ -61,7 +62,7 @@ def pausing(name: str, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def restart(node: Node, body: dict[str, Any], now_ns: int) -> Answer:
-    """``{nodes: [name] or null (all), pending, force, timeout_s, at, by}``."""
+    """``{nodes: [name] or null (all), pending, role, pg_version, force, timeout_s, at, by}``."""
     tip = node.tip()
     wanted = _meant(tip, body.get("nodes"))
     if not isinstance(wanted, list):
@@ -69,15 +70,17 @@ def restart(node: Node, body: dict[str, Any], now_ns: int) -> Answer:
     timeout_s = body.get("timeout_s") or TIMEOUT_S
     if not isinstance(timeout_s, int) or not 1 <= timeout_s <= TIMEOUT_MAX_S:
         return refused(64, f"a timeout can't be {timeout_s!r} s", f"between 1 and {TIMEOUT_MAX_S}")
+    problem = _no_condition(body)
+    if problem is not None:
+        return problem
     if body.get("at"):
         return schedule(node, "restart", body, now_ns)
     if tip.ops.restarting is not None:
         left = ", ".join(tip.ops.restarting.todo)
         return refused(75, f"a restart is under way: {left} are left", "wait for it, or `pgr restart --cancel`")
-    if body.get("pending"):
-        wanted = [n for n in wanted if node.sightings.of(n).get("pending")]
-        if not wanted:
-            return True, {"nodes": [], "index": 0, "term": node.raft.term}
+    wanted = [n for n in wanted if _meets(node, n, body)]
+    if not wanted:
+        return True, {"nodes": [], "index": 0, "term": node.raft.term}
     problem = _unfit_to_restart(node, tip, wanted, bool(body.get("force")), now_ns)
     if problem is not None:
         return problem
@@ -92,6 +95,29 @@ def restart(node: Node, body: dict[str, Any], now_ns: int) -> Answer:
     if not index:
         return refused(75, "this node leads no more", "ask again in a moment")
     return True, {"nodes": wanted, "index": index, "term": node.raft.term}
+
+
+def _no_condition(body: dict[str, Any]) -> Answer | None:
+    """Why ``role`` and ``pg_version`` can't be looked at."""
+    role, version = body.get("role"), body.get("pg_version")
+    if role not in (None, "primary", "replica"):
+        return refused(64, f"a role is not {role!r:.60}", "primary, or replica")
+    if version is not None and not (isinstance(version, str) and re.fullmatch(VERSION, version)):
+        return refused(64, f"a version of Postgres is not {version!r:.60}", "for example 18.6")
+    if body.get("at") and (role or version):
+        return refused(64, "role and version are looked at now, and do not go with a time", "name the nodes")
+    return None
+
+
+def _meets(node: Node, name: str, body: dict[str, Any]) -> bool:
+    """Is it to be restarted, by all that was said? An unknown version counts as an older one."""
+    seen, grant = node.sightings.of(name), node.granted()
+    role, version = body.get("role"), body.get("pg_version")
+    return (
+        (not body.get("pending") or bool(seen.get("pending")))
+        and (role is None or (role == "primary") is (grant is not None and grant.node == name))
+        and (version is None or parts(str(seen.get("version", ""))) < parts(version))
+    )
 
 
 def _meant(tip: ClusterState, names: Any) -> list[str] | Answer:

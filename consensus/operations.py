@@ -9,10 +9,19 @@ over, `restarted/1` of another turn, `schedule/1` while something is scheduled.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from consensus.messages import Entry
+
+
+def parts(version: str) -> tuple[int, ...]:
+    """``18.6`` as (18, 6); of an unknown version nothing, which is less than all."""
+    return tuple(int(part) for part in re.findall(r"[0-9]+", version))
+
+
+VERSION = r"[0-9]{1,4}(\.[0-9]{1,4}){0,2}"
 
 
 class Rolling(NamedTuple):

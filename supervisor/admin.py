@@ -27,7 +27,7 @@ answers repeat.
 | ``member.replace`` | ``{"name": str, "by": str, "timeout_ms": int}`` | the same, role ``gone`` |
 | ``fence`` | ``{"name": str, "force": bool, "by": str, "timeout_ms": int}`` | ``{"name"}`` once the log has it and its Postgres is down |
 | ``pause``, ``resume`` | ``{"by": str, "wait": bool, "timeout_ms": int}`` | ``{"paused": bool, "changed": bool}`` once this node has it; with ``wait``, once every member that is up has it |
-| ``restart`` | ``{"nodes": [name] or null (all), "pending": bool, "force": bool, "timeout_s": int (for each node), "by": str, "timeout_ms": int}`` | ``{"restarted": [name]}`` in the order of their return; the steps come as progress |
+| ``restart`` | ``{"nodes": [name] or null (all), "pending": bool, "role": "primary", "replica" or null, "pg_version": str (only where it is older) or null, "force": bool, "timeout_s": int (for each node), "by": str, "timeout_ms": int}`` | ``{"restarted": [name]}`` in the order of their return; the steps come as progress |
 | ``reload`` | ``{"nodes": [name] or null (all), "by": str, "timeout_ms": int}`` | ``{"nodes": {name: str}}``: what waits for a restart there or why it was not reloaded, else empty |
 | ``switchover``, ``restart`` | with ``{"at": str}``: ISO 8601 with a zone, or ``+5m`` | ``{"scheduled": str, "at": str}`` once this node has it |
 | ``schedule.cancel`` | ``{"what": "switchover" or "restart", "by": str}`` | ``{"cancelled": str}``; of a restart also one that is under way, after the node whose turn it is. Nothing there: refused with 64 |

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
 from consensus.clusterwide import HBA, IDENT, PARAMETERS, SLOTS
+from consensus.operations import VERSION, parts
 from supervisor.addresses import BadValue, parse_name
 from supervisor.health import PATHS
 from supervisor.health import answer as document
@@ -270,15 +271,11 @@ def _unmet(body: Mapping[str, Any], snapshot: Snapshot) -> str:
         if (snapshot.role == "primary") is (role == "replica"):
             return f"{snapshot.node} is a {snapshot.role}"
     if version is not None:
-        if not isinstance(version, str) or not re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,4}){0,2}", version):
+        if not isinstance(version, str) or not re.fullmatch(VERSION, version):
             raise BadBody(f"postgres_version is a version such as 18.6, not {version!r:.60}")
-        if _version(snapshot.own.version) >= _version(version):
+        if parts(snapshot.own.version) >= parts(version):
             return f"it runs {snapshot.own.version or 'an unknown version'}"
     return ""
-
-
-def _version(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"[0-9]+", text))
 
 
 def _reload(request: Request, snapshot: Snapshot, by: str) -> Ask:

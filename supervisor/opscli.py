@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
@@ -34,6 +35,14 @@ RESTART_TIMEOUT_S = 300
 A_DAY_MS = 86_400_000
 """A restart ends by the limits that the leader keeps, node by node."""
 NOT_RELOADED = "not reloaded"
+
+
+class RoleOfNode(StrEnum):
+    """As `pgr status` shows it."""
+
+    PRIMARY = "primary"
+    REPLICA = "replica"
+
 
 WaitOption = Annotated[
     bool, typer.Option("--wait", "-w", help="Wait until every member that is up has taken note, not only one.")
@@ -115,6 +124,14 @@ def restart(
     pending: Annotated[
         bool, typer.Option("--pending", help="Only where a setting waits for a restart; without a NAME of all.")
     ] = False,
+    role: Annotated[
+        RoleOfNode | None,
+        typer.Option("--role", help="Only the primary, or only replicas; without a NAME of all.", show_default=False),
+    ] = None,
+    pg_version: Annotated[
+        str,
+        typer.Option("--pg-version", metavar="VERSION", help="Only where Postgres is older; without a NAME of all."),
+    ] = "",
     at: AtOption = "",
     cancel: Annotated[
         bool, typer.Option("--cancel", help="Forget what is scheduled; one under way stops after the node it is at.")
@@ -137,18 +154,21 @@ def restart(
         with admin_of(ctx, data, node, key) as admin:
             cancelled(admin, "restart", as_json)
         return
-    if bool(names) == every and not pending:
+    chosen = pending or role is not None or bool(pg_version)
+    if bool(names) == every and (every or not chosen):
         both = "`--all` and names exclude each other" if every else "whose Postgres is to be restarted?"
         raise UsageError(both, "name a node, or `--all`, or `--pending` for those that wait for it")
     body: dict[str, Any] = {"nodes": names or None, "pending": pending, "force": force, "timeout_s": timeout}
-    body |= {"at": at} if at else {}
+    conditions = {"at": at, "role": role.value if role else "", "pg_version": pg_version}
+    body |= {key: value for key, value in conditions.items() if value}
     with admin_of(ctx, data, node, key) as admin:
         result = _ask(admin, "restart", body, A_DAY_MS)
     if "scheduled" in result:
         scheduled(result, as_json)
     else:
         names_back = ", ".join(result["restarted"])
-        _print(result, as_json, f"restarted: {names_back}\n" if names_back else "nothing waits for a restart\n")
+        nothing = "no node is such, none was restarted" if role or pg_version else "nothing waits for a restart"
+        _print(result, as_json, f"restarted: {names_back}\n" if names_back else f"{nothing}\n")
 
 
 def reload(

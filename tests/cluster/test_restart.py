@@ -65,13 +65,17 @@ def test_the_primary_alone_is_restarted_in_place_and_stays_what_it_is(world: Wor
     primary, since = world.wait_writable(), len(world.asked_status()["history"])
     standby, _ = world.standbys()
     with world.writing() as writer:
-        for _ in range(3):
+        for words in ([primary.name], ["--role", "primary"], [primary.name, "--pg-version", "99"]):
             pid, at_ns = primary.pid_of("postmaster"), now_ns()
-            done = world.pgr("restart", primary.name, node=standby, timeout_s=60)
+            done = world.pgr("restart", *words, node=standby, timeout_s=60)
             assert (done.returncode, done.stdout) == (0, f"restarted: {primary.name}\n"), done.stderr
             assert world.primary() is primary
             assert primary.pid_of("postmaster") not in (0, pid)
             world.writes_again(writer, at_ns)
+        for words in (["--all", "--pg-version", "15"], [primary.name, "--role", "replica"]):
+            assert world.pgr("restart", *words).stdout == "no node is such, none was restarted\n"
+        assert world.pgr("restart", "--role", "chief").returncode == 64
+        assert world.pgr("restart", "--all", "--pg-version", "x").returncode == 64
     assert [node for node, _ in happened(world, since, "promoted")] == [primary.name] * 3
     assert happened(world, since, "failed") == []
     world.wait_whole()

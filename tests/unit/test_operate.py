@@ -288,6 +288,46 @@ def test_only_those_that_wait_for_a_restart() -> None:
     assert cluster.ask("a", "restart", pending=True)["nodes"] == ["c"]
 
 
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({"role": "primary"}, "a"),
+        ({"role": "replica"}, "bc"),
+        ({"role": "replica", "nodes": ["a", "b"]}, "b"),
+        ({"pg_version": "18.10"}, "abc"),
+        ({"pg_version": "18.9"}, "bc"),
+        ({"pg_version": "18.6"}, "c"),
+        ({"pg_version": "18"}, "c"),
+        ({"pg_version": "17.9"}, "c"),
+        ({"pg_version": "18.9", "role": "primary"}, ""),
+        ({"pg_version": "18.10", "pending": True}, "b"),
+        ({"pg_version": "18.6", "pending": True}, ""),
+    ],
+)
+def test_only_those_of_a_role_and_of_an_older_version(asked: dict[str, Any], expected: str) -> None:
+    cluster = opened("a", "b", "c")
+    cluster.streams = False
+    says(cluster, "a", version="18.9")
+    says(cluster, "b", version="18.6", pending=PENDING)
+    says(cluster, "c", version="")
+    assert cluster.ask("b", "restart", dry_run=True, **asked)["nodes"] == list(expected)
+
+
+@pytest.mark.parametrize(
+    ("asked", "why"),
+    [
+        ({"role": "chief"}, "a role is not 'chief'"),
+        ({"role": ["primary"]}, "a role is not ['primary']"),
+        ({"pg_version": "18.x"}, "a version of Postgres is not '18.x'"),
+        ({"pg_version": 18}, "a version of Postgres is not 18"),
+        ({"role": "replica", "at": "+5m"}, "role and version are looked at now, and do not go with a time"),
+        ({"pg_version": "18", "at": "+5m"}, "role and version are looked at now, and do not go with a time"),
+    ],
+)
+def test_conditions_that_can_not_be_looked_at_are_refused(asked: dict[str, Any], why: str) -> None:
+    assert refusal(opened("a", "b").ask("b", "restart", **asked)) == (64, why)
+
+
 def test_a_primary_that_would_have_more_than_its_standbys_is_not_restarted_before_them() -> None:
     cluster = opened("a", "b", "c")
     cluster.streams = False
