@@ -120,10 +120,10 @@ def no_checksums() -> list[str]:
 def diverges(world: World, primary: LocalNode) -> None:
     """It writes alone, is lost, and comes back when another is primary."""
     others = [node for node in world.nodes if node is not primary]
-    for other in others:
-        other.kill_all()
     with psycopg.connect(world.node_uri(primary), autocommit=True) as alone:
         alone.execute("SET synchronous_commit = local")
+        for other in others:
+            other.kill_all()
         alone.execute("SELECT pg_logical_emit_message(true, 'alone', 'x')")
     primary.kill_all()
     for other in others:
