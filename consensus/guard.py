@@ -55,7 +55,7 @@ class Guard:
     @property
     def is_behind(self) -> bool:
         """Is the watchdog not known to go by the pace in which this node is?"""
-        return self.at != self.pace.at
+        return self.at != self.pace.at or bool(self.paces)
 
     def asks(self, now_ns: int) -> bool:
         """Is `deadman.query` due? For each pace at once, then again until the watchdog has heard of it."""

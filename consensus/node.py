@@ -40,6 +40,7 @@ from consensus.promotion import (
 from consensus.raft import Compact, Event, Propose, Raft, Ready, Received, Release, Role, StepDown, Tick
 from consensus.reconfigure import Asked
 from consensus.record import EpochStart, Identity, NodeRecord, Position
+from consensus.retiming import KINDS
 from consensus.sightings import Sightings
 from consensus.write import Write
 from fencing.lease import MS, Timings
@@ -239,9 +240,10 @@ class Node:
         for entry in ready.committed:
             self.cluster = apply(self.cluster, entry)
             self.applied = entry.index
-            if entry.kind in ("promoted/1", "fence/1", "config/1"):
+            if entry.kind in ("promoted/1", "fence/1", "config/1", *KINDS):
                 # A restarted process may resume only on a grant that its own disk shows as committed; a Postgres that
-                # is to stay down must not start before a leader is met; and one that starts has the newest settings.
+                # is to stay down must not start before a leader is met; one that starts has the newest settings; and
+                # who was told of timings is not told of those before them (guard.py).
                 self.effects.append(Save(Write(hard=self.raft.hard_state)))
         pacing.keep(self)
         if ready.restored or ready.committed:

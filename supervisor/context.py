@@ -29,6 +29,7 @@ from supervisor.tasks import Task
 from supervisor.upstream import Choice
 
 RECORD_TIMEOUT_MS = 5_000
+WRITE_AGAIN_MS = 1_000
 CLONE = "pgr_clone_"
 """Begins the application_name of a base backup."""
 
@@ -73,6 +74,8 @@ class Context:
     """PGDATA could not be looked at: it is tried again at this instant; 0: nothing to try."""
     commits_wait: bool = False
     """Postgres's "standbys defined" flag is known to be set; without it no commit waits, whatever the names say."""
+    write_again_ns: int = 0
+    """Settings could not be written: they are tried again at this instant."""
     copy_again_ns: int = 0
     """Not before this instant is a copy that is of no use made again."""
     freeze_failing_ns: int = 0
@@ -211,10 +214,16 @@ class Context:
         same = (self.applied, self.delay_ms, self.guards) == (
             self.cluster.config, self.apply_delay_ms(), self.wanted_guards(),
         ) and asked <= self.reloaded and not self.altered  # fmt: skip
-        if same or not self.conf or self.postmaster is None:
+        if same or not self.conf or self.postmaster is None or now_ns() < self.write_again_ns:
             return
         owned = self.write_settings(**self.conf)
-        removed = self.postgres.write_settings(owned, self.hba(), self.ident())
+        try:
+            removed = self.postgres.write_settings(owned, self.hba(), self.ident())
+        except OSError as error:  # what was in force stays so
+            self.altered, self.write_again_ns = True, now_ns() + WRITE_AGAIN_MS * MS
+            hint = f"make room in {self.config.pgdata}, or mend its disk; until then the settings before stay in force"
+            self.log.once_per("settings.failed", 60).error("settings.failed", error=str(error), hint=hint)
+            return
         self.postmaster.reload()
         self.reloaded = max(asked, self.reloaded)
         self.log.info("settings.applied", index=self.cluster.config_index, removed_lines=list(removed))

@@ -83,6 +83,7 @@ TEXTS: Mapping[str, str] = {
     "salvage.grows": "{kept} is kept in salvage, {free_mb} MB are free: {hint}",
     "salvage.untold": "saved WAL to {place}, and no leader took that into the log",
     "settings.applied": "wrote the settings of Postgres anew",
+    "settings.failed": "can't write its settings: {error}",
     "settings.altered": "somebody has changed what pgr decides, and it is put back: {lines}",
     "settings.removed": "lines of postgresql.auto.conf were removed: {lines}",
     "settings.raised": "settings were raised, a standby would not start with less: {values}",

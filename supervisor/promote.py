@@ -14,6 +14,7 @@ from supervisor import reigns, sql, timelines
 from supervisor.context import Context, StepFailed
 from supervisor.firstrun import first_run
 from supervisor.receivers import receivers
+from supervisor.regroup import make_commits_wait
 from supervisor.roles import Plan, Server
 from supervisor.steps import QUERY_MS, Steps, switch_lsn
 from supervisor.tasks import Task, sleep
@@ -103,6 +104,7 @@ class Promotion:
         )
         session = yield from sql.connect(c.own_conninfo(), now_ns() + QUERY_MS * MS)
         try:
+            yield from make_commits_wait(c, session)
             # Waits until k of the group have it: Postgres itself counts. No deadline: strict means closed until then.
             yield from session.query("SELECT pg_logical_emit_message(true, 'pgr', 'opened')")
             cancelled = [n.message for n in session.take_notices() if n.sqlstate.startswith("01")]

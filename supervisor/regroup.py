@@ -26,6 +26,19 @@ _OLD_WALSENDERS = (
 )
 """Base backups may go on for hours: the name of none is ever in a list, so none of them can count."""
 _MY_START = "SELECT backend_start::text FROM pg_stat_activity WHERE pid = pg_backend_pid()"
+_NAMES = "SELECT current_setting('synchronous_standby_names')"
+
+
+def make_commits_wait(c: Context, session: sql.Session) -> Task[None]:
+    """With names in force commits wait for somebody only once the checkpointer has seen that there are any; it has when
+    a checkpoint that was asked for after the reload is over."""
+    while c.conf["names"] and not c.commits_wait:
+        c.commits_wait = True  # unless somebody finds meanwhile that they were emptied
+        try:
+            yield from session.query("CHECKPOINT")
+        except BaseException:
+            c.commits_wait = False
+            raise
 
 
 class Regroup:
@@ -39,14 +52,12 @@ class Regroup:
         c, began = self.c, now_ns()
         change = self._change(wanted)
         c.log.info("regroup.begin", index=change.index, group=list(change.new.names), k=change.new.k)
+        yield from self._look_at_names()
         self._write_names(wanted)
         session = yield from self._session_after_reload(c.conf["names"])
         try:
             ended = yield from self._end_old_walsenders(session)
-            if c.conf["names"] and not c.commits_wait:
-                # Only the checkpointer makes commits wait at all, and it is done with the reload before this returns.
-                yield from session.query("CHECKPOINT")
-                c.commits_wait = True
+            yield from make_commits_wait(c, session)
             yield from self._until_met(session)
         finally:
             session.close()
@@ -69,6 +80,14 @@ class Regroup:
             raise AssertionError(f"the primary {c.local.me} has no seat in the group {change.new}")
         return change
 
+    def _look_at_names(self) -> Task[None]:
+        """Has somebody emptied them a moment ago (ALTER SYSTEM)? The watcher may not have seen it, and what is written
+        next hides it."""
+        c = self.c
+        rows = yield from sql.query_once(c.own_conninfo(), _NAMES, until_ns=now_ns() + QUERY_MS * MS)
+        if rows[0][0] != c.conf["names"]:
+            c.commits_wait = False
+
     def _write_names(self, wanted: Plan) -> None:
         """No `yield` between the look at the authority and the reload: who is losing it never touches its names."""
         c = self.c
@@ -84,9 +103,7 @@ class Regroup:
         while True:
             session = yield from sql.connect(c.own_conninfo(), now_ns() + QUERY_MS * MS)
             try:
-                rows = yield from session.query(
-                    "SELECT current_setting('synchronous_standby_names')", until_ns=now_ns() + QUERY_MS * MS
-                )
+                rows = yield from session.query(_NAMES, until_ns=now_ns() + QUERY_MS * MS)
             except BaseException:
                 session.close()
                 raise

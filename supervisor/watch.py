@@ -44,9 +44,11 @@ _STANDBY = "SELECT " + ", ".join((  # noqa: S608  # nothing in it comes from out
     "pg_conf_load_time()",
 ))  # fmt: skip
 _FILES = (
-    "SELECT DISTINCT ON (1) lower(name), setting FROM pg_file_settings WHERE name IS NOT NULL ORDER BY 1, seqno DESC"
+    "SELECT DISTINCT ON (1) lower(name), encode(convert_to(setting, getdatabaseencoding()), 'hex')"
+    " FROM pg_file_settings WHERE name IS NOT NULL ORDER BY 1, seqno DESC"
 )
-"""As Postgres reads its files: the last line of a name counts."""
+"""As Postgres reads its files: the last line of a name counts. The bytes as they are there, whatever the encoding of
+this database: what looks altered is written anew, and loaded, after which it is looked at again."""
 _PENDING = "SELECT name, setting FROM pg_settings WHERE pending_restart"
 PENDING_EVERY_MS = 5_000
 PENDING_SOON_MS = 300
@@ -159,15 +161,16 @@ class Watcher:
         """
         c, owned = self.c, self.c.owned
         rows = yield from session.query(_FILES, until_ns=now_ns() + QUERY_MS * MS)
+        found = {str(name): bytes.fromhex(value or "").decode(errors="replace") for name, value in rows}
+        altered = settings.altered(found, owned)
+        if any(line.startswith("synchronous_standby_names") for line in altered):
+            c.commits_wait = False  # they may have been empty
         if c.owned is not owned:
             return  # written anew meanwhile: the next look compares with that
-        self.loaded, before = loaded, self.altered
-        self.altered = settings.altered({str(name): value for name, value in rows}, owned)
-        c.altered = bool(self.altered)
-        if self.altered and self.altered != before:
-            c.log.warning("settings.altered", lines=list(self.altered), hint=ALTERED_HINT)
-        if any(line.startswith("synchronous_standby_names") for line in self.altered):
-            c.commits_wait = False  # it may have been empty
+        self.loaded, before, self.altered = loaded, self.altered, altered
+        c.altered = c.altered or bool(altered)
+        if altered and altered != before:
+            c.log.warning("settings.altered", lines=list(altered), hint=ALTERED_HINT)
 
     def _tell_of_new_copy(self) -> None:
         """That a person asked for: done once it is proven. Told until the log has it."""

@@ -294,3 +294,60 @@ def test_a_change_of_mind_and_back_within_a_heartbeat() -> None:
     cluster.cut.clear()
     beside.put(profile="cloud")
     beside.settle("cloud")
+
+
+def resume(beside: Beside) -> None:
+    """The Raft child dies and goes on within its lease, as `Host._start_node` does it."""
+    cluster = beside.cluster
+    machine = cluster.members["a"]
+    node = cluster.start(machine.disk, machine.mine, boot=7).node
+    dog = beside.watchdog
+    assert dog.phase is Phase.ARMED
+    frame = state(armed=True, term=dog.term, until_ns=dog.until_ns, lease_ms=dog.lease_ns // MS, at=dog.at)
+    until_ns = node.guard.confirms(frame, node.raft.term, cluster.now)
+    assert until_ns
+    cluster.carry_out("a", node.start(node.raft.resume(until_ns), cluster.now))
+    beside.lease_ns = 0
+    cluster.tell("a", "node.hello", {})
+
+
+@pytest.mark.parametrize("slow_ms", [310, 360, 390])
+def test_the_child_restarts_while_the_change_waits_for_a_voter_that_is_back_then(slow_ms: int) -> None:
+    """A child whose disk did not know that `retime/1` is committed would tell its parent the pace before, and that
+    the watchdog, late: by then the child would have heard 1400 by the very entry that it has committed again."""
+    cluster = opened("a", "b", "c")
+    beside = Beside(cluster, 3)
+    beside.arm()
+    cluster.members["c"].up = False
+    beside.put(profile="cloud")
+    beside.run(1_000)
+    at = beside.node.cluster.pace.at
+    change = beside.node.cluster.pace.change
+    assert change is not None
+    assert not change.switched
+    assert (beside.watchdog.lease_ns, beside.watchdog.at) == (1400 * MS, at)
+    beside.slow_ms = slow_ms
+    resume(beside)
+    cluster.members["c"].up = True
+    cluster.cut |= {("a", "b"), ("a", "c")}  # until its peers have dialed again
+    beside.run(300)
+    cluster.cut.clear()
+    for _ in range(200):
+        if beside.watchdog.at != at:
+            break
+        beside.run(1)
+    # Any entry makes a round; a heartbeat does as well, if it falls into this window.
+    beside.node.propose_or_forward("rebuilt/1", {"node": "b", "index": 0, "at": ""}, cluster.now)
+    beside.run(3)
+    assert not beside.killed
+
+
+def test_one_that_was_ahead_is_asked_until_it_has_answered_for_the_pace_that_came_after() -> None:
+    guard = Guard(Pace(DEFAULT))
+    guard.heard(1400, 9)
+    now = 10**12
+    assert guard.asks(now)
+    guard.meet(Pace(CLOUD, None, 9))
+    assert guard.asks(now + 10**9)  # lost: zmq.Again, or its watchdog died
+    assert guard.takes_ms() == 700
+    assert guard.asks(now + 2 * 10**9), "capped, and never asked again"

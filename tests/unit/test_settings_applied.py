@@ -33,7 +33,7 @@ class Node(Primary):
         self.owned: dict[str, str] = {}
         self.applied, self.floors, self.reloads, self.reloaded = "{}", dict[str, int](), 0, 0
         self.conf: dict[str, Any] = {"conninfo": "", "slot": "", "names": 'ANY 1 ("b.00000007.5")', "gate": False}
-        self.config = SimpleNamespace(pg_listen="127.0.0.1", pg_port=5432, name="a")
+        self.config = SimpleNamespace(pg_listen="127.0.0.1", pg_port=5432, name="a", pgdata="/d")
         self.postgres = SimpleNamespace(
             socket_dir="/s", hba_file="/h", ident_file="/i", write_settings=self._write,
         )  # fmt: skip
@@ -49,7 +49,7 @@ class Node(Primary):
     def _reload(self) -> None:
         self.reloads += 1
 
-    altered = False
+    altered, write_again_ns = False, 0
     delay_ms = wanted_delay_ms = 0
     guards: tuple[str, ...] = ()
     choice = Choice()
