@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from supervisor.localcluster import LocalNode, binaries, wait_for
-from tests.cluster.world import World
+from tests.cluster.world import World, rare
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -85,7 +85,7 @@ def test_a_node_is_ended_while_it_copies(make_world: Callable[..., World], event
     world.check_no_loss(writer, everywhere=True)
 
 
-@WAYS
+@pytest.mark.parametrize("way", [pytest.param("term", marks=rare), "kill"])
 def test_the_source_of_a_copy_is_ended(make_world: Callable[..., World], way: str) -> None:
     world = make_world()
     world.start()

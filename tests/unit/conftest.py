@@ -8,10 +8,10 @@ from __future__ import annotations
 import pytest
 
 COVERING = (
-    "addressbook", "changes", "cluster", "clusterwide", "comeback", "forecast", "founding", "hook", "known_bugs",
-    "membership", "never_stuck", "node", "operate", "operations", "peerwire", "positions", "promotion", "quorum",
-    "raft", "reconfigure", "recovery", "recovery_returns", "requests", "retiming", "rolling", "sightings", "tags",
-    "thesis", "upstreams",
+    "addressbook", "changes", "cluster", "clusterwide", "comeback", "forecast", "founding", "guard", "hook",
+    "known_bugs", "membership", "never_stuck", "node", "operate", "operations", "peerwire", "positions",
+    "promotion", "quorum", "raft", "reconfigure", "recovery", "recovery_returns", "requests", "retiming", "rolling",
+    "sightings", "tags", "thesis", "upstreams",
 )  # fmt: skip
 
 
