@@ -275,17 +275,23 @@ def test_a_heartbeat_that_is_longer_than_the_lease_before(names: str, slow_ms: i
     assert beside.node.cluster.pace.change is None
 
 
-def test_a_change_of_mind_and_back_within_a_heartbeat() -> None:
-    """c is away while cloud is begun and given up, and is there when it is asked for again 20 ms later."""
-    cluster = opened("a", "b", "c")
-    beside = Beside(cluster, 5)
+def on_the_way_without_c(slow_ms: int) -> Beside:
+    """From default to cloud; c, which is away, has to hear of it."""
+    beside = Beside(opened("a", "b", "c"), slow_ms)
     beside.arm()
-    cluster.members["c"].up = False
+    beside.cluster.members["c"].up = False
     beside.put(profile="cloud")
     beside.run(400)
     change = beside.node.cluster.pace.change
     assert change is not None
     assert not change.switched
+    return beside
+
+
+def test_a_change_of_mind_and_back_within_a_heartbeat() -> None:
+    """c is away while cloud is begun and given up, and is there when it is asked for again 20 ms later."""
+    beside = on_the_way_without_c(5)
+    cluster = beside.cluster
     cluster.members["c"].up = True
     cluster.cut |= {("a", "c"), ("c", "a")}
     beside.put(profile="default")
@@ -315,16 +321,8 @@ def resume(beside: Beside) -> None:
 def test_the_child_restarts_while_the_change_waits_for_a_voter_that_is_back_then(slow_ms: int) -> None:
     """A child whose disk did not know that `retime/1` is committed would tell its parent the pace before, and that
     the watchdog, late: by then the child would have heard 1400 by the very entry that it has committed again."""
-    cluster = opened("a", "b", "c")
-    beside = Beside(cluster, 3)
-    beside.arm()
-    cluster.members["c"].up = False
-    beside.put(profile="cloud")
-    beside.run(1_000)
-    at = beside.node.cluster.pace.at
-    change = beside.node.cluster.pace.change
-    assert change is not None
-    assert not change.switched
+    beside = on_the_way_without_c(3)
+    cluster, at = beside.cluster, beside.node.cluster.pace.at
     assert (beside.watchdog.lease_ns, beside.watchdog.at) == (1400 * MS, at)
     beside.slow_ms = slow_ms
     resume(beside)

@@ -281,20 +281,23 @@ def test_while_there_is_no_open_primary_its_leader_says_why_and_not_what_the_tim
     cluster.until(lambda: "waits for c" not in cluster.members["a"].state["sentence"])
 
 
-def test_it_goes_on_when_the_voter_is_back() -> None:
-    cluster = opened("a", "b", "c")
+def on_the_way_without_c(*names: str) -> Cluster:
+    """From default to cloud; c, which is away, has to hear of it."""
+    cluster = opened(*names)
     cluster.members["c"].up = False
     put(cluster, "a", profile="cloud")
     cluster.until(lambda: pace(cluster, "b").change is not None)
+    return cluster
+
+
+def test_it_goes_on_when_the_voter_is_back() -> None:
+    cluster = on_the_way_without_c("a", "b", "c")
     cluster.members["c"].up = True
     cluster.until(lambda: all(pace(cluster, n) == Pace(CLOUD) for n in "abc"), 20_000)
 
 
 def test_it_goes_on_when_the_voter_is_removed_and_a_new_one_has_all_of_it() -> None:
-    cluster = opened("a", "b", "c", "d")
-    cluster.members["c"].up = False
-    put(cluster, "a", profile="cloud")
-    cluster.until(lambda: pace(cluster, "b").change is not None)
+    cluster = on_the_way_without_c("a", "b", "c", "d")
     cluster.join("e", "a")
     cluster.until(lambda: voter(cluster, "e"), 20_000)
     assert retiming.binding_ms(pace(cluster, "e")) == CLOUD.election_ms, "from its first vote on"
@@ -306,10 +309,7 @@ def test_it_goes_on_when_the_voter_is_removed_and_a_new_one_has_all_of_it() -> N
 
 def test_who_is_about_to_be_removed_is_waited_for_until_that_is_committed() -> None:
     """Until then it may be one of those who elect another leader."""
-    cluster = opened("a", "b", "c", "d")
-    cluster.members["c"].up = False
-    put(cluster, "a", profile="cloud")
-    cluster.until(lambda: pace(cluster, "b").change is not None)
+    cluster = on_the_way_without_c("a", "b", "c", "d")
     assert cluster.ask("a", "member.remove", name="c")["ok"]
     raft = cluster.members["a"].node.raft
     cluster.until(lambda: "c" not in raft.members.voters and "c" in raft.settled.voters, 20_000)
@@ -332,10 +332,7 @@ def voter(cluster: Cluster, name: str) -> bool:
 
 
 def test_the_next_leader_goes_on_with_it() -> None:
-    cluster = opened("a", "b", "c")
-    cluster.members["c"].up = False
-    put(cluster, "a", profile="cloud")
-    cluster.until(lambda: pace(cluster, "b").change is not None)
+    cluster = on_the_way_without_c("a", "b", "c")
     cluster.members["a"].up = False
     cluster.members["c"].up = True
     cluster.until(lambda: any(cluster.members[n].node.leads() for n in "bc"), 20_000)
