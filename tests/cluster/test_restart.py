@@ -85,12 +85,14 @@ def test_the_primary_alone_is_restarted_in_place_and_stays_what_it_is(world: Wor
 def test_one_node_alone_is_restarted_too(make_world: Callable[..., World]) -> None:
     world = make_world(nodes=1)
     sockets = world.home / "sockets"
-    advertised = {"http-advertise": "db.example:80", "pg-advertise": "pg.example:6432"}
-    world.nodes[0].flags |= {"run": str(sockets), **advertised}
+    raft = f"localhost:{world.nodes[0].listen_port}"
+    advertised = {"advertise": raft, "http-advertise": "db.example:80", "pg-advertise": "pg.example:6432"}
+    world.nodes[0].flags |= {"run": str(sockets), "log-format": "text", **advertised}
     world.start()
     only = world.wait_writable()
     (row,) = world.asked_status()["members"]
-    assert (row["http"], row["host"], row["pg_port"]) == ("db.example:80", "pg.example", 6432)
+    assert (row["raft"], row["http"], row["host"], row["pg_port"]) == (raft, "db.example:80", "pg.example", 6432)
+    assert " gate.open " in only.log.read_text(encoding="utf-8")
     assert "@pg.example:6432/" in world.pgr("uri", "--user", "me", "--read-only").stdout
     assert sockets.stat().st_mode & 0o777 == 0o700
     assert any(path.is_socket() for path in sockets.iterdir())

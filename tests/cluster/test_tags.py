@@ -1,5 +1,5 @@
-"""Tags on a real cluster: who is never primary, who has no seat; and no acknowledged row is lost while they change, for
-which a file is edited and no more."""
+"""Tags on a real cluster: who is never primary, who is first, who has no seat; and no acknowledged row is lost while
+they change, for which a file is edited and no more."""
 
 from __future__ import annotations
 
@@ -58,7 +58,15 @@ def test_who_never_is_primary_and_who_has_no_seat(make_world: Callable[..., Worl
         world.writes_again(writer, killed_ns, seconds=120)
         world.settles(first.is_primary, f"{first.name} is the primary")
 
-        tag(never.name, "", {})
+        tag(never.name, "priority = 2", {"priority": 2})
         world.wait_members("a b c", "2 of a b c")
         world.wait_streaming(never, next_one)
+
+        # The one with the highest number takes over. A bad file changes nothing.
+        files[never.name].write_text("[tags]\npriority = -1\n", encoding="utf-8")
+        world.settles(lambda: world.logged(never, "config.not_reloaded") != [], "the bad file is told of")
+        done = world.pgr("switchover")
+        assert done.returncode == 0, done.stderr
+        world.settles(never.is_primary, f"{never.name} is the primary")
+        world.wait_streaming(first, next_one)
     world.check_no_loss(writer, everywhere=True)
