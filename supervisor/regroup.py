@@ -83,8 +83,8 @@ class Regroup:
     def _look_at_names(self) -> Task[None]:
         """Has somebody emptied them a moment ago (ALTER SYSTEM)? The watcher may not have seen it, and what is written
         next hides it."""
-        c = self.c
-        rows = yield from sql.query_once(c.own_conninfo(), _NAMES, until_ns=now_ns() + QUERY_MS * MS)
+        c, session = self.c, (yield from self.steps.session())
+        rows = yield from session.query(_NAMES, until_ns=now_ns() + QUERY_MS * MS)
         if rows[0][0] != c.conf["names"]:
             c.commits_wait = False
 

@@ -25,6 +25,7 @@ class Session:
     def __init__(self, node: Node, found: dict[str, str] | None = None) -> None:
         self.node, self.found, self.said = node, found, list[str]()
         self.meanwhile: Any = lambda: None
+        self.in_force = list[str]()
 
     def query(self, text: str, *_: object, **__: object) -> Task[Any]:
         self.said.append(text)
@@ -34,7 +35,7 @@ class Session:
             self.meanwhile()
             return rows
         if "current_setting" in text:
-            return [(self.node.conf["names"],)]
+            return [(self.in_force.pop(0) if self.in_force else self.node.conf["names"],)]
         if "backend_start" in text:
             return [] if "walsender" in text else [("2026-01-01",)]
         return [("x",)]
@@ -86,12 +87,33 @@ def connecting(monkeypatch: pytest.MonkeyPatch, session: Session) -> None:
         monkeypatch.setattr(module.sql, "connect", connect)
 
 
+def regrouping(node: Tampered, session: Session) -> Regroup:
+    def kept() -> Task[Any]:
+        return session
+        yield
+
+    return Regroup(cast(Context, node), cast(Steps, SimpleNamespace(until_logged=lambda *_: iter(()), session=kept)))
+
+
+@pytest.mark.parametrize(("in_force", "checkpoints"), [('ANY 1 ("b.00000007.5")', 0), ("", 1)])
+def test_who_is_found_empty_by_a_regroup_gets_its_checkpoint(
+    monkeypatch: pytest.MonkeyPatch, in_force: str, checkpoints: int
+) -> None:
+    """Nobody else has looked yet."""
+    node = node_with_names()
+    session = Session(node)
+    session.in_force.append(in_force)
+    connecting(monkeypatch, session)
+    run_blocking(regrouping(node, session).regroup(WANTED))
+    assert session.said.count("CHECKPOINT") == checkpoints
+
+
 def test_who_was_emptied_right_before_a_regroup_gets_its_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     """ALTER SYSTEM and a reload; the watcher asks for the files, and the regroup writes them while it waits."""
     node = node_with_names()
     session = Session(node, emptied(node))
     connecting(monkeypatch, session)
-    step = Regroup(cast(Context, node), cast(Steps, SimpleNamespace(until_logged=lambda *_: iter(()))))
+    step = regrouping(node, session)
     session.meanwhile = lambda: step._write_names(WANTED)
     watcher = Watcher.__new__(Watcher)
     watcher.c, watcher.loaded, watcher.altered = cast(Context, node), "before", ()
