@@ -16,6 +16,7 @@ FOR_CI = (
     "no walsender is left that knows the old names", "a walsender that was told to go is waited for",
     "what was acknowledged before meets the new rule", "an epoch without WAL hides no divergence (twice guarded)",
     "the log says done after the names are in force", "the checkpointer has seen the names before they count",
+    "a longer L waits for every voter, not for a majority",
 )  # fmt: skip
 """Five seconds and more; the others of this kind stay."""
 

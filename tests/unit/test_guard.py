@@ -245,7 +245,7 @@ class Beside:
 
 
 @pytest.mark.parametrize("names", ["a", "abc"])
-@pytest.mark.parametrize("slow_ms", [0, 3, 50, 2_500])
+@pytest.mark.parametrize("slow_ms", [0, 3, 50, pytest.param(2_500, marks=pytest.mark.slow)])
 def test_there_and_back_and_there_again(names: str, slow_ms: int) -> None:
     """Alone, all steps are committed before any other process runs."""
     beside = Beside(opened(*names), slow_ms)
@@ -256,7 +256,7 @@ def test_there_and_back_and_there_again(names: str, slow_ms: int) -> None:
 
 
 @pytest.mark.parametrize("names", ["a", "abc"])
-@pytest.mark.parametrize("slow_ms", [3, 2_500])
+@pytest.mark.parametrize("slow_ms", [3, pytest.param(2_500, marks=pytest.mark.slow)])
 def test_a_node_that_was_started_with_a_longer_profile_than_the_clusters(names: str, slow_ms: int) -> None:
     beside = Beside(opened(*names), slow_ms, started="cloud")
     beside.arm()
