@@ -21,7 +21,7 @@
 | `tags/1` | what a person says of a node: it never becomes primary, has no seat in the sync group, ... | that node, through the leader |
 | `config/1` | cluster-wide settings are set or unset; void if another such entry came before it | the leader |
 | `retime/1` | the timings are to become these: from its append on a voter is bound for the longer E of both; void while another such is open | the leader |
-| `retimed/1` | the next step of that change: `switch` (L is the new one), `done` (so are E and F), or `void` (given up, before the switch) | the leader |
+| `retimed/1` | the next step of that change: `switch` (L is the new one), `done` (so are E, F and the heartbeat), or `void` (given up, before the switch) | the leader |
 | `restart/1` | a person wants the Postgres of these nodes restarted, one at a time; void while another such is under way | the leader |
 | `turn/1` | it is this node's turn in it; of the primary also who is to be primary then (itself: in place) | the leader |
 | `restarted/1` | its Postgres was started after its turn was said, and is back | that node, through the leader |

@@ -10,12 +10,10 @@ tells the watchdog of some of them, in that order, at any time.
 from __future__ import annotations
 
 from consensus.retiming import Pace, at_the_watchdog
-from fencing.lease import MS
+from fencing.lease import MS, UNTOLD
 from fencing.wire import Frame
 
 ASK_EVERY_MS = 50
-UNTOLD = -1
-"""In the place of an index: a watchdog that goes by what its node was started with."""
 
 
 class Guard:

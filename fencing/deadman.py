@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, NamedTuple
 
-from fencing.lease import MS, Timings
+from fencing.lease import MS, UNTOLD, Timings
 
 
 class Phase(Enum):
@@ -38,8 +38,8 @@ class Deadman:
     """L: no honest deadline is further away."""
     kill_bound_ns: int
     """F: what a kill may take; nobody is armed with less to go."""
-    at: int = -1
-    """Index of the entry of the cluster's log that says so; -1: the watchdog was started with them."""
+    at: int = UNTOLD
+    """Index of the entry of the cluster's log that says so, or `UNTOLD`."""
     phase: Phase = Phase.IDLE
     pid: int = 0
     start_ticks: int = 0
@@ -175,7 +175,7 @@ class Rule(NamedTuple):
     why: str
 
 
-def deadman(timings: Timings, at: int = -1) -> Deadman:
+def deadman(timings: Timings, at: int = UNTOLD) -> Deadman:
     """The machine at start: nothing known, nothing armed. ``at``: see `Deadman`."""
     return Deadman(timings.lease_ms * MS, timings.kill_bound_ms * MS, at)
 

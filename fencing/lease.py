@@ -12,6 +12,8 @@ from dataclasses import dataclass
 RHO_PERCENT = 2
 MS = 1_000_000
 """Nanoseconds in a millisecond."""
+UNTOLD = -1
+"""In the place of the index of the log that timings are of: those that a node was started with."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from fencing.clock import now_ns
 from fencing.deadman import Phase
 from fencing.hardware import DEVICE, MODES, OFF, Hardware
 from fencing.kill import FenceReport, ProcessId, alive, fence
-from fencing.lease import MS, PROFILES, Timings
+from fencing.lease import MS, PROFILES, UNTOLD, Timings
 from fencing.timer import Alarm, ClockWatch
 from fencing.wire import FRAME_BYTES_MAX, Frame, WireError, decode, encode
 
@@ -50,8 +50,8 @@ class WatchdogConfig:
     pgdata: Path
     parent_pid: int
     timings: Timings
-    at: int = -1
-    """The entry of the cluster's log that the timings are of; -1: of none."""
+    at: int = UNTOLD
+    """The entry of the cluster's log that the timings are of."""
     parent_start_ticks: int = 0
     """Guards against a recycled parent_pid; 0 leaves that out."""
     cgroup: Path | None = None

@@ -11,11 +11,10 @@ from dataclasses import asdict
 from typing import Any
 
 from consensus import retiming
-from consensus.guard import UNTOLD
 from consensus.lastwords import FAILED as RAFT_FAILED
 from consensus.retiming import Pace
 from fencing.clock import now_ns
-from fencing.lease import MS, PROFILES, Timings
+from fencing.lease import MS, PROFILES, UNTOLD, Timings
 from fencing.logs import Log
 from supervisor import files
 from supervisor.children import ChildTable
@@ -70,9 +69,9 @@ class Offspring:
 
     def use_pace(self, pace: Pace, link: Link) -> Timings:
         """The timings of the log: the watchdog is told; returned is what the parent goes by."""
-        watchdog, is_new = self.watchdog, self.watchdog.arguments["at"] != pace.at
+        watchdog, before = self.watchdog, self._bounds()
         watchdog.arguments |= {"timings": asdict(retiming.at_the_watchdog(pace)), "at": pace.at}  # also of the next one
-        if watchdog.ready and is_new:  # not started anew for that: a Postgres may rest on it
+        if watchdog.ready and self._bounds() != before:  # not started anew for that: a Postgres may rest on it
             link.tell("deadman.bounds", self._bounds())
         return retiming.at_the_parent(pace)
 

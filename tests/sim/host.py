@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from consensus import retiming
-from consensus.guard import UNTOLD
 from consensus.membership import WITNESS, Member
 from consensus.record import Identity
 from consensus.retiming import Pace
 from fencing import deadman as machine
-from fencing.lease import MS, PROFILES
+from fencing.lease import MS, PROFILES, UNTOLD
 from supervisor.errors import ExitCode
 from tests.sim import replication
 from tests.sim.disk import RaftDisk

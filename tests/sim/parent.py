@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from consensus import retiming
 from consensus.clustertext import load
-from consensus.guard import UNTOLD
 from fencing import deadman as machine
-from fencing.lease import MS, Timings
+from fencing.lease import MS, UNTOLD, Timings
 from supervisor import observe
 from supervisor.daemon import (
     FATAL_CODES,

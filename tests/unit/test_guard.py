@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from consensus import retiming
-from consensus.guard import ASK_EVERY_MS, UNTOLD, Guard, said
+from consensus.guard import ASK_EVERY_MS, Guard, said
 from consensus.node import Node
 from consensus.retiming import Pace, Retiming
 from fencing import deadman
 from fencing.deadman import Arm, Armed, Bounds, Kill, LeaseChanged, Phase, Tick
-from fencing.lease import MS, PROFILES
+from fencing.lease import MS, PROFILES, UNTOLD
 from fencing.wire import Frame
 from tests.unit.nodes import Cluster
 from tests.unit.test_requests import opened

@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 
-from consensus.guard import UNTOLD
 from consensus.retiming import Pace, Retiming
-from fencing.lease import MS, PROFILES
+from fencing.lease import MS, PROFILES, UNTOLD
 from supervisor.offspring import ASK_EVERY_MS, WATCHDOG_SILENT_MS, Child, Offspring
 
 
